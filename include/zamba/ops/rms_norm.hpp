@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT
+// rms_norm: root-mean-square normalisation, of a sum of two inputs or of two inputs side by side.
+//
+//   rms_norm          v = x + t            (t optional)       out = weight * v * rstd
+//   rms_norm_concat   v = concat[a, b]                        rstd = 1 / sqrt(mean(v^2) + eps)
+//
+// Source: Zhang and Sennrich (arXiv 1910.07467). The sum is what enters a Mamba mixer after a shared block, the
+// concatenation what enters a shared block (Zamba, arXiv 2405.16712); neither is written to memory.
+//
+// Shapes: n positions of width d; weight (d), or (2d) for concat; rstd (n).
+// Kept for the backward pass: rstd.
+//   g = weight * d_out,   d_v = rstd * (g - v * rstd^2 * mean(g * v)),   d_weight = sum over positions of d_out * v *
+//   rstd
+//
+// Numeric contract: sums in compute_t (float, or double for double), one partial sum per lane of a register, so errors
+// grow with width / lanes. d_weight is summed over fixed groups of positions, then over the groups in order: results do
+// not depend on the number of threads, and a rerun is bit-equal.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include <zamba/context.hpp>
+#include <zamba/detail/simd.hpp>
+#include <zamba/number.hpp>
+#include <zamba/op.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+ZAMBA_DECLARE_OPERATOR(RmsNorm, "rms_norm.cuh");
+
+/// out (n, d) = weight (d) * (x + t) * rstd; t (n, d) is optional; rstd (n) is written.
+template <class Device, class A>
+void rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> t,
+              Vector<const compute_t<A>> weight, double eps, Matrix<A> out, Vector<compute_t<A>> rstd) {
+  RmsNorm<Device>::template forward<A>(ctx, x, t, weight, eps, out, rstd);
+}
+
+/// Adds to d_x (n, d) and d_weight (d); d_t (n, d), optional, is assigned the increment of d_x.
+template <class Device, class A>
+void rms_norm_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_out,
+                       std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> t,
+                       Vector<const compute_t<A>> weight, Vector<const compute_t<A>> rstd, Matrix<A> d_x,
+                       std::type_identity_t<Matrix<A>> d_t, Vector<compute_t<A>> d_weight) {
+  RmsNorm<Device>::template backward<A>(ctx, d_out, x, t, weight, rstd, d_x, d_t, d_weight);
+}
+
+/// out (n, 2d) = weight (2d) * concat[a, b] * rstd; a and b (n, d); rstd (n) is written.
+template <class Device, class A>
+void rms_norm_concat(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> a,
+                     std::type_identity_t<Matrix<const A>> b, Vector<const compute_t<A>> weight, double eps,
+                     Matrix<A> out, Vector<compute_t<A>> rstd) {
+  RmsNorm<Device>::template concat_forward<A>(ctx, a, b, weight, eps, out, rstd);
+}
+
+/// Adds to d_a (n, d), d_b (n, d) and d_weight (2d), from d_out (n, 2d).
+template <class Device, class A>
+void rms_norm_concat_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_out,
+                              std::type_identity_t<Matrix<const A>> a, std::type_identity_t<Matrix<const A>> b,
+                              Vector<const compute_t<A>> weight, Vector<const compute_t<A>> rstd, Matrix<A> d_a,
+                              std::type_identity_t<Matrix<A>> d_b, Vector<compute_t<A>> d_weight) {
+  RmsNorm<Device>::template concat_backward<A>(ctx, d_out, a, b, weight, rstd, d_a, d_b, d_weight);
+}
+
+/// A row is one or two segments: each has its own inputs, outputs and part of the weight, all share one rstd.
+template <>
+struct RmsNorm<cpu> {
+  template <class A, class F>
+  static void forward(Context<cpu>& ctx, Matrix<const A> x, Matrix<const A> t, Vector<const F> weight, double eps,
+                      Matrix<A> out, Vector<F> rstd) {
+    const Index d = out.cols();
+    for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
+      const Segment<A> segment{row(x, i), row(t, i), d};
+      rstd[i] = reciprocal_root(sum_of_squares(segment), d, eps);
+      normalise(segment, weight.data, rstd[i], row(out, i));
+    });
+  }
+
+  template <class A, class F>
+  static void backward(Context<cpu>& ctx, Matrix<const A> d_out, Matrix<const A> x, Matrix<const A> t,
+                       Vector<const F> weight, Vector<const F> rstd, Matrix<A> d_x, Matrix<A> d_t, Vector<F> d_weight) {
+    const Index d = d_out.cols();
+    accumulate(ctx, d_out.rows(), d_weight, [&](Index i, F* d_w) {
+      const Segment<A> segment{row(x, i), row(t, i), d};
+      const A* dy = row(d_out, i);
+      const F shrink = shrinkage(product(segment, weight.data, dy), rstd[i], d);
+      differentiate(segment, weight.data, dy, rstd[i], shrink, row(d_x, i), row(d_t, i), d_w);
+    });
+  }
+
+  template <class A, class F>
+  static void concat_forward(Context<cpu>& ctx, Matrix<const A> a, Matrix<const A> b, Vector<const F> weight,
+                             double eps, Matrix<A> out, Vector<F> rstd) {
+    const Index d = a.cols();
+    for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
+      const Segment<A> left{row(a, i), nullptr, d}, right{row(b, i), nullptr, d};
+      rstd[i] = reciprocal_root(sum_of_squares(left) + sum_of_squares(right), 2 * d, eps);
+      normalise(left, weight.data, rstd[i], row(out, i));
+      normalise(right, weight.data + d, rstd[i], row(out, i) + d);
+    });
+  }
+
+  template <class A, class F>
+  static void concat_backward(Context<cpu>& ctx, Matrix<const A> d_out, Matrix<const A> a, Matrix<const A> b,
+                              Vector<const F> weight, Vector<const F> rstd, Matrix<A> d_a, Matrix<A> d_b,
+                              Vector<F> d_weight) {
+    const Index d = a.cols();
+    accumulate(ctx, d_out.rows(), d_weight, [&](Index i, F* d_w) {
+      const Segment<A> left{row(a, i), nullptr, d}, right{row(b, i), nullptr, d};
+      const A* dy = row(d_out, i);
+      const F dot = product(left, weight.data, dy) + product(right, weight.data + d, dy + d);
+      const F shrink = shrinkage(dot, rstd[i], 2 * d);
+      A* const no_d_t = nullptr;
+      differentiate(left, weight.data, dy, rstd[i], shrink, row(d_a, i), no_d_t, d_w);
+      differentiate(right, weight.data + d, dy + d, rstd[i], shrink, row(d_b, i), no_d_t, d_w + d);
+    });
+  }
+
+ private:
+  template <class A>
+  using Pack = detail::Pack<A>;
+
+  /// Positions of one task in the forward pass: enough work to be worth handing to a thread.
+  static constexpr Index forward_group = 16;
+  /// At most this many partial sums of d_weight.
+  static constexpr Index backward_groups = 32;
+
+  /// v = x + t, or x where t is null.
+  template <class A>
+  struct Segment {
+    static_assert(std::is_same_v<A, compute_t<A>>, "zamba: on the CPU activations are of the compute type");
+    const A* x;
+    const A* t;
+    Index width;
+  };
+
+  template <class A>
+  static A* row(Matrix<A> view, Index i) {
+    return view ? view.data + i * view.stride[0] : nullptr;
+  }
+
+  /// f(i, group) for the positions of each group in order, groups spread over the threads.
+  template <class F>
+  static void for_groups(Context<cpu>& ctx, Index n, Index group_size, F&& f) {
+    ctx.parallel_for((n + group_size - 1) / group_size, [&](Index group, int) {
+      const Index end = std::min(n, (group + 1) * group_size);
+      for (Index i = group * group_size; i < end; ++i) f(i, group);
+    });
+  }
+
+  /// f(i, d_w) for every position, d_w being the partial sum of i's group; then the groups are added to d_weight.
+  template <class F, class Body>
+  static void accumulate(Context<cpu>& ctx, Index n, Vector<F> d_weight, Body&& f) {
+    if (n == 0) return;
+    const Index group_size = std::max(Index{8}, (n + backward_groups - 1) / backward_groups);
+    const Index groups = (n + group_size - 1) / group_size, width = d_weight.size();
+    ArenaScope scope(ctx.arena());
+    auto partial = ctx.arena().template tensor<F>(groups, width);
+    std::fill_n(partial.data, partial.size(), F(0));
+    for_groups(ctx, n, group_size, [&](Index i, Index group) { f(i, row(partial, group)); });
+    for (Index group = 0; group < groups; ++group) {
+      const F* from = row(partial, group);
+      for_packs<F>(width, [&](Index c, auto count) {
+        detail::store(d_weight.data + c,
+                      Pack<F>(detail::load(d_weight.data + c, count) + detail::load(from + c, count)), count);
+      });
+    }
+  }
+
+  /// f(first, count) for each register of [0, n); a full one has its count as a constant, so loads need no test.
+  template <class A, class F>
+  [[gnu::always_inline]] static void for_packs(Index n, F&& f) {
+    constexpr std::integral_constant<Index, detail::lanes<A>> full;
+    Index i = 0;
+    for (; i + full <= n; i += full) f(i, full);
+    if (i < n) f(i, n - i);
+  }
+
+  /// f(first, count, v) for each register of v.
+  template <class A, class F>
+  [[gnu::always_inline]] static void for_values(const Segment<A>& segment, F&& f) {
+    if (segment.t)
+      for_packs<A>(segment.width, [&](Index i, auto count) {
+        f(i, count, Pack<A>(detail::load(segment.x + i, count) + detail::load(segment.t + i, count)));
+      });
+    else
+      for_packs<A>(segment.width, [&](Index i, auto count) { f(i, count, detail::load(segment.x + i, count)); });
+  }
+
+  template <class A>
+  static A sum_of_squares(const Segment<A>& segment) {
+    Pack<A> sum = {};
+    for_values(segment, [&](Index, auto, const Pack<A>& v) { sum += v * v; });
+    return detail::sum<A>(sum);
+  }
+
+  template <class A>
+  static A reciprocal_root(A sum, Index width, double eps) {
+    return A(1) / std::sqrt(sum / static_cast<A>(width) + static_cast<A>(eps));
+  }
+
+  template <class A>
+  static void normalise(const Segment<A>& segment, const A* weight, A rstd, A* out) {
+    for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
+      detail::store(out + i, Pack<A>(detail::load(weight + i, count) * (v * rstd)), count);
+    });
+  }
+
+  /// sum of weight * dy * v
+  template <class A>
+  static A product(const Segment<A>& segment, const A* weight, const A* dy) {
+    Pack<A> sum = {};
+    for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
+      sum += detail::load(weight + i, count) * detail::load(dy + i, count) * v;
+    });
+    return detail::sum<A>(sum);
+  }
+
+  /// The factor of v in d_v.
+  template <class A>
+  static A shrinkage(A product, A rstd, Index width) {
+    return rstd * rstd * rstd * product / static_cast<A>(width);
+  }
+
+  template <class A>
+  static void differentiate(const Segment<A>& segment, const A* weight, const A* dy, A rstd, A shrink, A* d_x, A* d_t,
+                            A* d_weight) {
+    for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
+      const Pack<A> d_y = detail::load(dy + i, count);
+      const Pack<A> d_v = rstd * (detail::load(weight + i, count) * d_y) - shrink * v;
+      detail::store(d_x + i, Pack<A>(detail::load(d_x + i, count) + d_v), count);
+      if (d_t) detail::store(d_t + i, d_v, count);
+      detail::store(d_weight + i, Pack<A>(detail::load(d_weight + i, count) + d_y * v * rstd), count);
+    });
+  }
+};
+
+}  // namespace zamba

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/ops/rms_norm.hpp>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <zamba/buffer.hpp>
+#include <zamba/random.hpp>
+
+#include "../support/fixture.hpp"
+
+namespace {
+
+using namespace zamba;
+using Values = std::vector<double>;
+
+/// A matrix in a device's memory, inside a wider one of which it is a slice of columns: `padding` NaNs follow each row.
+template <class Device, class T>
+class Array {
+ public:
+  Array(const Values& values, Index rows, Index padding = 0)
+      : rows_(rows), cols_(static_cast<Index>(values.size()) / rows), width_(cols_ + padding) {
+    std::vector<T> host(static_cast<std::size_t>(rows_ * width_), std::numeric_limits<T>::quiet_NaN());
+    for (Index i = 0; i < rows_; ++i)
+      for (Index j = 0; j < cols_; ++j)
+        host[static_cast<std::size_t>(i * width_ + j)] =
+            static_cast<T>(values[static_cast<std::size_t>(i * cols_ + j)]);
+    buffer_ = Buffer<Device>(host.size() * sizeof(T));
+    Memory<Device>::copy_from_host(buffer_.data(), host.data(), buffer_.size());
+  }
+
+  Matrix<T> view() const { return Matrix<T>(reinterpret_cast<T*>(buffer_.data()), rows_, width_).columns(0, cols_); }
+  Vector<T> vector() const { return {reinterpret_cast<T*>(buffer_.data()), cols_}; }
+
+  Values values() const {
+    std::vector<T> host(static_cast<std::size_t>(rows_ * width_));
+    Memory<Device>::copy_to_host(host.data(), buffer_.data(), buffer_.size());
+    Values values;
+    for (Index i = 0; i < rows_; ++i)
+      for (Index j = 0; j < cols_; ++j) values.push_back(host[static_cast<std::size_t>(i * width_ + j)]);
+    return values;
+  }
+
+ private:
+  Index rows_, cols_, width_;
+  Buffer<Device> buffer_;
+};
+
+template <class Device, class T>
+struct On {
+  using device = Device;
+  using type = T;
+  /// Of one norm: the fixtures are rounded to float, and so is every sum in float.
+  static constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
+};
+
+Values random_values(Index count, std::uint64_t stream) {
+  Random random(Seed{7}, stream);
+  Values values;
+  for (Index i = 0; i < count; ++i) values.push_back(random.normal());
+  return values;
+}
+
+Values sum(Values a, const Values& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+  return a;
+}
+
+/// |a - b| / |b|, by norm.
+double relative_error(const Values& a, const Values& b) {
+  REQUIRE(a.size() == b.size());
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+struct Result {
+  Values out, rstd, d_x, d_t, d_weight;
+  bool operator==(const Result&) const = default;
+};
+
+/// Forward and backward over n positions; gradients begin at zero.
+template <class Where>
+Result run(const Values& x, const Values& t, const Values& weight, const Values& d_out, Index n, double eps,
+           Index padding = 0, int threads = 1) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  const Values zeros(x.size()), unset(x.size(), std::nan(""));
+  Context<Device> ctx(threads);
+  const Array<Device, T> x_(x, n, padding), w(weight, 1), dy(d_out, n, padding), out(unset, n, padding);
+  const Array<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1), d_w(Values(weight.size()), 1);
+  const Array<Device, T> d_x(zeros, n, padding), d_t(unset, n, padding), t_(t.empty() ? zeros : t, n, padding);
+  const Matrix<T> t_view = t.empty() ? Matrix<T>{} : t_.view(), d_t_view = t.empty() ? Matrix<T>{} : d_t.view();
+  rms_norm(ctx, x_.view(), t_view, w.vector(), eps, out.view(), rstd.vector());
+  rms_norm_backward(ctx, dy.view(), x_.view(), t_view, w.vector(), rstd.vector(), d_x.view(), d_t_view, d_w.vector());
+  return {out.values(), rstd.values(), d_x.values(), t.empty() ? Values{} : d_t.values(), d_w.values()};
+}
+
+/// Left and right halves of rows of the given width.
+std::pair<Values, Values> halves(const Values& values, Index width) {
+  std::pair<Values, Values> parts;
+  for (std::size_t i = 0; i < values.size(); ++i)
+    (static_cast<Index>(i) % width < width / 2 ? parts.first : parts.second).push_back(values[i]);
+  return parts;
+}
+
+TEST_CASE_TEMPLATE("rms_norm agrees with the reference", Where, On<cpu, float>, On<cpu, double>) {
+  const auto& fixture = zamba::testing::Fixture::operators();
+  const Values x = fixture.values("rms_norm.in.x"), weight = fixture.values("rms_norm.in.weight");
+  const Result result = run<Where>(x, {}, weight, fixture.values("rms_norm.cotangent.y"), 21, 1e-5);
+  CHECK(relative_error(result.out, fixture.values("rms_norm.out.y")) < Where::tolerance);
+  CHECK(relative_error(result.d_x, fixture.values("rms_norm.grad.x")) < Where::tolerance);
+  CHECK(relative_error(result.d_weight, fixture.values("rms_norm.grad.weight")) < Where::tolerance);
+}
+
+TEST_CASE_TEMPLATE("rms_norm of a sum is that of one input holding the sum", Where, On<cpu, float>, On<cpu, double>) {
+  for (const Index d : {1, 10, 64, 131}) {
+    const Index n = 37;
+    const Values x = random_values(n * d, 1), t = random_values(n * d, 2), d_out = random_values(n * d, 3);
+    const Values weight = random_values(d, 4);
+    const Result two = run<Where>(x, t, weight, d_out, n, 1e-5);
+    const Result one = run<Where>(sum(x, t), {}, weight, d_out, n, 1e-5);
+    // The sum is rounded once more where it is an input, and one channel at d = 1 has only eps left of its gradient.
+    CHECK(relative_error(two.out, one.out) < Where::tolerance);
+    CHECK(two.d_t == two.d_x);
+    if (d > 1) CHECK(relative_error(two.d_x, one.d_x) < 2 * Where::tolerance);
+    CHECK(relative_error(two.d_weight, one.d_weight) < 2 * Where::tolerance);
+  }
+}
+
+TEST_CASE("rms_norm: finite differences") {
+  using Where = On<cpu, double>;
+  const Index n = 3, d = 9;
+  const double eps = 0.3, step = 1e-5;  // a large eps, so that a gradient without it would show
+  const Values d_out = random_values(n * d, 3);
+  Values x = random_values(n * d, 1), t = random_values(n * d, 2), weight = random_values(d, 4);
+  const auto loss = [&] {
+    const Values out = run<Where>(x, t, weight, d_out, n, eps).out;
+    double total = 0;
+    for (std::size_t i = 0; i < out.size(); ++i) total += out[i] * d_out[i];
+    return total;
+  };
+  const auto numeric = [&](Values& values) {
+    Values gradient;
+    for (double& value : values) {
+      const double kept = value;
+      value = kept + step;
+      const double above = loss();
+      value = kept - step;
+      gradient.push_back((above - loss()) / (2 * step));
+      value = kept;
+    }
+    return gradient;
+  };
+  const Result result = run<Where>(x, t, weight, d_out, n, eps);
+  // Central differences: step^2 = 1e-10 of curvature, 1e-16 / step = 1e-11 of rounding.
+  CHECK(relative_error(result.d_x, numeric(x)) < 1e-8);
+  CHECK(relative_error(result.d_t, numeric(t)) < 1e-8);
+  CHECK(relative_error(result.d_weight, numeric(weight)) < 1e-8);
+}
+
+TEST_CASE_TEMPLATE("rms_norm adds to d_x and d_weight and assigns d_t", Where, On<cpu, float>, On<cpu, double>) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  const Index n = 2, d = 5;
+  const Values x = random_values(n * d, 1), weight = random_values(d, 4), d_out = random_values(n * d, 3);
+  const Result fresh = run<Where>(x, x, weight, d_out, n, 1e-5);
+  Context<Device> ctx(1);
+  const Array<Device, T> x_(x, n), w(weight, 1), dy(d_out, n), rstd(fresh.rstd, 1);
+  const Array<Device, T> d_x(Values(n * d, 2.0), n), d_t(Values(n * d, 3.0), n), d_w(Values(d, 4.0), 1);
+  rms_norm_backward(ctx, dy.view(), x_.view(), x_.view(), w.vector(), rstd.vector(), d_x.view(), d_t.view(),
+                    d_w.vector());
+  CHECK(relative_error(d_x.values(), sum(fresh.d_x, Values(n * d, 2.0))) < Where::tolerance);
+  CHECK(d_t.values() == fresh.d_t);
+  CHECK(relative_error(d_w.values(), sum(fresh.d_weight, Values(d, 4.0))) < Where::tolerance);
+}
+
+TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, On<cpu, float>, On<cpu, double>) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  for (const Index d : {1, 12, 64, 100}) {
+    const Index n = 33;
+    const Values c = random_values(n * 2 * d, 1), d_out = random_values(n * 2 * d, 2), weight = random_values(2 * d, 3);
+    const Result whole = run<Where>(c, {}, weight, d_out, n, 1e-5);
+    const auto [a, b] = halves(c, 2 * d);
+    Context<Device> ctx(1);
+    const Array<Device, T> a_(a, n, 3), b_(b, n), w(weight, 1), dy(d_out, n), out(Values(c.size()), n, 5);
+    const Array<Device, T> d_a(Values(a.size()), n), d_b(Values(b.size()), n, 2), d_w(Values(weight.size()), 1);
+    const Array<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1);
+    rms_norm_concat(ctx, a_.view(), b_.view(), w.vector(), 1e-5, out.view(), rstd.vector());
+    rms_norm_concat_backward(ctx, dy.view(), a_.view(), b_.view(), w.vector(), rstd.vector(), d_a.view(), d_b.view(),
+                             d_w.vector());
+    const auto [d_left, d_right] = halves(whole.d_x, 2 * d);
+    CHECK(relative_error(out.values(), whole.out) < Where::tolerance);
+    CHECK(relative_error(d_a.values(), d_left) < 2 * Where::tolerance);
+    CHECK(relative_error(d_b.values(), d_right) < 2 * Where::tolerance);
+    CHECK(relative_error(d_w.values(), whole.d_weight) < Where::tolerance);
+  }
+}
+
+TEST_CASE_TEMPLATE("rms_norm: strides, threads and reruns change no bit", Where, On<cpu, float>, On<cpu, double>) {
+  const Index n = 301, d = 70;  // more positions than groups of the backward pass
+  const Values x = random_values(n * d, 1), t = random_values(n * d, 2), d_out = random_values(n * d, 3);
+  const Values weight = random_values(d, 4);
+  const Result once = run<Where>(x, t, weight, d_out, n, 1e-5);
+  CHECK(run<Where>(x, t, weight, d_out, n, 1e-5) == once);
+  CHECK(run<Where>(x, t, weight, d_out, n, 1e-5, 7) == once);
+  CHECK(run<Where>(x, t, weight, d_out, n, 1e-5, 0, 2) == once);
+}
+
+TEST_CASE("rms_norm of no positions touches nothing") {
+  Context<cpu> ctx(2);
+  float weight[4] = {1, 1, 1, 1}, d_weight[4] = {1, 2, 3, 4}, unused[4] = {};
+  const Matrix<float> none(unused, 0, 4);
+  rms_norm(ctx, none, {}, Vector<float>(weight, 4), 1e-5, none, Vector<float>(unused, 0));
+  rms_norm_backward(ctx, none, none, {}, Vector<float>(weight, 4), Vector<float>(unused, 0), none, {},
+                    Vector<float>(d_weight, 4));
+  CHECK(d_weight[0] == 1);
+  CHECK(d_weight[3] == 4);
+  CHECK(unused[0] == 0);
+}
+
+}  // namespace
