@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+# What our own tests, benchmarks and examples are compiled with. Nothing here reaches a user of zamba::zamba.
+include_guard(GLOBAL)
+
+get_property(multi_config GLOBAL PROPERTY GENERATOR_IS_MULTI_CONFIG)
+if(PROJECT_IS_TOP_LEVEL AND NOT multi_config AND NOT CMAKE_BUILD_TYPE)
+  message(STATUS "zamba: no build type was given, so this is a Release build")
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Debug, Release, RelWithDebInfo or MinSizeRel" FORCE)
+endif()
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+# ccache is kept apart by processor, because it takes -march=native to mean the same everywhere.
+find_program(ZAMBA_CCACHE ccache)
+if(PROJECT_IS_TOP_LEVEL AND ZAMBA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  cmake_host_system_information(RESULT processor QUERY PROCESSOR_DESCRIPTION)
+  if(EXISTS /proc/cpuinfo)
+    file(STRINGS /proc/cpuinfo features REGEX "^flags" LIMIT_COUNT 1)
+  endif()
+  string(MD5 processor "${processor}${features}")
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_NAMESPACE=${processor}
+                                  CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${ZAMBA_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+endif()
+
+add_library(zamba_own_flags INTERFACE)
+target_link_libraries(zamba_own_flags INTERFACE zamba::zamba)
+target_compile_options(
+  zamba_own_flags
+  INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
+            $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${ZAMBA_WERROR}>>:-Werror>
+            $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${ZAMBA_NATIVE}>>:-march=native>
+            $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+            $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${ZAMBA_NATIVE}>>:-Xcompiler=-march=native>)
+
+# CUDA is enabled only where nvcc is and there is something for it to compile.
+file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS tests/*.cu bench/*.cu include/*.cuh)
+find_program(ZAMBA_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
+if(cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
+  set(CMAKE_CUDA_ARCHITECTURES ${ZAMBA_CUDA_ARCHITECTURES})
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER ${ZAMBA_NVCC})
+  endif()
+  enable_language(CUDA)
+  set(ZAMBA_CUDA_ENABLED ON)
+elseif(cuda_files)
+  message(STATUS "zamba: no CUDA toolkit was found, so CUDA tests and benchmarks are left out")
+endif()
+
+# zamba_add_program(<target> <sources>...): an executable of ours.
+function(zamba_add_program target)
+  add_executable(${target} ${ARGN})
+  target_link_libraries(${target} PRIVATE zamba_own_flags)
+endfunction()
+
+# zamba_add_cuda_program(<target> <sources>...): the same, of .cu and .cpp files together.
+function(zamba_add_cuda_program target)
+  zamba_add_program(${target} ${ARGN})
+  target_link_libraries(${target} PRIVATE zamba::cuda)
+endfunction()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+# cmake -D COMPILER=... -D INCLUDES=a;b -D CASE=case.cpp -P check.cmake
+# Passes if CASE compiles, does not compile with ZAMBA_EXPECT_FAILURE, and the compiler then prints every expected text.
+file(STRINGS ${CASE} expected REGEX "^// expect: ")
+list(TRANSFORM expected REPLACE "^// expect: " "")
+if(NOT expected)
+  message(FATAL_ERROR "  ${CASE}: no line says `// expect: <text of the message>`")
+endif()
+
+list(TRANSFORM INCLUDES PREPEND "-isystem")
+set(compile ${CMAKE_COMMAND} -E env LC_ALL=C ${COMPILER} -std=c++20 -fsyntax-only -fmessage-length=0 ${INCLUDES} ${CASE})
+
+execute_process(COMMAND ${compile} RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "  ${CASE}: the good form does not compile:\n${output}")
+endif()
+
+execute_process(COMMAND ${compile} -DZAMBA_EXPECT_FAILURE RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
+if(result EQUAL 0)
+  message(FATAL_ERROR "  ${CASE}: the bad form compiles")
+endif()
+foreach(text IN LISTS expected)
+  string(FIND "${output}" "${text}" position)
+  if(position EQUAL -1)
+    message(FATAL_ERROR "  ${CASE}: the compiler did not print the expected text\n  ${text}\nbut\n${output}")
+  endif()
+endforeach()
