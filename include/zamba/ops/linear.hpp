@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT
+// linear: y = x W^T, the product behind every projection, with an optional bias and residual.
+//
+//   forward    y = x W^T + bias + residual          x (n, in), weight (out, in), y (n, out)
+//   backward   d_x = d_y W, or d_x += d_y W;  d_weight += d_y^T x;  d_bias += column sums of d_y
+//
+// Kept for the backward pass: x.
+//
+// Two ways on the CPU:
+//   few tokens (decode)    every weight is read once, in storage order, by the thread that owns its row; a row of y is
+//   a
+//                          set of dot products held in registers. Bound by memory bandwidth; allocates nothing.
+//   many tokens            Eigen products of tiles of y, spread over the threads. Weights stored in another type than
+//                          the activations (bf16) are converted tile by tile.
+//
+// Numeric contract: products and sums in the activation type (float; double for double), bf16 weights converted
+// exactly. The relative error of a dot product of length k is at most about k epsilon, and near sqrt(k) epsilon as met.
+// Tiles depend on the extents only, so results are bit-equal for any number of threads; with few tokens a row of y is
+// also the same whichever rows it is computed with.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include <Eigen/Core>
+
+#include <zamba/context.hpp>
+#include <zamba/detail/simd.hpp>
+#include <zamba/number.hpp>
+#include <zamba/op.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+/// Whether a gradient replaces what its memory holds or is added to it.
+enum class Accumulate { no, yes };
+
+ZAMBA_DECLARE_OPERATOR(Linear, "linear.cuh");
+
+template <>
+struct Linear<cpu> {
+  template <class A, class W>
+  static void forward(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
+                      Matrix<const A> residual, Vector<const A> bias) {
+    if (y.rows() == 0 || y.cols() == 0) return;
+    if (y.rows() <= few_tokens)
+      forward_few(ctx, x, weight, y, residual, bias);
+    else
+      forward_many(ctx, x, weight, y, residual, bias);
+  }
+
+  template <class A, class W>
+  static void backward(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const A> x, Matrix<const W> weight, Matrix<A> d_x,
+                       Accumulate accumulate, Matrix<A> d_weight, Vector<A> d_bias) {
+    if (d_x) backward_input(ctx, d_y, weight, d_x, accumulate);
+    if (d_weight && d_y.rows() > 0) {
+      for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int) {
+        map(block(d_weight, out, in)).noalias() +=
+            map(d_y.columns(out.first, out.count)).transpose() * map(x.columns(in.first, in.count));
+      });
+    }
+    if (d_bias) {
+      for_pieces(ctx, d_bias.cols(), 256, [&](Range out, int) {
+        for (Index t = 0; t < d_y.rows(); ++t)
+          for (Index o = out.first; o < out.first + out.count; ++o) d_bias[o] += d_y(t, o);
+      });
+    }
+  }
+
+ private:
+  struct Range {
+    Index first, count;
+  };
+
+  /// Up to so many tokens, reading the weights once is what takes the time.
+  static constexpr Index few_tokens = 16;
+  /// Extents of an output tile: large enough for Eigen's full rate, small enough to share out among threads.
+  static constexpr Index tile_rows = 256, tile_cols = 384;
+  /// Rows of weights converted at a time when a product sums over them.
+  static constexpr Index converted_rows = 1024;
+
+  template <class T>
+  static auto map(Matrix<T> m) {
+    using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    using Mapped = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
+    return Eigen::Map<Mapped, Eigen::Unaligned, Eigen::OuterStride<>>(m.data, m.rows(), m.cols(),
+                                                                      Eigen::OuterStride<>(m.stride[0]));
+  }
+
+  template <class T>
+  static Matrix<T> block(Matrix<T> m, Range rows, Range cols) {
+    return m.slice(rows.first, rows.count).columns(cols.first, cols.count);
+  }
+
+  /// Calls f(range, worker) for equal parts of [0, extent), each a multiple of 16 (but the last) and about `size` long.
+  template <class F>
+  static void for_pieces(Context<cpu>& ctx, Index extent, Index size, F&& f) {
+    const Index piece = piece_size(extent, size);
+    ctx.parallel_for((extent + piece - 1) / piece, [&](Index i, int worker) {
+      f(Range{i * piece, std::min(piece, extent - i * piece)}, worker);
+    });
+  }
+
+  /// Calls f(row range, column range, worker) for every tile of a (rows, cols) result.
+  template <class F>
+  static void for_tiles(Context<cpu>& ctx, Index rows, Index cols, F&& f) {
+    const Index height = piece_size(rows, tile_rows), width = piece_size(cols, tile_cols);
+    const Index down = (rows + height - 1) / height, across = (cols + width - 1) / width;
+    ctx.parallel_for(down * across, [&](Index i, int worker) {
+      const Index row = i % down * height, col = i / down * width;
+      f(Range{row, std::min(height, rows - row)}, Range{col, std::min(width, cols - col)}, worker);
+    });
+  }
+
+  static Index piece_size(Index extent, Index size) {
+    const Index pieces = std::max<Index>(1, (extent + size / 2) / size);
+    return std::max<Index>(16, ((extent + pieces - 1) / pieces + 15) / 16 * 16);
+  }
+
+  template <class A, class W>
+  static void forward_many(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
+                           Matrix<const A> residual, Vector<const A> bias) {
+    ArenaScope scope(ctx.arena());
+    auto scratch = converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * x.cols());
+    for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
+      auto tile = map(block(y, tokens, out));
+      const auto w = map(converted<A>(weight.slice(out.first, out.count), scratch, worker));
+      const auto rows = map(x.slice(tokens.first, tokens.count));
+      if (!residual && !bias) {
+        tile.noalias() = rows * w.transpose();
+        return;
+      }
+      if (!residual)
+        tile.setZero();
+      else if (residual.data != y.data)
+        tile = map(block(residual, tokens, out));
+      if (bias) tile.rowwise() += map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
+      tile.noalias() += rows * w.transpose();
+    });
+  }
+
+  template <class A, class W>
+  static void backward_input(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const W> weight, Matrix<A> d_x,
+                             Accumulate accumulate) {
+    ArenaScope scope(ctx.arena());
+    auto scratch = converted_scratch<A, W>(ctx, converted_rows * piece_size(d_x.cols(), tile_cols));
+    for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
+      auto tile = map(block(d_x, tokens, in));
+      if (accumulate == Accumulate::no) tile.setZero();
+      for (Index o = 0; o < weight.rows(); o += converted_rows) {
+        const Range out{o, std::min(converted_rows, weight.rows() - o)};
+        tile.noalias() += map(block(d_y, tokens, out)) * map(converted<A>(block(weight, out, in), scratch, worker));
+      }
+    });
+  }
+
+  /// One row of `size` elements per worker where weights need converting; nothing where they do not.
+  template <class A, class W>
+  static Matrix<A> converted_scratch(Context<cpu>& ctx, Index size) {
+    if constexpr (std::is_same_v<A, W>)
+      return {};
+    else
+      return ctx.arena().template tensor<A>(static_cast<Index>(ctx.threads()), size);
+  }
+
+  template <class A, class W>
+  static Matrix<const A> converted(Matrix<const W> weight, Matrix<A> scratch, int worker) {
+    if constexpr (std::is_same_v<A, W>) {
+      return weight;
+    } else {
+      const Matrix<A> to(&scratch(worker, 0), weight.rows(), weight.cols());
+      for (Index o = 0; o < weight.rows(); ++o) convert_row(&weight(o, 0), &to(o, 0), weight.cols());
+      return to;
+    }
+  }
+
+  template <class W, class A>
+  static void convert_row(const W* from, A* to, Index count) {
+    constexpr Index step = detail::lanes<A>;
+    for (Index k = 0; k < count; k += step) detail::store<A>(to + k, load_weights<A>(from + k, count - k), count - k);
+  }
+
+  /// The next weights as a register of A; zeros beyond `count`.
+  template <class A, class W>
+  static detail::Pack<A> load_weights(const W* from, Index count) {
+    constexpr Index step = detail::lanes<A>;
+    if constexpr (std::is_same_v<A, W>) {
+      return count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
+    } else if constexpr (std::is_same_v<A, float> && std::is_same_v<W, bf16>) {
+      typedef std::uint16_t Halves __attribute__((vector_size(detail::register_bytes / 2)));
+      typedef std::uint32_t Words __attribute__((vector_size(detail::register_bytes)));
+      Halves halves = {};
+      if (count >= step)
+        std::memcpy(&halves, from, sizeof(halves));
+      else
+        std::memcpy(&halves, from, static_cast<std::size_t>(count) * sizeof(bf16));
+      return (detail::Pack<float>)(__builtin_convertvector(halves, Words) << 16);
+    } else {
+      A values[step] = {};
+      for (Index k = 0; k < std::min(step, count); ++k) values[k] = static_cast<A>(static_cast<compute_t<W>>(from[k]));
+      return detail::load<A>(values);
+    }
+  }
+
+  /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
+  static constexpr Index rows_at_once = detail::register_bytes == 64 ? 4 : 2, tokens_at_once = 4;
+
+  template <class A, class W>
+  static void forward_few(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
+                          Matrix<const A> residual, Vector<const A> bias) {
+    constexpr Index least_work = 1 << 15;  // weights of a piece: below, starting a thread costs more than it saves
+    const Index pieces = std::clamp<Index>(weight.size() / least_work, 1, 8 * ctx.threads());
+    const Index groups = (weight.rows() + rows_at_once - 1) / rows_at_once;
+    const Index piece = (groups + pieces - 1) / pieces * rows_at_once;
+    ctx.parallel_for((weight.rows() + piece - 1) / piece, [&](Index i, int) {
+      const Index end = std::min((i + 1) * piece, weight.rows());
+      Index o = i * piece;
+      for (; o + rows_at_once <= end; o += rows_at_once) all_tokens<rows_at_once>(x, weight, y, residual, bias, o);
+      for (; o < end; ++o) all_tokens<1>(x, weight, y, residual, bias, o);
+    });
+  }
+
+  /// Columns [o, o + Rows) of y.
+  template <Index Rows, class A, class W>
+  static void all_tokens(Matrix<const A> x, Matrix<const W> weight, Matrix<A> y, Matrix<const A> residual,
+                         Vector<const A> bias, Index o) {
+    Index t = 0;
+    for (; t + tokens_at_once <= y.rows(); t += tokens_at_once)
+      dot_products<Rows, tokens_at_once>(x, weight, y, residual, bias, o, t);
+    switch (y.rows() - t) {
+      case 3:
+        return dot_products<Rows, 3>(x, weight, y, residual, bias, o, t);
+      case 2:
+        return dot_products<Rows, 2>(x, weight, y, residual, bias, o, t);
+      case 1:
+        return dot_products<Rows, 1>(x, weight, y, residual, bias, o, t);
+    }
+  }
+
+  /// Elements [t, t + Tokens) x [o, o + Rows) of y. Each is summed over k in one register, whatever Rows and Tokens
+  /// are.
+  template <Index Rows, Index Tokens, class A, class W>
+  static void dot_products(Matrix<const A> x, Matrix<const W> weight, Matrix<A> y, Matrix<const A> residual,
+                           Vector<const A> bias, Index o, Index t) {
+    constexpr Index step = detail::lanes<A>;
+    detail::Pack<A> sums[Rows][Tokens] = {};
+    const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
+      detail::Pack<A> weights[Rows];
+      unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+        weights[r] = load_weights<A>(weight.data + (o + r) * weight.stride[0] + k, count);
+      });
+      unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+        const A* from = x.data + (t + s) * x.stride[0] + k;
+        const detail::Pack<A> inputs = count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
+        unrolled<Rows>([&](auto r) __attribute__((always_inline)) { sums[r][s] += weights[r] * inputs; });
+      });
+    };
+    const Index whole = x.cols() / step * step;
+    for (Index k = 0; k < whole; k += step) add(k, step);
+    if (whole < x.cols()) add(whole, x.cols() - whole);
+    unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+        A value = detail::sum<A>(sums[r][s]);
+        if (bias) value += bias[o + r];
+        if (residual) value += residual(t + s, o + r);
+        y(t + s, o + r) = value;
+      });
+    });
+  }
+
+  /// f(0), ..., f(N - 1) with constant arguments, so that arrays indexed by them stay in registers at -O2.
+  template <Index N, class F>
+  __attribute__((always_inline)) static void unrolled(F&& f) {
+    [&]<Index... I>(std::integer_sequence<Index, I...>) __attribute__((always_inline)) {
+      (f(std::integral_constant<Index, I>{}), ...);
+    }
+    (std::make_integer_sequence<Index, N>{});
+  }
+};
+
+/// y = x W^T + bias + residual; `residual` may be the same memory as y.
+template <class D, class A, class W>
+void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> y,
+            std::type_identity_t<Matrix<const A>> residual = {},
+            std::type_identity_t<Vector<const compute_t<A>>> bias = {}) {
+  Linear<D>::forward(ctx, x, Matrix<const std::remove_const_t<W>>(weight), y, residual, bias);
+}
+
+/// d_x = or += d_y W, d_weight += d_y^T x, d_bias += column sums of d_y; empty views of these are not wanted.
+template <class D, class A, class W>
+void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
+                     std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> d_x, Accumulate accumulate,
+                     std::type_identity_t<Matrix<compute_t<A>>> d_weight,
+                     std::type_identity_t<Vector<compute_t<A>>> d_bias = {}) {
+  Linear<D>::backward(ctx, d_y, x, Matrix<const std::remove_const_t<W>>(weight), d_x, accumulate, d_weight, d_bias);
+}
+
+}  // namespace zamba
