@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// Sampler: the next token from the logits of the last position.
+//
+// The steps and their order are those of transformers' logits processors:
+//   1. repetition penalty r   every token of the history, once: l > 0 becomes l / r, l <= 0 becomes l * r
+//   2. temperature T          l / T; T = 0 is greedy: the largest logit, and nothing below applies
+//   3. top-k                  the k largest
+//   4. top-p                  of those, the smallest set of largest ones that holds at least p of the probability
+//   5. min-p                  of those, the ones with at least min_p times the probability of the largest
+//   6. one draw from the softmax over what is left
+// Equal logits are ordered by id, the lowest first, so top-k keeps exactly k. The arithmetic is double. A NaN is an
+// error; -inf is never drawn; where some logits are +inf, those share the probability equally.
+// A sampler belongs to one sequence; the draws are decided by the seed and the stream number. After construction it
+// allocates nothing.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <zamba/device.hpp>
+#include <zamba/error.hpp>
+#include <zamba/random.hpp>
+
+namespace zamba {
+
+/// How a token is drawn. The defaults draw from the model's own distribution.
+struct SamplerOptions {
+  double temperature = 1;         // 0: greedy
+  Index top_k = 0;                // 0: all
+  double top_p = 1;               // 1: all
+  double min_p = 0;               // 0: all
+  double repetition_penalty = 1;  // 1: none
+
+  bool operator==(const SamplerOptions&) const = default;
+
+  /// Throws where a value makes no sense, naming it.
+  void check() const {
+    require(std::isfinite(temperature) && temperature >= 0,
+            "SamplerOptions: temperature must be 0 (greedy) or more, got ", temperature);
+    require(top_k >= 0, "SamplerOptions: top_k must be 0 (off) or more, got ", top_k);
+    require(top_p > 0 && top_p <= 1, "SamplerOptions: top_p must be above 0 and at most 1 (off), got ", top_p);
+    require(min_p >= 0 && min_p <= 1, "SamplerOptions: min_p must be between 0 (off) and 1, got ", min_p);
+    require(std::isfinite(repetition_penalty) && repetition_penalty > 0,
+            "SamplerOptions: repetition_penalty must be above 0 (1: off), got ", repetition_penalty);
+  }
+};
+
+/// The id of the largest logit; of equal ones the lowest. At least one must be above -inf, and none a NaN.
+template <class T>
+  requires std::is_floating_point_v<T> Token argmax(std::span<const T> logits) {
+    std::size_t best = 0;
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      require(!std::isnan(logits[i]), "argmax: the logit of token ", i, " is NaN");
+      if (logits[i] > logits[best]) best = i;
+    }
+    require(!logits.empty(), "argmax: there are no logits");
+    require(logits[best] > -std::numeric_limits<T>::infinity(), "argmax: every logit is -inf");
+    return static_cast<Token>(best);
+  }
+
+class Sampler {
+ public:
+  /// Sequences of one batch take stream numbers of their own.
+  Sampler(SamplerOptions options, Seed seed, Index vocabulary, std::uint64_t stream = 0)
+      : options_(options), random_(seed, stream) {
+    options.check();
+    require(vocabulary > 0 && vocabulary <= std::numeric_limits<Token>::max(),
+            "Sampler: the vocabulary must have 1 to 2147483647 tokens, got ", vocabulary);
+    scores_.resize(static_cast<std::size_t>(vocabulary));
+    seen_.resize(scores_.size(), 0);
+    candidates_.reserve(scores_.size());
+  }
+
+  const SamplerOptions& options() const { return options_; }
+  Index vocabulary() const { return static_cast<Index>(scores_.size()); }
+
+  /// logits (V); history: the tokens so far, prompt and output, which the repetition penalty looks at.
+  Token sample(std::span<const float> logits, std::span<const Token> history = {}) { return draw(logits, history); }
+  Token sample(std::span<const double> logits, std::span<const Token> history = {}) { return draw(logits, history); }
+
+ private:
+  struct Candidate {
+    double weight;  // probability over that of the most probable token
+    Token id;
+
+    bool operator<(const Candidate& other) const {  // comes earlier in the order: more probable, then lower id
+      return weight != other.weight ? weight > other.weight : id < other.id;
+    }
+  };
+
+  template <class T>
+  Token draw(std::span<const T> logits, std::span<const Token> history) {
+    require(logits.size() == scores_.size(), "Sampler: wanted ", scores_.size(), " logits, got ", logits.size());
+    std::copy(logits.begin(), logits.end(), scores_.begin());
+    penalise(history);
+    const Token best = argmax(std::span<const double>(scores_));
+    if (options_.temperature == 0) return best;
+    weigh(scores_[static_cast<std::size_t>(best)]);
+    keep_top_k();
+    keep_top_p();
+    if (options_.min_p > 0) std::erase_if(candidates_, [this](const auto& c) { return c.weight < options_.min_p; });
+    double left = random_.uniform() * total();
+    for (const Candidate& candidate : candidates_) {
+      left -= candidate.weight;
+      if (left < 0) return candidate.id;
+    }
+    return best;  // rounding left a trace of the mass undrawn
+  }
+
+  void penalise(std::span<const Token> history) {
+    if (options_.repetition_penalty == 1) return;
+    for (const Token token : history) {
+      require(token >= 0 && token < vocabulary(), "Sampler: token ", token,
+              " of the history is outside the vocabulary of ", vocabulary());
+      char& seen = seen_[static_cast<std::size_t>(token)];
+      double& score = scores_[static_cast<std::size_t>(token)];
+      if (!seen) score = score > 0 ? score / options_.repetition_penalty : score * options_.repetition_penalty;
+      seen = 1;
+    }
+    for (const Token token : history) seen_[static_cast<std::size_t>(token)] = 0;
+  }
+
+  /// candidates_ becomes every token of positive weight exp((score - largest) / T), in the order of ids.
+  void weigh(double largest) {
+    candidates_.clear();
+    for (std::size_t i = 0; i < scores_.size(); ++i) {
+      // Equal scores first: the difference of two infinities is a NaN.
+      const double weight = scores_[i] == largest ? 1 : std::exp((scores_[i] - largest) / options_.temperature);
+      if (weight > 0) candidates_.push_back({weight, static_cast<Token>(i)});
+    }
+  }
+
+  void keep_top_k() {
+    const auto k = static_cast<std::size_t>(options_.top_k);
+    if (k == 0 || k >= candidates_.size()) return;
+    const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(k);
+    std::partial_sort(candidates_.begin(), end, candidates_.end());
+    candidates_.erase(end, candidates_.end());
+  }
+
+  void keep_top_p() {
+    if (options_.top_p == 1) return;
+    // A heap, not a sort: the set is small beside the vocabulary where this filter is of use.
+    const auto later = [](const Candidate& a, const Candidate& b) { return b < a; };
+    const double wanted = options_.top_p * total();
+    std::make_heap(candidates_.begin(), candidates_.end(), later);
+    auto end = candidates_.end();
+    for (double mass = 0; end != candidates_.begin() && mass < wanted; mass += end->weight) {
+      std::pop_heap(candidates_.begin(), end, later);
+      --end;
+    }
+    std::reverse(candidates_.begin(), candidates_.end());  // what was taken from the heap lies at the end, last first
+    candidates_.erase(candidates_.begin() + (candidates_.end() - end), candidates_.end());
+  }
+
+  double total() const {
+    double sum = 0;
+    for (const Candidate& candidate : candidates_) sum += candidate.weight;
+    return sum;
+  }
+
+  SamplerOptions options_;
+  Random random_;
+  std::vector<double> scores_;         // (V)
+  std::vector<char> seen_;             // (V), all 0 between calls
+  std::vector<Candidate> candidates_;  // up to V
+};
+
+}  // namespace zamba
