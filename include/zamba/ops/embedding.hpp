@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// embedding: the row of a table for every token.
+//
+//   forward    out_t = table[tokens_t]               table (V, d), out (count, d)
+//   backward   d_table[tokens_t] += d_out_t          d_table (V, d)
+//
+// Kept for the backward pass: the tokens. Token ids are in [0, V): they are checked where they enter the library.
+//
+// Numeric contract: forward is exact. Backward adds in the order of the tokens, in float (double for double), whatever
+// the number of threads: each thread owns columns of the table, so repeated tokens meet no race.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include <zamba/context.hpp>
+#include <zamba/number.hpp>
+#include <zamba/op.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+ZAMBA_DECLARE_OPERATOR(Embedding, "embedding.cuh");
+
+template <>
+struct Embedding<cpu> {
+  template <class A, class W>
+  static void forward(Context<cpu>& ctx, const Token* tokens, Index count, Matrix<const W> table, Matrix<A> out) {
+    constexpr Index rows = 16;  // of one task
+    ctx.parallel_for((count + rows - 1) / rows, [&](Index i, int) {
+      for (Index t = i * rows; t < std::min(count, (i + 1) * rows); ++t) {
+        const W* from = table.data + tokens[t] * table.stride[0];
+        std::transform(from, from + table.cols(), &out(t, 0), [](W w) { return static_cast<A>(w); });
+      }
+    });
+  }
+
+  template <class A, class F>
+  static void backward(Context<cpu>& ctx, const Token* tokens, Index count, Matrix<const A> d_out, Matrix<F> d_table) {
+    constexpr Index columns = 64;  // of one task
+    ctx.parallel_for((d_table.cols() + columns - 1) / columns, [&](Index i, int) {
+      const Index first = i * columns, width = std::min(columns, d_table.cols() - first);
+      for (Index t = 0; t < count; ++t) {
+        const A* from = d_out.data + t * d_out.stride[0] + first;
+        F* to = d_table.data + tokens[t] * d_table.stride[0] + first;
+        for (Index k = 0; k < width; ++k) to[k] += static_cast<F>(from[k]);
+      }
+    });
+  }
+};
+
+/// out_t = table[tokens_t] for `count` tokens; `tokens` is readable by the device.
+template <class D, class A, class W>
+void embedding(Context<D>& ctx, const Token* tokens, Index count, Tensor<W, 2> table, Matrix<A> out) {
+  Embedding<D>::forward(ctx, tokens, count, Matrix<const std::remove_const_t<W>>(table), out);
+}
+
+/// d_table[tokens_t] += d_out_t.
+template <class D, class A, class F>
+void embedding_backward(Context<D>& ctx, const Token* tokens, Index count, Tensor<A, 2> d_out, Matrix<F> d_table) {
+  Embedding<D>::backward(ctx, tokens, count, Matrix<const std::remove_const_t<A>>(d_out), d_table);
+}
+
+}  // namespace zamba
