@@ -35,7 +35,7 @@ target_compile_options(
 # CUDA is enabled only where nvcc is and there is something for it to compile.
 file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS tests/*.cu bench/*.cu include/*.cuh)
 find_program(ZAMBA_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
-if(cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
+if(ZAMBA_CUDA AND cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
   set(CMAKE_CUDA_ARCHITECTURES ${ZAMBA_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -45,7 +45,7 @@ if(cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
   endif()
   enable_language(CUDA)
   set(ZAMBA_CUDA_ENABLED ON)
-elseif(cuda_files)
+elseif(ZAMBA_CUDA AND cuda_files)
   message(STATUS "zamba: no CUDA toolkit was found, so CUDA tests and benchmarks are left out")
 endif()
 
