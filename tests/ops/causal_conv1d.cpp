@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/ops/causal_conv1d.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <zamba/random.hpp>
+
+#include "../support/fixture.hpp"
+
+namespace {
+
+using namespace zamba;
+using Values = std::vector<double>;
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+/// Of one norm: the fixtures are rounded to float, and so is every sum of K + 1 terms in float.
+template <class T>
+constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
+
+Values random_values(Index count, std::uint64_t stream) {
+  Random random(Seed{11}, stream);
+  Values values(static_cast<std::size_t>(count));
+  for (double& value : values) value = random.normal();
+  return values;
+}
+
+Values part(const Values& values, Index first, Index count) {
+  return {values.begin() + first, values.begin() + first + count};
+}
+
+Values joined(Values a, const Values& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// |a - b| / |b|, by norm.
+double relative_error(const Values& a, const Values& b) {
+  REQUIRE(a.size() == b.size());
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+/// A batch and what it is convolved with.
+struct Problem {
+  Index channels = 0, width = 0;
+  Values x, weight, bias, state, d_out, d_state;  // state and d_state empty: not given
+  std::vector<Index> lengths, starts;
+  Index padding = 0;  // NaNs between the rows of a matrix
+  int threads = 1;
+};
+
+struct Result {
+  Values out, state, d_x, d_weight, d_bias, d_state;
+  bool operator==(const Result&) const = default;
+};
+
+/// Forward and backward; gradients of parameters begin at zero.
+template <class T>
+Result run(const Problem& p) {
+  const Index D = p.channels, K = p.width, rows = static_cast<Index>(p.lengths.size()), stride = D + p.padding;
+  std::vector<Index> offsets(1, 0);
+  for (const Index length : p.lengths) offsets.push_back(offsets.back() + length);
+  const Index tokens = offsets.back();
+  const Sequences sequences{offsets.data(), p.starts.empty() ? nullptr : p.starts.data(), rows, tokens,
+                            *std::max_element(p.lengths.begin(), p.lengths.end())};
+  const auto widened = [&](const Values& values) {
+    std::vector<T> wide(static_cast<std::size_t>(tokens * stride + 1), T(nan));
+    for (Index i = 0; i < tokens; ++i) std::copy_n(values.begin() + i * D, D, wide.begin() + i * stride);
+    return wide;
+  };
+  const auto matrix = [&](std::vector<T>& wide) { return Matrix<T>(wide.data(), tokens, stride).columns(0, D); };
+  const auto narrowed = [&](const std::vector<T>& wide) {
+    Values values;
+    for (Index i = 0; i < tokens; ++i)
+      values.insert(values.end(), wide.begin() + i * stride, wide.begin() + i * stride + D);
+    return values;
+  };
+  const auto state_view = [&](std::vector<T>& values) {
+    return values.empty() ? Tensor<T, 3>{} : Tensor<T, 3>(values.data(), rows, K - 1, D);
+  };
+  auto x = widened(p.x), d_out = widened(p.d_out), out = widened(Values(p.x.size(), nan)), d_x = out;
+  std::vector<T> weight(p.weight.begin(), p.weight.end()), bias(p.bias.begin(), p.bias.end()),
+      d_weight(p.weight.size()), d_bias(p.bias.size()), initial(p.state.begin(), p.state.end()),
+      state = initial, d_state(p.d_state.begin(), p.d_state.end());
+  const Vector<T> bias_view = bias.empty() ? Vector<T>{} : Vector<T>(bias.data(), D);
+  const Vector<T> d_bias_view = bias.empty() ? Vector<T>{} : Vector<T>(d_bias.data(), D);
+  Context<cpu> ctx(p.threads);
+  causal_conv1d(ctx, matrix(x), Matrix<T>(weight.data(), D, K), bias_view, sequences, state_view(state), matrix(out));
+  causal_conv1d_backward(ctx, matrix(d_out), matrix(x), Matrix<T>(weight.data(), D, K), bias_view, sequences,
+                         state_view(initial), matrix(d_x), Matrix<T>(d_weight.data(), D, K), d_bias_view,
+                         state_view(d_state));
+  const auto doubles = [](const std::vector<T>& values) { return Values(values.begin(), values.end()); };
+  return {narrowed(out), doubles(state), narrowed(d_x), doubles(d_weight), doubles(d_bias), doubles(d_state)};
+}
+
+/// Rows of the given lengths and starts, with everything random.
+Problem random_problem(Index channels, Index width, std::vector<Index> lengths, std::vector<Index> starts) {
+  const Index tokens = std::accumulate(lengths.begin(), lengths.end(), Index{0});
+  const Index states = static_cast<Index>(lengths.size()) * (width - 1) * channels;
+  return {.channels = channels,
+          .width = width,
+          .x = random_values(tokens * channels, 1),
+          .weight = random_values(channels * width, 2),
+          .bias = random_values(channels, 3),
+          .state = random_values(states, 4),
+          .d_out = random_values(tokens * channels, 5),
+          .d_state = random_values(states, 6),
+          .lengths = std::move(lengths),
+          .starts = std::move(starts)};
+}
+
+TEST_CASE_TEMPLATE("causal_conv1d agrees with the reference", T, float, double) {
+  const auto& fixture = zamba::testing::Fixture::operators();
+  const auto in = [&](const char* name) { return fixture.values(std::string("causal_conv1d_silu.") + name); };
+  const Result result = run<T>({.channels = 10,
+                                .width = 4,
+                                .x = in("in.x"),
+                                .weight = in("in.weight"),
+                                .bias = in("in.bias"),
+                                .state = {},
+                                .d_out = in("cotangent.y"),
+                                .d_state = {},
+                                .lengths = {11, 11},
+                                .starts = {}});
+  CHECK(relative_error(result.out, in("out.y")) < tolerance<T>);
+  CHECK(relative_error(result.d_x, in("grad.x")) < tolerance<T>);
+  CHECK(relative_error(result.d_weight, in("grad.weight")) < tolerance<T>);
+  CHECK(relative_error(result.d_bias, in("grad.bias")) < tolerance<T>);
+}
+
+TEST_CASE("causal_conv1d: finite differences, through the states") {
+  const double step = 1e-5;
+  for (const Index width : {1, 2, 4, 5}) {
+    CAPTURE(width);
+    // Rows shorter and longer than the window, with and without a past, and one without tokens.
+    Problem problem = random_problem(3, width, {5, 2, 0, 1, 3}, {9, 2, 4, 7, 0});
+    const auto loss = [&] {
+      const Result result = run<double>(problem);
+      return std::inner_product(result.out.begin(), result.out.end(), problem.d_out.begin(), 0.0) +
+             std::inner_product(result.state.begin(), result.state.end(), problem.d_state.begin(), 0.0);
+    };
+    const auto numeric = [&](Values& values) {
+      Values gradient;
+      for (double& value : values) {
+        const double kept = value;
+        value = kept + step;
+        const double above = loss();
+        value = kept - step;
+        gradient.push_back((above - loss()) / (2 * step));
+        value = kept;
+      }
+      return gradient;
+    };
+    const Result result = run<double>(problem);
+    // Central differences: step^2 = 1e-10 of curvature, 1e-16 / step = 1e-11 of rounding.
+    CHECK(relative_error(result.d_x, numeric(problem.x)) < 1e-8);
+    CHECK(relative_error(result.d_weight, numeric(problem.weight)) < 1e-8);
+    CHECK(relative_error(result.d_bias, numeric(problem.bias)) < 1e-8);
+    if (width > 1) CHECK(relative_error(result.d_state, numeric(problem.state)) < 1e-8);
+  }
+}
+
+TEST_CASE("causal_conv1d adds to d_weight and d_bias") {
+  const Index offsets[] = {0, 3}, starts[] = {0};
+  const Sequences sequences{offsets, starts, 1, 3, 3};
+  float x[6] = {1, 2, 3, 4, 5, 6}, weight[4] = {1, -1, 2, 0.5f}, d_x[6], once[4] = {}, twice[4] = {}, bias[2] = {};
+  Context<cpu> ctx(1);
+  for (float* d_weight : {once, twice, twice})
+    causal_conv1d_backward(ctx, Matrix<float>(x, 3, 2), Matrix<float>(x, 3, 2), Matrix<float>(weight, 2, 2), {},
+                           sequences, {}, Matrix<float>(d_x, 3, 2), Matrix<float>(d_weight, 2, 2),
+                           Vector<float>(bias, 2), {});
+  for (int i = 0; i < 4; ++i) CHECK(twice[i] == 2 * once[i]);
+  CHECK(once[0] != 0);
+}
+
+/// What the chunks of a row give one after the other, states and their gradients handed on.
+template <class T>
+Result chunked(const Problem& whole, const std::vector<Index>& lengths) {
+  const Index D = whole.channels;
+  Result all;
+  std::vector<Problem> chunks;
+  Index first = 0, start = whole.starts[0];
+  for (const Index length : lengths) {
+    Problem chunk = whole;
+    chunk.x = part(whole.x, first * D, length * D);
+    chunk.d_out = part(whole.d_out, first * D, length * D);
+    chunk.lengths = {length};
+    chunk.starts = {start + first};
+    chunk.state = chunks.empty() ? whole.state : all.state;
+    chunks.push_back(chunk);
+    const Result result = run<T>(chunk);
+    all.out = joined(all.out, result.out);
+    all.state = result.state;
+    first += length;
+  }
+  all.d_state = whole.d_state;
+  all.d_weight.assign(whole.weight.size(), 0);
+  all.d_bias.assign(whole.bias.size(), 0);
+  for (auto chunk = chunks.rbegin(); chunk != chunks.rend(); ++chunk) {
+    chunk->d_state = all.d_state;
+    const Result result = run<T>(*chunk);
+    all.d_x = joined(result.d_x, all.d_x);
+    all.d_state = result.d_state;
+    for (std::size_t i = 0; i < all.d_weight.size(); ++i) all.d_weight[i] += result.d_weight[i];
+    for (std::size_t i = 0; i < all.d_bias.size(); ++i) all.d_bias[i] += result.d_bias[i];
+  }
+  return all;
+}
+
+TEST_CASE_TEMPLATE("causal_conv1d: every split of a sequence gives the same", T, float, double) {
+  const Index length = 13;
+  for (const Index width : {2, 4})
+    for (const Index start : {0, 20}) {
+      const Problem problem = random_problem(6, width, {length}, {start});
+      const Result whole = run<T>(problem);
+      for (Index first = 1; first < length; ++first)
+        for (Index second = 0; first + second < length; ++second) {
+          CAPTURE(first);
+          CAPTURE(second);
+          const Result parts = chunked<T>(problem, {first, second, length - first - second});
+          CHECK(parts.out == whole.out);
+          CHECK(parts.state == whole.state);
+          CHECK(relative_error(parts.d_x, whole.d_x) < tolerance<T>);  // the sum over j is split
+          CHECK(relative_error(parts.d_weight, whole.d_weight) < tolerance<T>);
+          CHECK(relative_error(parts.d_bias, whole.d_bias) < tolerance<T>);
+          if (start > 0)
+            CHECK(relative_error(parts.d_state, whole.d_state) < tolerance<T>);
+          else
+            CHECK(std::all_of(parts.d_state.begin(), parts.d_state.end(), [](double d) { return d == 0; }));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("causal_conv1d: a ragged batch equals each row alone", T, float, double) {
+  const Index D = 33, K = 4, past = (K - 1) * D;
+  const Problem batch = random_problem(D, K, {0, 5, 70, 0, 1, 130, 0}, {3, 0, 6, 0, 8, 0, 1});
+  const Result together = run<T>(batch);
+  Values d_weight(batch.weight.size());
+  Index first = 0;
+  for (std::size_t row = 0; row < batch.lengths.size(); ++row) {
+    const Index length = batch.lengths[row];
+    Problem alone = batch;
+    alone.lengths = {length};
+    alone.starts = {batch.starts[row]};
+    alone.x = part(batch.x, first * D, length * D);
+    alone.d_out = part(batch.d_out, first * D, length * D);
+    alone.state = part(batch.state, static_cast<Index>(row) * past, past);
+    alone.d_state = part(batch.d_state, static_cast<Index>(row) * past, past);
+    const Result result = run<T>(alone);
+    CHECK(result.out == part(together.out, first * D, length * D));
+    CHECK(result.d_x == part(together.d_x, first * D, length * D));
+    CHECK(result.state == part(together.state, static_cast<Index>(row) * past, past));
+    CHECK(result.d_state == part(together.d_state, static_cast<Index>(row) * past, past));
+    for (std::size_t i = 0; i < d_weight.size(); ++i) d_weight[i] += result.d_weight[i];
+    first += length;
+  }
+  CHECK(relative_error(together.d_weight, d_weight) < tolerance<T>);
+}
+
+TEST_CASE_TEMPLATE("causal_conv1d never reads the state of a row without a past", T, float, double) {
+  Problem problem = random_problem(18, 4, {2, 9, 0}, {0, 0, 0});
+  std::fill(problem.state.begin(), problem.state.end(), 0.0);
+  const Result clean = run<T>(problem);
+  std::fill(problem.state.begin(), problem.state.end(), nan);
+  const Result poisoned = run<T>(problem);
+  const Index given = 2 * 3 * 18;  // the states of the rows with tokens
+  CHECK(poisoned.out == clean.out);
+  CHECK(part(poisoned.state, 0, given) == part(clean.state, 0, given));
+  CHECK(std::isnan(poisoned.state.back()));  // a row without tokens leaves its state as it is
+  CHECK(poisoned.d_x == clean.d_x);
+  CHECK(poisoned.d_weight == clean.d_weight);
+  CHECK(poisoned.d_state == clean.d_state);
+}
+
+TEST_CASE_TEMPLATE("causal_conv1d: an output depends on no later input", T, float, double) {
+  const Index D = 17, length = 75;
+  Problem problem = random_problem(D, 4, {length}, {5});
+  const Result before = run<T>(problem);
+  for (const Index at : {0, 1, 40, 64, 74}) {
+    Problem changed = problem;
+    for (Index c = 0; c < D; ++c) changed.x[static_cast<std::size_t>(at * D + c)] += 1;
+    const Result after = run<T>(changed);
+    CHECK(part(after.out, 0, at * D) == part(before.out, 0, at * D));
+    CHECK(part(after.out, at * D, D) != part(before.out, at * D, D));
+  }
+}
+
+TEST_CASE_TEMPLATE("causal_conv1d: strides, threads and reruns change no bit", T, float, double) {
+  for (const Index width : {3, 4}) {
+    Problem problem = random_problem(530, width, {200, 0, 3}, {0, 2, 8});  // more channels than one tile
+    const Result once = run<T>(problem);
+    CHECK(run<T>(problem) == once);
+    problem.padding = 5;
+    CHECK(run<T>(problem) == once);
+    problem.threads = 2;
+    CHECK(run<T>(problem) == once);
+    problem.bias.assign(530, 0.0);
+    const Result zero_bias = run<T>(problem);
+    problem.bias.clear();
+    CHECK(run<T>(problem).out == zero_bias.out);
+    CHECK(run<T>(problem).d_x == zero_bias.d_x);
+  }
+}
+
+}  // namespace
