@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// TokenFile: a memory-mapped file of token ids, and TokenRange, a part of one.
+//
+// The format is the field's `.bin`: nothing but ids, 16 or 32 bits each, unsigned, little-endian. Documents follow each
+// other; where a token marks the end of one, that token belongs to the document it ends.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+
+#include <zamba/device.hpp>
+#include <zamba/error.hpp>
+#include <zamba/io/file.hpp>
+
+namespace zamba {
+
+/// How many bytes an id takes in the file.
+enum class TokenWidth : int { u16 = 2, u32 = 4 };
+
+class TokenFile {
+ public:
+  static TokenFile open(const std::filesystem::path& path, TokenWidth width,
+                        std::optional<Token> document_end = std::nullopt) {
+    return TokenFile(path, width, document_end);
+  }
+
+  /// The number of tokens.
+  Index size() const { return static_cast<Index>(file_.bytes().size()) / static_cast<Index>(width_); }
+  std::optional<Token> document_end() const { return document_end_; }
+  const std::filesystem::path& path() const { return path_; }
+
+  /// The token at position i, 0 <= i < size(), unchecked. An id above 2^31 - 1 comes out negative.
+  Token operator[](Index i) const { return static_cast<Token>(id(i)); }
+
+  /// Copies tokens [first, first + to.size()).
+  void copy(Index first, std::span<Token> to) const {
+    const auto count = static_cast<Index>(to.size());
+    require(first >= 0 && first <= size() && count <= size() - first, "TokenFile '", path_.string(), "': tokens ",
+            first, " to ", first + count, " wanted of ", size());
+    for (Index i = 0; i < count; ++i) to[static_cast<std::size_t>(i)] = (*this)[first + i];
+  }
+
+  /// Throws where an id is not below `vocabulary`, naming the first. Reads the whole file.
+  void check_vocabulary(Index vocabulary) const {
+    for (Index i = 0; i < size(); ++i)
+      require(id(i) < vocabulary, "TokenFile '", path_.string(), "': token ", i, " is ", id(i),
+              ", outside a vocabulary of ", vocabulary, "; wrong width or wrong tokenizer?");
+  }
+
+ private:
+  TokenFile(const std::filesystem::path& path, TokenWidth width, std::optional<Token> document_end)
+      : file_(path), path_(path), width_(width), document_end_(document_end) {
+    require(file_.bytes().size() % static_cast<std::size_t>(width) == 0, "TokenFile '", path.string(),
+            "': ", file_.bytes().size(), " bytes are not a whole number of ", 8 * static_cast<int>(width),
+            "-bit tokens");
+    require(!document_end || *document_end >= 0, "TokenFile '", path.string(),
+            "': the document end must be a token id, got ", document_end.value_or(0));
+  }
+
+  Index id(Index i) const {
+    const std::byte* at = file_.bytes().data() + i * static_cast<Index>(width_);
+    const auto byte = [at](int k) { return static_cast<Index>(at[k]) << (8 * k); };
+    return width_ == TokenWidth::u16 ? byte(0) | byte(1) : byte(0) | byte(1) | byte(2) | byte(3);
+  }
+
+  MappedFile file_;
+  std::filesystem::path path_;
+  TokenWidth width_;
+  std::optional<Token> document_end_;
+};
+
+/// Writes ids as TokenFile reads them; the file is replaced whole or not at all.
+inline void write_token_file(const std::filesystem::path& path, std::span<const Token> tokens, TokenWidth width) {
+  const Index most =
+      width == TokenWidth::u16 ? std::numeric_limits<std::uint16_t>::max() : std::numeric_limits<Token>::max();
+  replace_file(path, [&](FileWriter& out) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      require(tokens[i] >= 0 && tokens[i] <= most, "token ", i, " is ", tokens[i], ", and ",
+              8 * static_cast<int>(width), " bits hold 0 to ", most);
+      std::array<std::byte, 4> bytes;
+      for (int k = 0; k < 4; ++k) bytes[static_cast<std::size_t>(k)] = static_cast<std::byte>(tokens[i] >> (8 * k));
+      out.write(std::span(bytes).first(static_cast<std::size_t>(width)));
+    }
+  });
+}
+
+/// Tokens [first, last) of a file, which must outlive the range.
+struct TokenRange {
+  const TokenFile* file = nullptr;
+  Index first = 0, last = 0;
+
+  static TokenRange whole(const TokenFile& file) { return {&file, 0, file.size()}; }
+
+  Index size() const { return last - first; }
+
+  /// Throws unless this is a part of a file.
+  void check() const {
+    require(file != nullptr, "TokenRange: there is no file");
+    require(0 <= first && first <= last && last <= file->size(), "TokenRange: [", first, ", ", last,
+            ") is no part of the ", file->size(), " tokens of '", file->path().string(), "'");
+  }
+};
+
+/// A file in two: what is trained on, and what it is judged by.
+struct TrainHeldOut {
+  TokenRange train, held_out;
+};
+
+/// The last `held_out` tokens (a share of the range) are held out. The cut moves on to the next document boundary, so
+/// that no document is on both sides; where that would take more than half of the held-out part, it stays.
+inline TrainHeldOut split(TokenRange range, double held_out) {
+  range.check();
+  require(held_out > 0 && held_out < 1, "split: the held-out share must be between 0 and 1, got ", held_out);
+  const Index wanted = static_cast<Index>(static_cast<double>(range.size()) * held_out);
+  require(wanted > 0 && wanted < range.size(), "split: ", held_out, " of ", range.size(),
+          " tokens leaves one side empty");
+  const Index cut = range.last - wanted;
+  TrainHeldOut result{{range.file, range.first, cut}, {range.file, cut, range.last}};
+  if (const auto end = range.file->document_end()) {
+    for (Index at = cut; at <= cut + wanted / 2 && at < range.last; ++at) {
+      if ((*range.file)[at - 1] != *end) continue;
+      result.train.last = result.held_out.first = at;
+      break;
+    }
+  }
+  return result;
+}
+
+}  // namespace zamba
