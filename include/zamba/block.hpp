@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+// What a block is. A block maps the residual stream to itself; a stack of blocks is a block again.
+//
+//   struct MyBlock {
+//     static constexpr Index d_model;
+//     template <class W, class F> struct Parameters;       views of weights (W) and of precise parameters (F)
+//     template <class S, class F> struct State;            views of what a sequence leaves behind; S: storage of caches
+//     template <class A, class F> struct Saved;            views of what backward needs; A: activations
+//     visit_parameters(p, visit)                           lists every parameter once (parameter.hpp)
+//     visit_state(s, visit)                                lists every tensor of the state once
+//     forward(ctx, p, io, sequences, state, keep)          -> Saved
+//     backward(ctx, p, d_p, saved, io, d, d_t, sequences, state, d_state)
+//   };
+//
+// Everything is static: a block is a description. Its normalisation and its residual connection belong to it,
+//   out = x + mix( norm(x + t) ),
+// where t is a second input that enters the mixer only, never the residual stream; it may be absent.
+#pragma once
+
+#include <concepts>
+#include <string_view>
+
+#include <zamba/context.hpp>
+#include <zamba/number.hpp>
+#include <zamba/parameter.hpp>
+#include <zamba/sequences.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+/// The residual stream around a block, (tokens, d) each. out may be x itself unless the block says otherwise.
+template <class A>
+struct Stream {
+  Matrix<const A> x;
+  Matrix<const A> t;  // optional
+  Matrix<A> out;
+};
+
+/// What forward keeps for backward. Kept memory stays taken from the context's arena; whoever asked for it rewinds the
+/// arena.
+enum class Keep {
+  nothing,       // inference
+  layer_inputs,  // a stack keeps what enters each layer and computes the rest again: one layer's activations at a time
+  everything,
+};
+
+/// What visit_state calls: f(name, tensor, rows_per_sequence, width), where a tensor that grows with the sequence has
+/// rows_per_sequence = per_position.
+inline constexpr Index per_position = -1;
+
+template <class F>
+class StateVisitor {
+ public:
+  constexpr explicit StateVisitor(F& f) : f_(&f) {}
+
+  /// tensor (sequences, shape...): a state of fixed size.
+  template <class T>
+  constexpr void operator()(std::string_view name, Tensor<T, 3>& tensor, Shape<2> shape) const {
+    (*f_)(Name{&prefix_, name}, tensor, shape.extent[0], shape.extent[1]);
+  }
+  /// tensor (sequences, max_length, width): one entry a position.
+  template <class T>
+  constexpr void cache(std::string_view name, Tensor<T, 3>& tensor, Index width) const {
+    (*f_)(Name{&prefix_, name}, tensor, per_position, width);
+  }
+  constexpr StateVisitor scope(std::string_view name, Index number = -1) const {
+    return StateVisitor(*f_, Name{&prefix_, name, number});
+  }
+
+ private:
+  constexpr StateVisitor(F& f, Name prefix) : f_(&f), prefix_(prefix) {}
+
+  F* f_;
+  Name prefix_;
+};
+
+/// Visits the state `s` of block B with f(name, tensor, rows_per_sequence or per_position, width).
+template <class B, class S, class F>
+constexpr void visit_state(S& s, F&& f) {
+  B::visit_state(s, StateVisitor<std::remove_reference_t<F>>(f));
+}
+
+/// The types and listings of a block. Its forward and backward are checked by testing::conformance<B>().
+template <class B>
+concept Block = requires {
+  { B::d_model } -> std::convertible_to<Index>;
+  typename B::template Parameters<float, float>;
+  typename B::template State<float, float>;
+  typename B::template Saved<float, float>;
+  { parameter_count<B> } -> std::convertible_to<Index>;
+};
+
+namespace detail {
+
+/// Written as a variable template, so that a failed static_assert prints both numbers.
+template <Index A, Index B>
+inline constexpr bool equal = A == B;
+
+template <Index Number, Index Divisor>
+inline constexpr bool divides = Divisor > 0 && Number % Divisor == 0;
+
+template <class B>
+constexpr Index active_parameters() {
+  if constexpr (requires { B::active_parameters; })
+    return B::active_parameters;
+  else
+    return parameter_count<B>;
+}
+
+struct CountStateBytes {
+  Index batch, length, bytes = 0;
+  template <class T>
+  constexpr void operator()(const Name&, Tensor<T, 3>&, Index rows, Index width) {
+    bytes += batch * (rows == per_position ? length : rows) * width * static_cast<Index>(sizeof(T));
+  }
+};
+
+template <class B, class T>
+constexpr Index state_bytes(Index batch, Index length) {
+  typename B::template State<T, compute_t<T>> state;
+  CountStateBytes counter{batch, length};
+  visit_state<B>(state, counter);
+  return counter.bytes;
+}
+
+/// The parts of a state that a forward pass rewrites, one after the other in the arena. Caches only grow: they are left
+/// out.
+template <class B, class F, class Device, class State>
+Vector<F> save_rewritten(Context<Device>& ctx, State state) {
+  Index size = 0, at = 0;
+  visit_state<B>(state, [&](const Name&, auto& tensor, Index rows, Index) {
+    if (rows != per_position) size += tensor.size();
+  });
+  const Vector<F> saved = ctx.arena().template tensor<F>(size);
+  visit_state<B>(state, [&](const Name&, auto& tensor, Index rows, Index) {
+    if (rows == per_position) return;
+    ctx.copy(tensor.flat(), saved.slice(at, tensor.size()));
+    at += tensor.size();
+  });
+  return saved;
+}
+
+/// `state` with its rewritten parts replaced by views of what save_rewritten kept; caches are shared.
+template <class B, class State, class F>
+State restore_rewritten(State state, Vector<F> saved) {
+  Index at = 0;
+  visit_state<B>(state, [&](const Name&, auto& tensor, Index rows, Index) {
+    if (rows == per_position) return;
+    tensor.data = reinterpret_cast<decltype(tensor.data)>(saved.data + at);
+    at += tensor.size();
+  });
+  return state;
+}
+
+}  // namespace detail
+
+/// Weights that a token meets: parameters shared by several layers count once per use.
+template <class B>
+inline constexpr Index active_parameter_count = detail::active_parameters<B>();
+
+/// Floating-point operations of one token's forward pass, 2 per active parameter; attention over a context of L
+/// positions adds what it reads from the cache (state_bytes).
+template <class B>
+inline constexpr Index flops_per_token = 2 * active_parameter_count<B>;
+
+/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T.
+template <class B, class T>
+constexpr Index state_bytes(Index batch, Index length) {
+  return detail::state_bytes<B, T>(batch, length);
+}
+
+}  // namespace zamba

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// Buffer<Device>: owned, 64-byte aligned memory of a device. Memory<Device>: how a device allocates and copies.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include <zamba/device.hpp>
+
+namespace zamba {
+
+/// Every view into a buffer starts at a multiple of this many bytes: a cache line, and an AVX-512 register.
+inline constexpr std::size_t alignment = 64;
+
+constexpr std::size_t align_up(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+
+/// Allocation and copies on a device; specialised beside each device's Context.
+template <class Device>
+struct Memory;
+
+template <>
+struct Memory<cpu> {
+  /// Throws std::bad_alloc.
+  static void* allocate(std::size_t bytes) { return ::operator new (bytes, std::align_val_t{alignment}); }
+  static void release(void* pointer) noexcept { ::operator delete (pointer, std::align_val_t{alignment}); }
+  static void copy_from_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  static void copy_to_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  static void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  static void zero(void* to, std::size_t bytes) { std::memset(to, 0, bytes); }
+};
+
+/// Uninitialised bytes on a device. Movable; copies are explicit, through clone().
+template <class Device>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t bytes);
+  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Buffer();
+
+  Buffer clone() const;
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+template <class Device>
+Buffer<Device>::Buffer(std::size_t bytes)
+    : data_(bytes ? static_cast<std::byte*>(Memory<Device>::allocate(bytes)) : nullptr), size_(bytes) {}
+
+template <class Device>
+Buffer<Device>::~Buffer() {
+  if (data_) Memory<Device>::release(data_);
+}
+
+template <class Device>
+Buffer<Device> Buffer<Device>::clone() const {
+  Buffer copy(size_);
+  if (size_) Memory<Device>::copy(copy.data_, data_, size_);
+  return copy;
+}
+
+#ifndef __CUDACC__
+// A g++ or clang translation unit holds CUDA buffers but leaves their code to the .cu that instantiates the model.
+extern template class Buffer<cuda>;
+#endif
+
+}  // namespace zamba

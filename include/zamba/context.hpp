@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+// Context<Device>: what computing needs beside the data. Threads and scratch memory on the CPU.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <zamba/buffer.hpp>
+#include <zamba/error.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+/// A stack of scratch memory. What is taken between mark() and rewind(mark) is given back at once. It grows while a new
+/// shape is seen for the first time; rewound to the beginning it becomes one block, and the same work allocates no
+/// more.
+template <class Device>
+class Arena {
+ public:
+  struct Mark {
+    std::size_t block = 0, used = 0;
+  };
+
+  /// Uninitialised scratch of the given extents, contiguous, 64-byte aligned.
+  template <class T, class... Extents>
+  Tensor<T, static_cast<int>(sizeof...(Extents))> tensor(Extents... extents) {
+    const std::size_t count = (static_cast<std::size_t>(extents) * ... * std::size_t{1});
+    return {static_cast<T*>(take(count * sizeof(T))), extents...};
+  }
+
+  Mark mark() const { return at_; }
+
+  void rewind(Mark mark) {
+    at_ = mark;
+    if (at_.block == 0 && at_.used == 0 && blocks_.size() > 1) coalesce();
+  }
+
+  /// Bytes held, used or not.
+  std::size_t capacity() const {
+    std::size_t total = 0;
+    for (const auto& block : blocks_) total += block.size();
+    return total;
+  }
+
+ private:
+  void* take(std::size_t bytes) {
+    bytes = align_up(std::max<std::size_t>(bytes, 1));
+    while (at_.block < blocks_.size() && blocks_[at_.block].size() - at_.used < bytes) at_ = {at_.block + 1, 0};
+    if (at_.block == blocks_.size()) blocks_.emplace_back(std::max(bytes, std::max<std::size_t>(capacity(), 1 << 20)));
+    void* pointer = blocks_[at_.block].data() + at_.used;
+    at_.used += bytes;
+    return pointer;
+  }
+
+  void coalesce() {
+    const std::size_t total = capacity();
+    blocks_.clear();
+    blocks_.emplace_back(total);
+  }
+
+  std::vector<Buffer<Device>> blocks_;
+  Mark at_;
+};
+
+/// Gives back, at the end of a scope, what was taken from an arena within it.
+template <class Device>
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena<Device>& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.rewind(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena<Device>& arena_;
+  typename Arena<Device>::Mark mark_;
+};
+
+/// What an operator computes with. Belongs to one thread; models may be shared, contexts may not.
+template <class Device>
+class Context;
+
+template <>
+class Context<cpu> {
+ public:
+  /// threads 0: as many as OpenMP would use; without OpenMP, one.
+  explicit Context(int threads = 0) : threads_(threads) {
+    require(threads >= 0, "Context: threads must be 0 (all) or more, got ", threads);
+#ifdef _OPENMP
+    if (threads_ == 0) threads_ = omp_get_max_threads();
+#else
+    threads_ = 1;
+#endif
+  }
+
+  int threads() const { return threads_; }
+  Arena<cpu>& arena() { return arena_; }
+  /// Scratch that the host reads and writes: here the same.
+  Arena<cpu>& host_arena() { return arena_; }
+  /// Host data where the device can read it: here in place.
+  template <class T>
+  const T* readable(const T* host, Index) {
+    return host;
+  }
+
+  /// Copies a contiguous tensor into another of the same extents.
+  template <class T, int Rank>
+  void copy(Tensor<T, Rank> from, std::type_identity_t<Tensor<std::remove_const_t<T>, Rank>> to) {
+    std::memcpy(to.data, from.data, static_cast<std::size_t>(from.size()) * sizeof(T));
+  }
+  template <class T, int Rank>
+  void fill(Tensor<T, Rank> to, T value) {
+    std::fill_n(to.data, to.size(), value);
+  }
+  template <class T, int Rank>
+  void zero(Tensor<T, Rank> to) {
+    std::memset(to.data, 0, static_cast<std::size_t>(to.size()) * sizeof(T));
+  }
+
+  /// Calls f(i, worker) once for every i in [0, count), spread over the threads; worker is in [0, threads()).
+  /// Which thread takes which i is not fixed, so f writes only what belongs to i or is scratch of its worker. f must
+  /// not throw.
+  template <class F>
+  void parallel_for(Index count, F&& f) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast <int>(std::min <Index>(threads_, std::max <Index>(count, 1))))
+    {
+      omp_set_num_threads(1);  // of this task only: products inside f stay on its thread
+      const int worker = omp_get_thread_num();
+#pragma omp for schedule(dynamic)
+      for (Index i = 0; i < count; ++i) f(i, worker);
+    }
+#else
+    for (Index i = 0; i < count; ++i) f(i, 0);
+#endif
+  }
+
+ private:
+  int threads_;
+  Arena<cpu> arena_;
+};
+
+/// The calling thread's own context, made at first use: what a Model computes with where none is given.
+template <class Device>
+Context<Device>& this_thread_context() {
+  thread_local Context<Device> context;
+  return context;
+}
+
+}  // namespace zamba

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: MIT
+// The members of Model; included by model.hpp.
+#pragma once
+
+#include <zamba/model.hpp>
+
+namespace zamba {
+
+namespace detail {
+
+/// Tokens that extend() computes at once: bounds its workspace, and is wide enough for full-rate products.
+inline constexpr Index prefill_chunk = 512;
+
+inline void check_vocabulary(std::span<const Token> tokens, Index vocabulary, const char* what, bool negative_allowed) {
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    require((tokens[i] >= 0 || negative_allowed) && tokens[i] < vocabulary, what, ": token ", tokens[i],
+            " at position ", i, " is outside the vocabulary of ", vocabulary);
+}
+
+}  // namespace detail
+
+template <class Net, class T, class Device>
+Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<Net, T>()) {
+  const ParameterEntry& last = entries_.back();
+  buffer_ = Buffer<Device>(last.byte_offset + align_up(bytes(last)));
+  detail::bind_parameters<Net>(views_, [&](std::size_t i) { return buffer_.data() + entries_[i].byte_offset; });
+}
+
+template <class Net, class T, class Device>
+Model<Net, T, Device>::Model(Seed seed) : Model(Uninitialised{}) {
+  std::vector<double> values;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const ParameterEntry& entry = entries_[i];
+    Random random(seed, i);
+    values.resize(static_cast<std::size_t>(entry.size));
+    for (Index k = 0; k < entry.size; ++k)
+      values[k] = entry.initializer.draw(random, entry.initializer.argument, k, entry.shape.back());
+    write(entry, values);
+  }
+}
+
+template <class Net, class T, class Device>
+template <class U, class OtherDevice>
+Model<Net, U, OtherDevice> Model<Net, T, Device>::to() const {
+  using Other = Model<Net, U, OtherDevice>;
+  Other other{typename Other::Uninitialised{}};
+  for (std::size_t i = 0; i < entries_.size(); ++i) other.write(other.entries_[i], read(entries_[i]));
+  return other;
+}
+
+template <class Net, class T, class Device>
+std::vector<double> Model<Net, T, Device>::read(const ParameterEntry& entry) const {
+  std::vector<double> values(static_cast<std::size_t>(entry.size));
+  const auto copy = [&]<class Stored>(Stored) {
+    std::vector<Stored> stored(values.size());
+    Memory<Device>::copy_to_host(stored.data(), data(entry), bytes(entry));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(stored[i]);
+  };
+  if (entry.precise)
+    copy(F{});
+  else
+    copy(T{});
+  return values;
+}
+
+template <class Net, class T, class Device>
+void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const double> values) {
+  require(static_cast<Index>(values.size()) == entry.size, "Model::write: ", entry.name, " has ", entry.size,
+          " elements, got ", values.size());
+  const auto copy = [&]<class Stored>(Stored) {
+    std::vector<Stored> stored(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i)
+      stored[i] = static_cast<Stored>(static_cast<compute_t<Stored>>(values[i]));
+    Memory<Device>::copy_from_host(data(entry), stored.data(), bytes(entry));
+  };
+  if (entry.precise)
+    copy(F{});
+  else
+    copy(T{});
+}
+
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::new_state_gradients(const StateType& state) const -> StateGradients {
+  StateGradients gradients({state.batch(), state.max_length()});
+  gradients.zero();
+  return gradients;
+}
+
+template <class Net, class T, class Device>
+void Model<Net, T, Device>::check(const StateType& state, const Tokens& tokens) const {
+  const Index rows = state.batch(), count = static_cast<Index>(tokens.tokens.size());
+  require(count > 0, "extend: the prompt is empty, at least one token is needed");
+  require(!tokens.lengths.empty() || rows == 1, "extend: a state of ", rows,
+          " rows needs the number of tokens of each row");
+  require(tokens.lengths.empty() || static_cast<Index>(tokens.lengths.size()) == rows,
+          "extend: ", tokens.lengths.size(), " lengths given for a state of ", rows, " rows");
+  Index sum = 0;
+  for (std::size_t row = 0; row < tokens.lengths.size(); ++row) {
+    require(tokens.lengths[row] >= 0 && tokens.lengths[row] <= count, "extend: row ", row, " has length ",
+            tokens.lengths[row], ", with ", count, " tokens given");
+    sum += tokens.lengths[row];
+  }
+  require(tokens.lengths.empty() || sum == count, "extend: the lengths add up to ", sum, ", but ", count,
+          " tokens were given");
+  for (Index row = 0; row < rows; ++row) {
+    const Index added = tokens.lengths.empty() ? count : tokens.lengths[row];
+    require(state.length(row) + added <= state.max_length(), "extend: row ", row, " holds ", state.length(row),
+            " positions and would get ", added, " more, over max_length ", state.max_length());
+  }
+  detail::check_vocabulary(tokens.tokens, Net::vocabulary, "extend", false);
+}
+
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const Tokens& tokens,
+                                   Positions positions) const -> Matrix<const A> {
+  check(state, tokens);
+  const Index rows = state.batch(), count = static_cast<Index>(tokens.tokens.size());
+  ArenaScope scope(ctx.arena());
+  auto& host = ctx.host_arena();
+  ArenaScope host_scope(host);
+  auto first = host.template tensor<Index>(rows + 1);  // of each row's tokens in `tokens`
+  auto done = host.template tensor<Index>(rows);       // of them computed
+  auto offsets = host.template tensor<Index>(rows + 1);
+  auto starts = host.template tensor<Index>(rows);
+  auto chunk = host.template tensor<Token>(std::min(count, detail::prefill_chunk));
+  first[0] = 0;
+  for (Index row = 0; row < rows; ++row) {
+    first[row + 1] = first[row] + (tokens.lengths.empty() ? count : tokens.lengths[row]);
+    done[row] = 0;
+  }
+  const Matrix<A> logits = state.logits(positions == Positions::all ? count : rows);
+  auto x_last = ctx.arena().template tensor<A>(rows, Net::d_model);
+  if (positions == Positions::last) ctx.fill(x_last, std::numeric_limits<A>::quiet_NaN());
+
+  for (Index computed = 0; computed < count; computed += offsets[rows]) {
+    Sequences sequences{offsets.data, starts.data, rows, 0, 0};
+    offsets[0] = 0;
+    for (Index row = 0; row < rows; ++row) {
+      const Index taken = std::min(first[row + 1] - first[row] - done[row], detail::prefill_chunk - offsets[row]);
+      std::copy_n(tokens.tokens.data() + first[row] + done[row], taken, chunk.data + offsets[row]);
+      offsets[row + 1] = offsets[row] + taken;
+      starts[row] = state.length(row);
+      sequences.longest = std::max(sequences.longest, taken);
+    }
+    sequences.tokens = offsets[rows];
+    sequences.offsets = ctx.readable(offsets.data, rows + 1);
+    sequences.starts = ctx.readable(starts.data, rows);
+
+    ArenaScope chunk_scope(ctx.arena());
+    const auto s = Net::template forward<A>(ctx, views_, ctx.readable(chunk.data, sequences.tokens), sequences,
+                                            state.views(), Keep::nothing);
+    for (Index row = 0; row < rows; ++row) {
+      const Index begin = offsets[row], taken = offsets[row + 1] - begin, at = first[row] + done[row];
+      if (taken == 0) continue;
+      if (positions == Positions::all)
+        Net::logits(ctx, views_, Matrix<const A>(s.x.slice(begin, taken)), logits.slice(at, taken));
+      else
+        ctx.copy(s.x[begin + taken - 1], x_last[row]);
+      done[row] += taken;
+      state.advance(row, std::span(chunk.data + begin, static_cast<std::size_t>(taken)));
+    }
+  }
+  if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(x_last), logits);
+  return logits;
+}
+
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::extend(StateType& state, const Tokens& tokens, Positions positions) const
+    -> Matrix<const A> {
+  return extend(this_thread_context<Device>(), state, tokens, positions);
+}
+
+template <class Net, class T, class Device>
+void Model<Net, T, Device>::check(const TrainingBatch& batch, const StateType* state,
+                                  const StateGradients* d_state) const {
+  const Index count = static_cast<Index>(batch.tokens.size());
+  require(count > 0, "loss: the batch is empty");
+  require(batch.targets.size() == batch.tokens.size(), "loss: ", batch.tokens.size(), " tokens but ",
+          batch.targets.size(), " targets");
+  require(batch.offsets.size() >= 2 && batch.offsets.front() == 0 && batch.offsets.back() == count,
+          "loss: the offsets of documents must run from 0 to the number of tokens, ", count);
+  for (std::size_t i = 1; i < batch.offsets.size(); ++i)
+    require(batch.offsets[i] >= batch.offsets[i - 1], "loss: offset ", i, " is ", batch.offsets[i],
+            ", before the previous one, ", batch.offsets[i - 1]);
+  if (state) {
+    const Index rows = static_cast<Index>(batch.offsets.size()) - 1;
+    require(state->batch() == rows, "loss: the batch holds ", rows, " documents, the state ", state->batch(), " rows");
+    for (Index row = 0; row < rows; ++row) {
+      const Index added = batch.offsets[row + 1] - batch.offsets[row];
+      require(state->length(row) + added <= state->max_length(), "loss: row ", row, " holds ", state->length(row),
+              " positions and would get ", added, " more, over max_length ", state->max_length());
+    }
+  }
+  require(!d_state || (state && d_state->batch() == state->batch() && d_state->max_length() == state->max_length()),
+          "loss: gradients of a state need that state, of the same batch and max_length");
+  detail::check_vocabulary(batch.tokens, Net::vocabulary, "loss", false);
+  detail::check_vocabulary(batch.targets, Net::vocabulary, "loss: targets", true);
+}
+
+namespace detail {
+
+/// The documents of a batch, as the device reads them.
+template <class Device, class StateType>
+Sequences sequences_of(Context<Device>& ctx, const TrainingBatch& batch, const StateType* state) {
+  const Index rows = static_cast<Index>(batch.offsets.size()) - 1;
+  Sequences sequences{ctx.readable(batch.offsets.data(), rows + 1), nullptr, rows, batch.offsets.back(), 0};
+  for (Index row = 0; row < rows; ++row)
+    sequences.longest = std::max(sequences.longest, batch.offsets[row + 1] - batch.offsets[row]);
+  if (state) {
+    auto starts = ctx.host_arena().template tensor<Index>(rows);
+    std::copy_n(state->lengths().data(), rows, starts.data);
+    sequences.starts = ctx.readable(starts.data, rows);
+  }
+  return sequences;
+}
+
+template <class StateType>
+void advance_all(StateType* state, const TrainingBatch& batch) {
+  if (!state) return;
+  for (Index row = 0; row < state->batch(); ++row)
+    state->advance(row, batch.tokens.subspan(static_cast<std::size_t>(batch.offsets[row]),
+                                             static_cast<std::size_t>(batch.offsets[row + 1] - batch.offsets[row])));
+}
+
+}  // namespace detail
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state) const {
+  check(batch, state, nullptr);
+  ArenaScope scope(ctx.arena());
+  const Sequences sequences = detail::sequences_of(ctx, batch, state);
+  const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
+  const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
+  const auto views = state ? state->views() : typename StateType::Views{};
+  const auto s = Net::template forward<A>(ctx, views_, tokens, sequences, views, Keep::nothing);
+  const LossSum sum = Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
+  detail::advance_all(state, batch);
+  return sum;
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
+                                                  GradientsType& gradients, const GradientOptions& options) const {
+  check(batch, options.state, options.d_state);
+  ArenaScope scope(ctx.arena());
+  const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
+  const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
+  const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
+  const auto views = options.state ? options.state->views() : typename StateType::Views{};
+  const auto d_views = options.d_state ? options.d_state->views() : typename StateGradients::Views{};
+  double scale = options.scale;
+  if (scale == 0) {
+    const auto wanted = std::count_if(batch.targets.begin(), batch.targets.end(), [](Token t) { return t >= 0; });
+    scale = 1 / static_cast<double>(std::max<Index>(wanted, 1));
+  }
+  const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views,
+                                              options.recompute ? Keep::layer_inputs : Keep::everything);
+  const LossSum sum =
+      Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
+  detail::advance_all(options.state, batch);
+  return sum;
+}
+
+}  // namespace zamba

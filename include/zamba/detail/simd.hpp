@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+// One register of numbers, and the few functions of it that the elementwise operators need.
+// Compiler vector types (g++, clang and nvcc's host pass) give explicit vectorisation at -O2 for whatever instruction
+// set the user compiles for: AVX-512, AVX2 or SSE2.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include <zamba/device.hpp>
+
+namespace zamba::detail {
+
+#if defined(__AVX512F__) && !defined(__NVCC__)  // nvcc's front end crashes on vectors of 64 bytes
+inline constexpr int register_bytes = 64;
+#elif defined(__AVX__)
+inline constexpr int register_bytes = 32;
+#else
+inline constexpr int register_bytes = 16;
+#endif
+
+template <class T>
+struct PackTypes;
+template <>
+struct PackTypes<float> {
+  typedef float Values __attribute__((vector_size(register_bytes)));
+  typedef std::int32_t Bits __attribute__((vector_size(register_bytes)));
+  static constexpr float lowest_exponent = -87.0f, highest_exponent = 88.0f;  // exp stays normal and finite between
+  static constexpr float round_to_integer = 0x1.8p23f;  // added, the sum's last bits are the nearest integer
+  static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+  static constexpr int mantissa_bits = 23, exp_degree = 7, log1p_terms = 8;
+};
+template <>
+struct PackTypes<double> {
+  typedef double Values __attribute__((vector_size(register_bytes)));
+  typedef std::int64_t Bits __attribute__((vector_size(register_bytes)));
+  static constexpr double lowest_exponent = -708.0, highest_exponent = 709.0;
+  static constexpr double round_to_integer = 0x1.8p52;
+  static constexpr double ln2_high = 0x1.62e42fefa3800p-1, ln2_low = 0x1.ef35793c76730p-45;
+  static constexpr int mantissa_bits = 52, exp_degree = 13, log1p_terms = 17;
+};
+
+/// A register of T: float or double.
+template <class T>
+using Pack = typename PackTypes<T>::Values;
+
+/// How many T a register holds.
+template <class T>
+inline constexpr Index lanes = register_bytes / static_cast<Index>(sizeof(T));
+
+template <class T>
+inline Pack<T> load(const T* from) {
+  Pack<T> pack;
+  std::memcpy(&pack, from, sizeof(pack));
+  return pack;
+}
+
+/// The first `count` values; zeros beyond.
+template <class T>
+inline Pack<T> load(const T* from, Index count) {
+  if (count >= lanes<T>) return load(from);
+  Pack<T> pack = {};
+  std::memcpy(&pack, from, static_cast<std::size_t>(count) * sizeof(T));
+  return pack;
+}
+
+template <class T>
+inline void store(T* to, const Pack<T>& pack) {
+  std::memcpy(to, &pack, sizeof(pack));
+}
+
+template <class T>
+inline void store(T* to, const Pack<T>& pack, Index count) {
+  std::memcpy(to, &pack, static_cast<std::size_t>(count < lanes<T> ? count : lanes<T>) * sizeof(T));
+}
+
+/// The sum of the lanes, by halves: a fixed order.
+template <class T>
+inline T sum(const Pack<T>& pack) {
+  T values[lanes<T>];
+  std::memcpy(values, &pack, sizeof(pack));
+  for (Index half = lanes<T> / 2; half > 0; half /= 2)
+    for (Index i = 0; i < half; ++i) values[i] += values[i + half];
+  return values[0];
+}
+
+/// coefficient(k) as a constant of the program.
+template <int k, class T, class Coefficient>
+consteval T value(Coefficient coefficient) {
+  return coefficient(k);
+}
+
+/// sum over k in [First, Last] of coefficient(k) r^(k - First), by Horner's rule. A recursion rather than a loop: -O2
+/// of g++ leaves such loops rolled.
+template <int First, int Last, class T, class Coefficient>
+[[gnu::always_inline]] inline Pack<T> horner(const Pack<T>& r, Coefficient coefficient) {
+  if constexpr (First == Last)
+    return Pack<T>{} + value<Last, T>(coefficient);
+  else
+    return horner<First + 1, Last, T>(r, coefficient) * r + value<First, T>(coefficient);
+}
+
+/// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, a Taylor polynomial in r, and n added to the exponent bits.
+/// Relative error at most 2e-7 (float), 4e-16 (double). Clamped to the normal range: e^-1000 is the smallest normal
+/// number, not 0. NaN stays NaN.
+template <class T>
+[[gnu::always_inline]] inline Pack<T> exp(Pack<T> x) {
+  using P = PackTypes<T>;
+  x = x < P::lowest_exponent ? Pack<T>{} + P::lowest_exponent : x;
+  x = x > P::highest_exponent ? Pack<T>{} + P::highest_exponent : x;
+  const Pack<T> shifted = x * T(1.44269504088896340736) + P::round_to_integer;
+  const Pack<T> n = shifted - P::round_to_integer;
+  const Pack<T> r = (x - n * P::ln2_high) - n * P::ln2_low;
+  const Pack<T> value = horner<0, P::exp_degree, T>(r, [](int k) {
+    T factorial = 1;
+    for (int i = 2; i <= k; ++i) factorial *= T(i);
+    return T(1) / factorial;
+  });
+  using Bits = typename P::Bits;
+  return (Pack<T>)((Bits)value + ((Bits)shifted << P::mantissa_bits));
+}
+
+/// 1 / (1 + e^-x)
+template <class T>
+[[gnu::always_inline]] inline Pack<T> sigmoid(const Pack<T>& x) {
+  return T(1) / (T(1) + exp<T>(-x));
+}
+
+/// log1p(e^x), and x itself above 20: max(x, 0) + log1p(e^-|x|), with log1p(y) = 2 artanh(y / (2 + y)) as a series in
+/// s = y / (2 + y) <= 1/3. Relative error at most 3e-7 (float), 6e-16 (double).
+template <class T>
+[[gnu::always_inline]] inline Pack<T> softplus(const Pack<T>& x) {
+  const Pack<T> y = exp<T>(x < T(0) ? x : -x);
+  const Pack<T> s = y / (T(2) + y);
+  const Pack<T> log1p =
+      T(2) * s * horner<0, PackTypes<T>::log1p_terms - 1, T>(s * s, [](int k) { return T(1) / T(2 * k + 1); });
+  const Pack<T> positive = x < T(0) ? Pack<T>{} : x;
+  return x > T(20) ? x : positive + log1p;
+}
+
+}  // namespace zamba::detail

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// LanguageModel: tokens -> embedding -> stack -> norm -> head.
+//
+//   x0     = embedding[tokens]
+//   x      = stack(x0)
+//   logits = rms(x) embedding^T        the head is tied to the embedding
+#pragma once
+
+#include <zamba/block.hpp>
+#include <zamba/ops/cross_entropy.hpp>
+#include <zamba/ops/embedding.hpp>
+#include <zamba/ops/linear.hpp>
+#include <zamba/ops/rms_norm.hpp>
+
+namespace zamba {
+
+template <Index Vocabulary, Block S>
+struct LanguageModel {
+  static_assert(Vocabulary > 0, "zamba::LanguageModel: the vocabulary must hold at least one token");
+
+  using Stack = S;
+  static constexpr Index vocabulary = Vocabulary, d_model = Stack::d_model;
+  static constexpr double norm_eps = [] {
+    if constexpr (requires { Stack::norm_eps; })
+      return Stack::norm_eps;
+    else
+      return 1e-5;
+  }();
+
+  template <class W, class F>
+  struct Parameters {
+    Matrix<W> embedding;  // (V, d)
+    typename Stack::template Parameters<W, F> stack;
+    Vector<F> final_norm;  // (d)
+  };
+
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    visit("embedding.weight", p.embedding, {{Vocabulary, d_model}}, normal(0.02));
+    Stack::visit_parameters(p.stack, visit);
+    visit("final_norm.weight", p.final_norm, {{d_model}}, constant(1), Decay::no);
+  }
+
+  static constexpr Index active_parameters = Vocabulary * d_model + active_parameter_count<Stack> + d_model;
+
+  template <class Cache, class F>
+  using State = typename Stack::template State<Cache, F>;
+
+  template <class States, class Visit>
+  static constexpr void visit_state(States& s, Visit visit) {
+    Stack::visit_state(s, visit);
+  }
+
+  template <class A, class F>
+  struct Saved {
+    Matrix<A> x0, x;  // (tokens, d) entering and leaving the stack
+    typename Stack::template Saved<A, F> stack;
+  };
+
+  /// tokens (sequences.tokens), readable by the device, each in [0, Vocabulary).
+  template <class A, class Device, class W, class F, class Cache>
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Token* tokens,
+                             const Sequences& sequences, const typename Stack::template State<Cache, F>& state,
+                             Keep keep) {
+    Saved<A, F> s;
+    s.x0 = ctx.arena().template tensor<A>(sequences.tokens, d_model);
+    s.x = ctx.arena().template tensor<A>(sequences.tokens, d_model);
+    embedding(ctx, tokens, sequences.tokens, p.embedding, s.x0);
+    s.stack = Stack::forward(ctx, p.stack, Stream<A>{s.x0, {}, s.x}, sequences, state, keep);
+    return s;
+  }
+
+  /// logits (n, V) of rows x (n, d) that left the stack.
+  template <class Device, class W, class F, class A>
+  static void logits(Context<Device>& ctx, const Parameters<const W, const F>& p, Matrix<const A> x, Matrix<A> out) {
+    ArenaScope scope(ctx.arena());
+    auto h = ctx.arena().template tensor<A>(x.rows(), d_model);
+    auto rstd = ctx.arena().template tensor<F>(x.rows());
+    rms_norm(ctx, x, {}, p.final_norm, norm_eps, h, rstd);
+    linear(ctx, h, p.embedding, out);
+  }
+
+  /// Sum of the next-token losses of rows x (n, d) that left the stack; targets < 0 carry none.
+  template <class Device, class W, class F, class A>
+  static LossSum loss(Context<Device>& ctx, const Parameters<const W, const F>& p, Matrix<const A> x,
+                      const Token* targets) {
+    ArenaScope scope(ctx.arena());
+    auto h = ctx.arena().template tensor<A>(x.rows(), d_model);
+    auto rstd = ctx.arena().template tensor<F>(x.rows());
+    rms_norm(ctx, x, {}, p.final_norm, norm_eps, h, rstd);
+    return cross_entropy(ctx, h, p.embedding, targets);
+  }
+
+  /// The loss, and d_p += d(scale * sum of losses)/dp. d_state as in Block.
+  template <class Device, class W, class F, class A, class Cache>
+  static LossSum backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
+                          const Saved<A, F>& s, const Token* tokens, const Token* targets, double scale,
+                          const Sequences& sequences, const typename Stack::template State<Cache, F>& state,
+                          const typename Stack::template State<F, F>& d_state) {
+    ArenaScope scope(ctx.arena());
+    const Index n = sequences.tokens;
+    auto h = ctx.arena().template tensor<A>(n, d_model);
+    auto rstd = ctx.arena().template tensor<F>(n);
+    auto d_h = ctx.arena().template tensor<A>(n, d_model);
+    auto d = ctx.arena().template tensor<A>(n, d_model);
+    rms_norm(ctx, s.x, {}, p.final_norm, norm_eps, h, rstd);
+    const LossSum loss = cross_entropy_backward(ctx, h, p.embedding, targets, scale, d_h, d_p.embedding);
+    ctx.zero(d);
+    rms_norm_backward(ctx, d_h, s.x, {}, p.final_norm, rstd, d, {}, d_p.final_norm);
+    Stack::backward(ctx, p.stack, d_p.stack, s.stack, Stream<A>{s.x0, {}, {}}, d, Matrix<A>{}, sequences, state,
+                    d_state);
+    embedding_backward(ctx, tokens, n, d, d_p.embedding);
+    return loss;
+  }
+};
+
+}  // namespace zamba

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+// Model<Net, T, Device>: an architecture with weights, stored as T on a device.
+//
+// A const Model may be used by several threads at once; each computes with a Context of its own, and a State, like a
+// Context, belongs to one thread. Members are defined below the class, so that `extern template class zamba::Model<Net,
+// T, cuda>;` leaves their code to the translation unit that instantiates the model.
+#pragma once
+
+#include <array>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <zamba/language_model.hpp>
+#include <zamba/pattern_stack.hpp>
+#include <zamba/state.hpp>
+
+namespace zamba {
+
+/// A parameter of a model, as a saver or an optimiser sees it.
+struct ParameterEntry {
+  std::string name;
+  std::vector<Index> shape;
+  Index size = 0;
+  Initializer initializer{};
+  Decay decay = Decay::yes;
+  bool precise = false;         // stored in compute_t<T>, not in T
+  Index offset = 0;             // of its first element among all elements; a multiple of 64 bytes in every type
+  std::size_t byte_offset = 0;  // of its first byte in the model's memory
+};
+
+namespace detail {
+
+struct WeightTag {};
+struct PreciseTag {};
+
+/// The parameters of Net with their places in memory, where weights are stored as T.
+template <class Net, class T>
+std::vector<ParameterEntry> list_parameters() {
+  constexpr Index granule = static_cast<Index>(alignment) / 2;  // elements of the smallest type in `alignment` bytes
+  std::vector<ParameterEntry> entries;
+  typename Net::template Parameters<WeightTag, PreciseTag> parameters;
+  Index offset = 0;
+  std::size_t bytes = 0;
+  visit_parameters<Net>(
+      parameters, [&](const Name& name, auto& tensor, auto shape, Initializer initializer, Decay decay) {
+        constexpr bool precise = std::is_same_v<std::remove_pointer_t<decltype(tensor.data)>, PreciseTag>;
+        entries.push_back({name.str(),
+                           {std::begin(shape.extent), std::end(shape.extent)},
+                           shape.size(),
+                           initializer,
+                           decay,
+                           precise,
+                           offset,
+                           bytes});
+        offset += (shape.size() + granule - 1) / granule * granule;
+        bytes += align_up(static_cast<std::size_t>(shape.size()) * (precise ? sizeof(compute_t<T>) : sizeof(T)));
+      });
+  return entries;
+}
+
+/// Points the views of `parameters` into memory: f(i) gives the first byte of the i-th.
+template <class Net, class P, class F>
+void bind_parameters(P& parameters, F&& first_byte) {
+  std::size_t i = 0;
+  visit_parameters<Net>(parameters, [&](const Name&, auto& tensor, auto shape, Initializer, Decay) {
+    using Element = std::remove_pointer_t<decltype(tensor.data)>;
+    Element* data = reinterpret_cast<Element*>(first_byte(i++));
+    std::apply([&](auto... extents) { tensor = {data, extents...}; }, std::to_array(shape.extent));
+  });
+}
+
+}  // namespace detail
+
+/// Gradients of all parameters, float32 (float64 for double) whatever the storage type. They add up until zero() is
+/// called.
+template <class Net, class T, class Device>
+class Gradients {
+ public:
+  using F = compute_t<T>;
+
+  explicit Gradients(const std::vector<ParameterEntry>& entries) {
+    const ParameterEntry& last = entries.back();
+    count_ = last.offset + last.size;
+    buffer_ = Buffer<Device>(static_cast<std::size_t>(count_) * sizeof(F));
+    detail::bind_parameters<Net>(
+        views_, [&](std::size_t i) { return buffer_.data() + entries[i].offset * static_cast<Index>(sizeof(F)); });
+    zero();
+  }
+
+  void zero() { Memory<Device>::zero(buffer_.data(), buffer_.size()); }
+  const typename Net::template Parameters<F, F>& views() const { return views_; }
+  /// All elements, at the offsets of ParameterEntry; the gaps between parameters are zero.
+  Vector<F> values() const { return {reinterpret_cast<F*>(buffer_.data()), count_}; }
+
+ private:
+  Index count_ = 0;
+  Buffer<Device> buffer_;
+  typename Net::template Parameters<F, F> views_;
+};
+
+/// Tokens for the rows of a state: all of row 0, then all of row 1, ...; lengths absent: everything belongs to one row.
+struct Tokens {
+  std::span<const Token> tokens;
+  std::span<const Index> lengths = {};
+
+  Tokens(std::span<const Token> one_row) : tokens(one_row) {}
+  Tokens(const std::vector<Token>& one_row) : tokens(one_row) {}
+  Tokens(std::initializer_list<Token> one_row) : tokens(one_row.begin(), one_row.size()) {}
+  Tokens(const Token& one_token) : tokens(&one_token, 1) {}
+  Tokens(std::span<const Token> all, std::span<const Index> lengths_of_rows) : tokens(all), lengths(lengths_of_rows) {}
+};
+
+/// Which logits extend returns: (rows, V) after each row's last token, or (tokens, V) after every token.
+enum class Positions { last, all };
+
+/// Packed documents for training: document k is [offsets[k], offsets[k + 1]); nothing crosses a boundary.
+struct TrainingBatch {
+  std::span<const Token> tokens;
+  std::span<const Token> targets;  // the wanted next token at each position; negative: no loss there
+  std::span<const Index> offsets;  // from 0 to tokens.size()
+};
+
+template <class Net, class T = float, class Device = cpu>
+class Model {
+ public:
+  using F = compute_t<T>;
+  using A = activation_t<T, Device>;
+  using StateType = State<Net, T, Device>;
+  using StateGradients = State<Net, F, Device>;
+  using GradientsType = Gradients<Net, T, Device>;
+  using Views = typename Net::template Parameters<const T, const F>;
+
+  /// Weights drawn as each block's listing says.
+  explicit Model(Seed seed);
+  Model(Model&&) noexcept = default;
+  Model& operator=(Model&&) noexcept = default;
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  /// The same weights in another storage type, on another device.
+  template <class U, class OtherDevice = Device>
+  Model<Net, U, OtherDevice> to() const;
+
+  StateType new_state(StateOptions options = {}) const { return StateType(options); }
+  GradientsType new_gradients() const { return GradientsType(entries_); }
+  /// Zero gradients of a state like this one, to be filled as that of the final state and read as that of the initial
+  /// one.
+  StateGradients new_state_gradients(const StateType& state) const;
+
+  /// Appends tokens to the rows of a state and returns logits: prefill, a further chunk, or one token. The view stays
+  /// valid until the next call with the same state or context. Throws, and changes nothing, for an empty prompt, a
+  /// token outside the vocabulary, lengths that do not add up, or a row that would exceed max_length. With
+  /// Positions::last a row that got no tokens gets NaN.
+  Matrix<const A> extend(Context<Device>& ctx, StateType& state, const Tokens& tokens,
+                         Positions positions = Positions::last) const;
+  Matrix<const A> extend(StateType& state, const Tokens& tokens, Positions positions = Positions::last) const;
+
+  /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
+  LossSum loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state = nullptr) const;
+
+  struct GradientOptions {
+    double scale = 0;        // of the summed loss; 0: 1 / (number of targets), the mean
+    bool recompute = false;  // keep only what enters each layer
+    StateType* state = nullptr;
+    StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
+  };
+  /// The loss, and its gradients added to `gradients`.
+  LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
+                             const GradientOptions& options) const;
+  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const {
+    return loss_and_gradients(this_thread_context<Device>(), batch, gradients, {});
+  }
+
+  const Views& parameters() const { return views_; }
+  const std::vector<ParameterEntry>& entries() const { return entries_; }
+  /// The elements of one parameter, as double, in row-major order; and their replacement (rounded to the stored type).
+  std::vector<double> read(const ParameterEntry& entry) const;
+  void write(const ParameterEntry& entry, std::span<const double> values);
+  /// The bytes of one parameter, of type T or, where entry.precise, compute_t<T>.
+  std::byte* data(const ParameterEntry& entry) { return buffer_.data() + entry.byte_offset; }
+  const std::byte* data(const ParameterEntry& entry) const { return buffer_.data() + entry.byte_offset; }
+  std::size_t bytes(const ParameterEntry& entry) const {
+    return static_cast<std::size_t>(entry.size) * (entry.precise ? sizeof(F) : sizeof(T));
+  }
+
+ private:
+  template <class, class, class>
+  friend class Model;
+  struct Uninitialised {};
+  explicit Model(Uninitialised);
+
+  void check(const StateType& state, const Tokens& tokens) const;
+  void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
+
+  std::vector<ParameterEntry> entries_;
+  Buffer<Device> buffer_;
+  Views views_;
+};
+
+}  // namespace zamba
+
+#include <zamba/detail/model_members.hpp>

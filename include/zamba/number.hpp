@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// Storage types of weights, and the type in which their arithmetic is done.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#include <zamba/device.hpp>
+
+namespace zamba {
+
+/// bfloat16: the upper half of a float. A storage type; arithmetic converts to float first.
+struct bf16 {
+  std::uint16_t bits = 0;
+
+  bf16() = default;
+  /// Rounds to nearest, ties to even; a NaN stays a (quiet) NaN.
+  ZAMBA_HOST_DEVICE constexpr explicit bf16(float value) {
+    const std::uint32_t u = std::bit_cast<std::uint32_t>(value);
+    const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;
+    bits = static_cast<std::uint16_t>(is_nan ? (u >> 16) | 0x0040u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+  }
+  ZAMBA_HOST_DEVICE constexpr operator float() const {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  }
+};
+
+/// IEEE half precision, met in checkpoint files only.
+struct f16 {
+  std::uint16_t bits = 0;
+
+  /// Exact: every half is a float.
+  constexpr operator float() const {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+    const std::uint32_t exponent = (bits >> 10) & 0x1fu;
+    const std::uint32_t mantissa = bits & 0x3ffu;
+    if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
+      const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+      return sign ? -magnitude : magnitude;
+    }
+    if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  }
+};
+
+/// The type of sums, norms, softmax, recurrent state, gradients and optimiser state for weights stored as T:
+/// double for double, float for everything else.
+template <class T>
+using compute_t = std::conditional_t<std::is_same_v<std::remove_const_t<T>, double>, double, float>;
+
+/// The type of activations between operators: compute_t<T> on the CPU, T itself on CUDA.
+template <class T, class Device>
+using activation_t = std::conditional_t<std::is_same_v<Device, cpu>, compute_t<T>, std::remove_const_t<T>>;
+
+}  // namespace zamba

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+// Named parameters: a block lists each of its parameters once, and counters, initialisation, loader, saver and
+// optimiser follow.
+//
+//   template <class W, class F>
+//   struct Parameters { Matrix<W> in_proj; Vector<F> D; };
+//
+//   template <class P, class Visit>
+//   static constexpr void visit_parameters(P& p, Visit visit) {
+//     visit("in_proj.weight", p.in_proj, {2 * D, d}, normal(0.02));
+//     visit("D", p.D, {D}, constant(1), Decay::no);
+//   }
+//
+// W is the storage type of weights, F that of parameters kept in float32 or better (A_log, D, biases, norms).
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <zamba/random.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+/// Draws the value of element `index` of a parameter whose last extent is `cols`; `argument` is what the block gave.
+struct Initializer {
+  double (*draw)(Random&, double argument, Index index, Index cols);
+  double argument = 0;
+};
+
+namespace detail {  // named, since nvcc 13.0 loses lambdas in these positions
+
+inline double draw_normal(Random& random, double deviation, Index, Index) { return deviation * random.normal(); }
+inline double draw_uniform(Random& random, double bound, Index, Index) { return bound * (2 * random.uniform() - 1); }
+inline double draw_constant(Random&, double value, Index, Index) { return value; }
+inline double draw_log_arange(Random&, double, Index index, Index cols) {
+  return std::log(static_cast<double>(index % cols + 1));
+}
+inline double draw_inverse_softplus_dt(Random& random, double, Index, Index) {
+  const double dt = std::exp(std::log(0.001) + random.uniform() * std::log(0.1 / 0.001));
+  return std::fmax(dt, 1e-4) + std::log(-std::expm1(-std::fmax(dt, 1e-4)));
+}
+
+}  // namespace detail
+
+constexpr Initializer normal(double deviation) { return {detail::draw_normal, deviation}; }
+constexpr Initializer uniform(double bound) { return {detail::draw_uniform, bound}; }
+constexpr Initializer constant(double value) { return {detail::draw_constant, value}; }
+/// log(1), log(2), ... along the last extent: the usual A_log (S4D-real).
+constexpr Initializer log_arange() { return {detail::draw_log_arange, 0}; }
+/// The inverse of softplus, dt + log(-expm1(-dt)), at dt log-uniform in [0.001, 0.1]: the usual dt bias.
+constexpr Initializer inverse_softplus_dt() { return {detail::draw_inverse_softplus_dt, 0}; }
+
+/// Whether AdamW's weight decay applies: not to A_log, D, biases, convolutions and norms.
+enum class Decay { no, yes };
+
+/// Extents of a parameter or of one row of a state, written {out, in}.
+template <int Rank>
+struct Shape {
+  Index extent[Rank];
+
+  constexpr Index size() const {
+    Index n = 1;
+    for (Index e : extent) n *= e;
+    return n;
+  }
+};
+
+/// A dotted name, held as a chain of its parts so that visiting needs no memory and runs at compile time.
+struct Name {
+  const Name* parent = nullptr;
+  std::string_view text = {};
+  Index number = -1;
+
+  /// "layers.3.mixer.in_proj.weight"
+  std::string str() const {
+    std::string whole = parent ? parent->str() : std::string();
+    if (!text.empty()) whole.append(whole.empty() ? "" : ".").append(text);
+    if (number >= 0) whole.append(".").append(std::to_string(number));
+    return whole;
+  }
+};
+
+/// What visit_parameters calls: hands every tensor with its full name to f(name, tensor, shape, initializer, decay).
+template <class F>
+class ParameterVisitor {
+ public:
+  constexpr explicit ParameterVisitor(F& f) : f_(&f) {}
+
+  template <class T, int Rank>
+  constexpr void operator()(std::string_view name, Tensor<T, Rank>& tensor, std::type_identity_t<Shape<Rank>> shape,
+                            Initializer initializer, Decay decay = Decay::yes) const {
+    (*f_)(Name{&prefix_, name}, tensor, shape, initializer, decay);
+  }
+
+  /// The visitor for a part called `name`, or the number-th of several. Valid while this visitor is.
+  constexpr ParameterVisitor scope(std::string_view name, Index number = -1) const {
+    return ParameterVisitor(*f_, Name{&prefix_, name, number});
+  }
+
+ private:
+  constexpr ParameterVisitor(F& f, Name prefix) : f_(&f), prefix_(prefix) {}
+
+  F* f_;
+  Name prefix_;
+};
+
+/// Visits the parameters `p` of block B with f(name, tensor, shape, initializer, decay).
+template <class B, class P, class F>
+constexpr void visit_parameters(P& p, F&& f) {
+  B::visit_parameters(p, ParameterVisitor<std::remove_reference_t<F>>(f));
+}
+
+namespace detail {
+
+struct CountParameters {
+  Index count = 0;
+  template <class T, int Rank>
+  constexpr void operator()(const Name&, Tensor<T, Rank>&, Shape<Rank> shape, Initializer, Decay) {
+    count += shape.size();
+  }
+};
+
+template <class B>
+constexpr Index count_parameters() {
+  typename B::template Parameters<char, char> parameters;
+  CountParameters counter;
+  visit_parameters<B>(parameters, counter);
+  return counter.count;
+}
+
+}  // namespace detail
+
+/// How many parameters a block has; shared ones count once.
+template <class B>
+inline constexpr Index parameter_count = detail::count_parameters<B>();
+
+}  // namespace zamba

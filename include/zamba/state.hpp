@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT
+// State<Net, T, Device>: what sequences leave behind, convolution windows, recurrent states and key/value caches. A
+// value.
+#pragma once
+
+#include <cstring>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <zamba/block.hpp>
+#include <zamba/buffer.hpp>
+#include <zamba/number.hpp>
+
+namespace zamba {
+
+struct StateOptions {
+  Index batch = 1;
+  Index max_length = 2048;
+};
+
+namespace detail {
+
+/// 64-bit FNV-1a over bytes, to be chained.
+class Hash {
+ public:
+  void add(std::string_view bytes) {
+    for (const char c : bytes) value_ = (value_ ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  }
+  void add(Index number) { add(std::string_view(reinterpret_cast<const char*>(&number), sizeof number)); }
+  std::uint64_t value() const { return value_; }
+  static Hash from(std::uint64_t value) {
+    Hash hash;
+    hash.value_ = value;
+    return hash;
+  }
+
+ private:
+  std::uint64_t value_ = 0xcbf29ce484222325u;
+};
+
+}  // namespace detail
+
+/// A hash of the names and shapes of a network's parameters and state: equal for equal architectures.
+template <class Net>
+std::uint64_t architecture_hash() {
+  detail::Hash hash;
+  typename Net::template Parameters<char, char> parameters;
+  visit_parameters<Net>(parameters, [&](const Name& name, auto&, auto shape, Initializer, Decay) {
+    hash.add(name.str());
+    for (const Index extent : shape.extent) hash.add(extent);
+  });
+  typename Net::template State<char, char> state;
+  visit_state<Net>(state, [&](const Name& name, auto&, Index rows, Index width) {
+    hash.add(name.str());
+    hash.add(rows);
+    hash.add(width);
+  });
+  return hash.value();
+}
+
+/// The states of `batch` sequences, each with room for max_length positions. Rows have lengths of their own. Copying
+/// copies the used part of every row; nothing beyond a row's length is ever read. Belongs to one thread.
+template <class Net, class T, class Device>
+class State {
+ public:
+  using Views = typename Net::template State<T, compute_t<T>>;
+
+  explicit State(StateOptions options) : batch_(options.batch), max_length_(options.max_length) {
+    require(batch_ > 0 && max_length_ > 0, "new_state: batch and max_length must be positive, got batch ", batch_,
+            " and max_length ", max_length_);
+    lengths_.assign(static_cast<std::size_t>(batch_), 0);
+    history_.resize(static_cast<std::size_t>(batch_ * max_length_));
+    std::size_t bytes = 0;
+    for_each_tensor([&](auto& tensor, Index rows, Index width) { bytes += tensor_bytes(tensor, rows, width); });
+    buffer_ = Buffer<Device>(bytes);
+    bind();
+  }
+  State(const State& other) : State(StateOptions{other.batch_, other.max_length_}) {
+    for (Index row = 0; row < batch_; ++row) copy_row(other, row, row);
+  }
+  State& operator=(const State& other) {
+    if (this != &other) *this = State(other);
+    return *this;
+  }
+  State(State&&) noexcept = default;
+  State& operator=(State&&) noexcept = default;
+
+  Index batch() const { return batch_; }
+  Index max_length() const { return max_length_; }
+  /// Positions that row has seen.
+  Index length(Index row = 0) const { return lengths_[checked(row)]; }
+  std::span<const Index> lengths() const { return lengths_; }
+  std::size_t bytes() const { return buffer_.size(); }
+
+  /// Forgets all rows, or one. Takes no time: a row of length 0 begins from zero.
+  void reset() { std::fill(lengths_.begin(), lengths_.end(), 0); }
+  void reset(Index row) { lengths_[checked(row)] = 0; }
+
+  /// The states of the given rows, in the given order and as often as given: what a beam search keeps.
+  State gather(std::span<const Index> rows) const {
+    State selected(StateOptions{static_cast<Index>(rows.size()), max_length_});
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      selected.copy_row(*this, static_cast<Index>(checked(rows[i])), static_cast<Index>(i));
+    return selected;
+  }
+
+  /// What roll_back needs: the parts that further tokens rewrite. Caches only grow, so theirs stay where they are.
+  struct Snapshot {
+    std::vector<Index> lengths;
+    std::vector<std::uint64_t> history;  // of each row's tokens so far
+    std::vector<std::byte> rewritten;
+  };
+
+  Snapshot snapshot() const {
+    Snapshot s{lengths_, {}, {}};
+    for (Index row = 0; row < batch_; ++row) s.history.push_back(history_at(row, lengths_[row]));
+    for_each_tensor([&](const auto& tensor, Index rows, Index width) {
+      if (rows == per_position) return;
+      const std::size_t at = s.rewritten.size(),
+                        bytes = sizeof(*tensor.data) * static_cast<std::size_t>(batch_ * rows * width);
+      s.rewritten.resize(at + bytes);
+      Memory<Device>::copy_to_host(s.rewritten.data() + at, tensor.data, bytes);
+    });
+    return s;
+  }
+
+  /// Returns to a snapshot of this state. Throws where a row does not hold the snapshot's tokens as its beginning any
+  /// more.
+  void roll_back(const Snapshot& s) {
+    require(s.lengths.size() == lengths_.size(), "roll_back: the snapshot holds ", s.lengths.size(),
+            " rows, the state ", lengths_.size());
+    for (Index row = 0; row < batch_; ++row)
+      require(s.lengths[row] <= lengths_[row] && history_at(row, s.lengths[row]) == s.history[row], "roll_back: row ",
+              row, " no longer begins with the ", s.lengths[row], " tokens of the snapshot");
+    std::size_t at = 0;
+    for_each_tensor([&](auto& tensor, Index rows, Index width) {
+      if (rows == per_position) return;
+      const std::size_t bytes = sizeof(*tensor.data) * static_cast<std::size_t>(batch_ * rows * width);
+      Memory<Device>::copy_from_host(tensor.data, s.rewritten.data() + at, bytes);
+      at += bytes;
+    });
+    lengths_ = s.lengths;
+  }
+
+  /// The used part of all rows, with the hash of the architecture.
+  std::vector<std::byte> to_bytes() const;
+  /// The inverse; throws for bytes of another architecture, storage type or length, and for truncated ones.
+  static State from_bytes(std::span<const std::byte> bytes);
+
+  /// The views that blocks work on.
+  const Views& views() const { return views_; }
+
+  /// Room for logits of n rows, kept between calls.
+  Matrix<activation_t<T, Device>> logits(Index n) {
+    using A = activation_t<T, Device>;
+    const std::size_t bytes = static_cast<std::size_t>(n * Net::vocabulary) * sizeof(A);
+    if (logits_.size() < bytes) logits_ = Buffer<Device>(bytes);
+    return {reinterpret_cast<A*>(logits_.data()), n, Net::vocabulary};
+  }
+  /// All elements zero, for gradients.
+  void zero() { Memory<Device>::zero(buffer_.data(), buffer_.size()); }
+
+  /// Notes that `tokens` were appended to a row. For Model, which calls it after the computation.
+  void advance(Index row, std::span<const Token> tokens) {
+    detail::Hash hash = detail::Hash::from(history_at(row, lengths_[row]));
+    for (const Token token : tokens) {
+      hash.add(Index{token});
+      history_[static_cast<std::size_t>(row * max_length_ + lengths_[row]++)] = hash.value();
+    }
+  }
+
+ private:
+  struct Header {
+    char magic[8];
+    std::uint64_t architecture;
+    Index element_size, batch, max_length;
+  };
+  static constexpr char magic[9] = "zamba-st";
+
+  std::size_t checked(Index row) const {
+    require(row >= 0 && row < batch_, "State: row ", row, " of a batch of ", batch_);
+    return static_cast<std::size_t>(row);
+  }
+  std::uint64_t history_at(Index row, Index length) const {
+    return length == 0 ? detail::Hash().value() : history_[static_cast<std::size_t>(row * max_length_ + length - 1)];
+  }
+
+  template <class F>
+  void for_each_tensor(F&& f) const {
+    visit_state<Net>(const_cast<Views&>(views_),
+                     [&](const Name&, auto& tensor, Index rows, Index width) { f(tensor, rows, width); });
+  }
+  template <class Tensor>
+  std::size_t tensor_bytes(const Tensor& tensor, Index rows, Index width) const {
+    return align_up(sizeof(*tensor.data) *
+                    static_cast<std::size_t>(batch_ * (rows == per_position ? max_length_ : rows) * width));
+  }
+  void bind() {
+    std::byte* at = buffer_.data();
+    for_each_tensor([&](auto& tensor, Index rows, Index width) {
+      using Element = std::remove_reference_t<decltype(*tensor.data)>;
+      tensor = {reinterpret_cast<Element*>(at), batch_, rows == per_position ? max_length_ : rows, width};
+      at += tensor_bytes(tensor, rows, width);
+    });
+  }
+
+  /// f(pointer, bytes) for the used part of a row, tensor by tensor.
+  template <class F>
+  void for_each_part(Index row, F&& f) const {
+    for_each_tensor([&](auto& tensor, Index rows, Index width) {
+      const Index used = rows == per_position ? lengths_[row] : lengths_[row] > 0 ? rows : 0;
+      f(tensor[row].data, sizeof(*tensor.data) * static_cast<std::size_t>(used * width));
+    });
+  }
+  void copy_row(const State& from, Index source, Index target) {
+    lengths_[target] = from.lengths_[source];
+    std::copy_n(from.history_.begin() + source * max_length_, lengths_[target],
+                history_.begin() + target * max_length_);
+    std::vector<const void*> parts;
+    from.for_each_part(source, [&](const void* data, std::size_t) { parts.push_back(data); });
+    std::size_t part = 0;
+    for_each_part(target, [&](void* data, std::size_t bytes) { Memory<Device>::copy(data, parts[part++], bytes); });
+  }
+
+  Index batch_, max_length_;
+  std::vector<Index> lengths_;
+  std::vector<std::uint64_t> history_;  // (batch, max_length): a hash of each prefix
+  Buffer<Device> buffer_, logits_;
+  Views views_;
+};
+
+template <class Net, class T, class Device>
+std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
+  Header header{{}, architecture_hash<Net>(), static_cast<Index>(sizeof(T)), batch_, max_length_};
+  std::memcpy(header.magic, magic, sizeof header.magic);
+  std::vector<std::byte> bytes;
+  const auto append = [&](const void* data, std::size_t size) {
+    bytes.resize(bytes.size() + size);
+    if (size) std::memcpy(bytes.data() + bytes.size() - size, data, size);
+  };
+  append(&header, sizeof header);
+  append(lengths_.data(), lengths_.size() * sizeof(Index));
+  for (Index row = 0; row < batch_; ++row) {
+    append(history_.data() + row * max_length_, static_cast<std::size_t>(lengths_[row]) * sizeof(std::uint64_t));
+    for_each_part(row, [&](const void* data, std::size_t size) {
+      const std::size_t at = bytes.size();
+      bytes.resize(at + size);
+      if (size) Memory<Device>::copy_to_host(bytes.data() + at, data, size);
+    });
+  }
+  return bytes;
+}
+
+template <class Net, class T, class Device>
+State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byte> bytes) {
+  std::size_t at = 0;
+  const auto take = [&](std::size_t size) {
+    require(size <= bytes.size() - at, "State::from_bytes: truncated, ", at + size, " bytes wanted, ", bytes.size(),
+            " given");
+    at += size;
+    return bytes.data() + at - size;
+  };
+  Header header;
+  std::memcpy(&header, take(sizeof header), sizeof header);
+  require(std::memcmp(header.magic, magic, sizeof header.magic) == 0,
+          "State::from_bytes: these are not the bytes of a state");
+  require(header.architecture == architecture_hash<Net>(),
+          "State::from_bytes: the state belongs to an architecture of hash ", header.architecture, ", this one's is ",
+          architecture_hash<Net>());
+  require(header.element_size == sizeof(T), "State::from_bytes: the caches hold elements of ", header.element_size,
+          " bytes, this state's of ", sizeof(T));
+  require(header.batch > 0 && header.max_length > 0 && header.batch <= static_cast<Index>(bytes.size() / sizeof(Index)),
+          "State::from_bytes: impossible batch ", header.batch, " or max_length ", header.max_length);
+  std::vector<Index> lengths(static_cast<std::size_t>(header.batch));
+  std::memcpy(lengths.data(), take(lengths.size() * sizeof(Index)), lengths.size() * sizeof(Index));
+  for (const Index length : lengths)
+    require(length >= 0 && length <= header.max_length, "State::from_bytes: a row of length ", length,
+            " in a state of max_length ", header.max_length);
+  State state(StateOptions{header.batch, header.max_length});
+  state.lengths_ = std::move(lengths);
+  for (Index row = 0; row < state.batch_; ++row) {
+    const std::size_t history = static_cast<std::size_t>(state.lengths_[row]) * sizeof(std::uint64_t);
+    std::memcpy(state.history_.data() + row * state.max_length_, take(history), history);
+    state.for_each_part(row,
+                        [&](void* data, std::size_t size) { Memory<Device>::copy_from_host(data, take(size), size); });
+  }
+  require(at == bytes.size(), "State::from_bytes: ", bytes.size() - at, " bytes left over");
+  return state;
+}
+
+}  // namespace zamba

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// Tensor<T, Rank>: a non-owning, row-major, strided view; and the glossary of shapes.
+//
+//   glossary of extents (in comments beside every view)
+//     tokens   positions of all rows of a ragged batch, one row's after the other's: there is no padding
+//     rows     sequences in a batch; row r owns tokens [offsets[r], offsets[r + 1])
+//     d        d_model, the width of the residual stream
+//     D        d_inner = expand * d, the channels of a Mamba mixer; H heads of P = D / H
+//     N        d_state, the recurrent state of one channel
+//     R        dt_rank
+//     K        d_conv, the width of the causal convolution
+//     V        vocabulary
+#pragma once
+
+#include <type_traits>
+
+#include <zamba/device.hpp>
+
+namespace zamba {
+
+/// A view of Rank extents; the last one is contiguous, the others have a stride in elements.
+/// Copying copies the view. It owns nothing and checks nothing: extents are checked where data enters the library.
+template <class T, int Rank>
+struct Tensor {
+  static_assert(Rank >= 1 && Rank <= 4, "zamba::Tensor: the rank must be 1 to 4");
+
+  T* data = nullptr;
+  Index shape[Rank] = {};
+  Index stride[Rank] = {};
+
+  constexpr Tensor() = default;
+
+  /// A contiguous view of `data` with the given extents.
+  template <class... Extents>
+    requires(sizeof...(Extents) == Rank && (std::is_convertible_v<Extents, Index> && ...))
+  ZAMBA_HOST_DEVICE constexpr Tensor(T* pointer, Extents... extents)
+      : data(pointer), shape{static_cast<Index>(extents)...} {
+    Index next = 1;
+    for (int i = Rank - 1; i >= 0; --i) {
+      stride[i] = next;
+      next *= shape[i];
+    }
+  }
+
+  /// Tensor<T> to Tensor<const T>.
+  template <class U>
+    requires(std::is_same_v<const U, T> && !std::is_same_v<U, T>)
+  ZAMBA_HOST_DEVICE constexpr Tensor(const Tensor<U, Rank>& other) : data(other.data) {
+    for (int i = 0; i < Rank; ++i) {
+      shape[i] = other.shape[i];
+      stride[i] = other.stride[i];
+    }
+  }
+
+  /// False for a view of nothing: an optional argument that was not given.
+  ZAMBA_HOST_DEVICE constexpr explicit operator bool() const { return data != nullptr; }
+
+  ZAMBA_HOST_DEVICE constexpr Index rows() const { return shape[0]; }
+  ZAMBA_HOST_DEVICE constexpr Index cols() const { return shape[Rank - 1]; }
+  ZAMBA_HOST_DEVICE constexpr Index size() const {
+    Index n = 1;
+    for (int i = 0; i < Rank; ++i) n *= shape[i];
+    return n;
+  }
+
+  /// The element at the given position.
+  template <class... Positions>
+    requires(sizeof...(Positions) == Rank)
+  ZAMBA_HOST_DEVICE constexpr T& operator()(Positions... positions) const {
+    const Index at[] = {static_cast<Index>(positions)...};
+    Index offset = 0;
+    for (int i = 0; i < Rank; ++i) offset += at[i] * stride[i];
+    return data[offset];
+  }
+
+  /// The sub-view at position i of the first extent; the element itself at rank 1.
+  ZAMBA_HOST_DEVICE constexpr decltype(auto) operator[](Index i) const {
+    if constexpr (Rank == 1) {
+      return static_cast<T&>(data[i]);
+    } else {
+      Tensor<T, Rank - 1> sub;
+      sub.data = data + i * stride[0];
+      for (int k = 1; k < Rank; ++k) {
+        sub.shape[k - 1] = shape[k];
+        sub.stride[k - 1] = stride[k];
+      }
+      return sub;
+    }
+  }
+
+  /// All elements in one extent, or all but the last extent merged; only of a contiguous view.
+  ZAMBA_HOST_DEVICE constexpr Tensor<T, 1> flat() const { return {data, size()}; }
+  ZAMBA_HOST_DEVICE constexpr Tensor<T, 2> as_matrix() const { return {data, size() / cols(), cols()}; }
+
+  /// Positions [first, first + count) of the first extent.
+  ZAMBA_HOST_DEVICE constexpr Tensor slice(Index first, Index count) const {
+    Tensor part = *this;
+    part.data = data + first * stride[0];
+    part.shape[0] = count;
+    return part;
+  }
+
+  /// Positions [first, first + count) of the last extent.
+  ZAMBA_HOST_DEVICE constexpr Tensor columns(Index first, Index count) const {
+    Tensor part = *this;
+    part.data = data + first;
+    part.shape[Rank - 1] = count;
+    return part;
+  }
+};
+
+template <class T>
+using Vector = Tensor<T, 1>;
+template <class T>
+using Matrix = Tensor<T, 2>;
+
+}  // namespace zamba
