@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// cross_entropy: the next-token loss, with the head that makes the logits, which exist for a tile of positions only.
+//
+//   z_t = head h_t                                   h (n, d) after the final norm, head (V, d), z (n, V)
+//   sum = sum over t with target_t >= 0 of log(sum_v exp(z_tv)) - z_t[target_t]
+//   d_z_tv = scale (exp(z_tv) / sum_v exp(z_tv) - [v = target_t]),  d_h = d_z head,  d_head += d_z^T h
+//
+// Kept for the backward pass: nothing; loss and gradients come from one pass, each tile's logits turning into their
+// gradients in place. Scratch: a tile of at most 2^22 logits (one row at least).
+//
+// Numeric contract: logits and softmax in the activation type, the largest logit subtracted first; sums of exponentials
+// and the loss in double. Rows are added in order, so results are bit-equal for any number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include <zamba/context.hpp>
+#include <zamba/detail/simd.hpp>
+#include <zamba/number.hpp>
+#include <zamba/op.hpp>
+#include <zamba/ops/linear.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+/// The loss of the positions that have a target, in nats.
+struct LossSum {
+  double sum = 0;
+  Index count = 0;
+
+  double mean() const { return count ? sum / static_cast<double>(count) : 0; }
+};
+
+ZAMBA_DECLARE_OPERATOR(CrossEntropy, "cross_entropy.cuh");
+
+template <>
+struct CrossEntropy<cpu> {
+  template <class A, class W>
+  static LossSum forward(Context<cpu>& ctx, Matrix<const A> h, Matrix<const W> head, const Token* targets) {
+    return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
+      ctx.parallel_for(logits.rows(), [&](Index t, int) {
+        const Token target = targets[first + t];
+        losses[t] = target < 0 ? 0 : softmax(logits[t], target, false).loss;
+      });
+    });
+  }
+
+  template <class A, class W>
+  static LossSum backward(Context<cpu>& ctx, Matrix<const A> h, Matrix<const W> head, const Token* targets,
+                          double scale, Matrix<A> d_h, Matrix<A> d_head) {
+    return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
+      ctx.parallel_for(logits.rows(), [&](Index t, int) {
+        const Token target = targets[first + t];
+        const Vector<A> row = logits[t];
+        if (target < 0) {
+          losses[t] = 0;
+          std::fill_n(row.data, row.cols(), A(0));
+          return;
+        }
+        const Softmax result = softmax(row, target, true);
+        losses[t] = result.loss;
+        const A factor = static_cast<A>(scale / result.sum);
+        for_packs(
+            row, [&](A * at, Index count) __attribute__((always_inline)) {
+              detail::store<A>(at, detail::load<A>(at, count) * factor, count);
+            });
+        row[target] -= static_cast<A>(scale);
+      });
+      const Index rows = logits.rows();
+      Linear<cpu>::backward(ctx, Matrix<const A>(logits), h.slice(first, rows), head, d_h.slice(first, rows),
+                            Accumulate::no, d_head, Vector<A>{});
+    });
+  }
+
+ private:
+  /// Logits that exist at a time: 16 MiB of float.
+  static constexpr Index tile_size = Index{1} << 22;
+
+  struct Softmax {
+    double loss, sum;
+  };
+
+  /// Calls f(first position, logits, losses to fill) tile by tile.
+  template <class A, class W, class F>
+  static LossSum over_tiles(Context<cpu>& ctx, Matrix<const A> h, Matrix<const W> head, const Token* targets, F&& f) {
+    LossSum total;
+    const Index n = h.rows();
+    if (n == 0) return total;
+    const Index most = std::max<Index>(1, tile_size / head.rows()), tiles = (n + most - 1) / most;
+    const Index rows = (n + tiles - 1) / tiles;
+    ArenaScope scope(ctx.arena());
+    const auto logits = ctx.arena().template tensor<A>(rows, head.rows());
+    const auto losses = ctx.arena().template tensor<double>(rows);
+    for (Index first = 0; first < n; first += rows) {
+      const Index count = std::min(rows, n - first);
+      const auto tile = logits.slice(0, count);
+      Linear<cpu>::forward(ctx, h.slice(first, count), head, tile, Matrix<const A>{}, Vector<const A>{});
+      f(first, tile, losses);
+      for (Index t = 0; t < count; ++t) {
+        total.sum += losses[t];
+        total.count += targets[first + t] >= 0;
+      }
+    }
+    return total;
+  }
+
+  /// The loss of one row of logits, and the sum of e^(z - max z); these exponentials replace the logits where wanted.
+  template <class A>
+  static Softmax softmax(Vector<A> row, Token target, bool replace) {
+    const A at_target = row[target];
+    const Index whole = row.cols() / detail::lanes<A> * detail::lanes<A>;
+    A largest = row[0];
+    if (whole > 0) {
+      detail::Pack<A> most = detail::load<A>(row.data);
+      for (Index v = detail::lanes<A>; v < whole; v += detail::lanes<A>) {
+        const auto z = detail::load<A>(row.data + v);
+        most = z > most ? z : most;
+      }
+      for (Index i = 0; i < detail::lanes<A>; ++i) largest = std::max<A>(largest, most[i]);
+    }
+    for (Index v = whole; v < row.cols(); ++v) largest = std::max(largest, row[v]);
+    double sum = 0;
+    constexpr Index chunk = 1024;  // summed in the activation type
+    for (Index first = 0; first < row.cols(); first += chunk) {
+      detail::Pack<A> part = {};
+      const Vector<A> values(row.data + first, std::min(chunk, row.cols() - first));
+      for_packs(
+          values, [&](A * at, Index count) __attribute__((always_inline)) {
+            detail::Pack<A> e = detail::exp<A>(detail::load<A>(at, count) - largest);
+            if (replace) detail::store<A>(at, e, count);
+            for (Index i = count; i < detail::lanes<A>; ++i) e[i] = 0;
+            part += e;
+          });
+      sum += static_cast<double>(detail::sum<A>(part));
+    }
+    return {std::log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target)), sum};
+  }
+
+  /// f(pointer, how many) for each register's worth of a row.
+  template <class A, class F>
+  static void for_packs(Vector<A> row, F&& f) {
+    Index v = 0;
+    for (; v + detail::lanes<A> <= row.cols(); v += detail::lanes<A>) f(row.data + v, detail::lanes<A>);
+    if (v < row.cols()) f(row.data + v, row.cols() - v);
+  }
+};
+
+/// The loss only. A negative target means no loss at this position.
+template <class D, class A, class W>
+LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, Tensor<W, 2> head, const Token* targets) {
+  return CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h),
+                                  Matrix<const std::remove_const_t<W>>(head), targets);
+}
+
+/// The loss, d_h = d(scale * sum) / dh, and d_head += d(scale * sum) / dhead.
+template <class D, class A, class W>
+LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, Tensor<W, 2> head,
+                               const Token* targets, double scale, Matrix<A> d_h,
+                               std::type_identity_t<Matrix<compute_t<A>>> d_head) {
+  return CrossEntropy<D>::backward(ctx, h, Matrix<const std::remove_const_t<W>>(head), targets, scale, d_h, d_head);
+}
+
+}  // namespace zamba
