@@ -139,8 +139,9 @@ inline void read_windows(const TokenRange& range, Index length, Index window, In
   const Index count = window_count(range, length);
   require(rows > 0 && window >= 0 && window < count, "read_windows: ", rows, " windows from ", window, " wanted of ",
           count);
-  batch.clear(rows * length);
-  for (Index w = window; w < std::min(window + rows, count); ++w) {
+  const Index last = window + std::min(rows, count - window);
+  batch.clear((last - window) * length);
+  for (Index w = window; w < last; ++w) {
     const Index first = range.first + w * length;
     batch.append(*range.file, first, std::min(length, range.last - 1 - first));
   }

@@ -40,8 +40,8 @@ class TokenFile {
   /// Copies tokens [first, first + to.size()).
   void copy(Index first, std::span<Token> to) const {
     const auto count = static_cast<Index>(to.size());
-    require(first >= 0 && first <= size() && count <= size() - first, "TokenFile '", path_.string(), "': tokens ",
-            first, " to ", first + count, " wanted of ", size());
+    require(first >= 0 && first <= size() && count <= size() - first, "TokenFile '", path_.string(), "': wanted ",
+            count, " tokens from position ", first, " on, of ", size());
     for (Index i = 0; i < count; ++i) to[static_cast<std::size_t>(i)] = (*this)[first + i];
   }
 
