@@ -75,11 +75,11 @@ struct Linear<cpu> {
   };
 
   /// Up to so many tokens, reading the weights once is what takes the time.
-  static constexpr Index few_tokens = 16;
+  static constexpr Index few_tokens = 32;
   /// Extents of an output tile: large enough for Eigen's full rate, small enough to share out among threads.
   static constexpr Index tile_rows = 256, tile_cols = 384;
-  /// Rows of weights converted at a time when a product sums over them.
-  static constexpr Index converted_rows = 1024;
+  /// Extent of a product's sum taken at a time: it bounds the scratch for converted weights.
+  static constexpr Index depth = 1024;
 
   template <class T>
   static auto map(Matrix<T> m) {
@@ -123,21 +123,18 @@ struct Linear<cpu> {
   static void forward_many(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
                            Matrix<const A> residual, Vector<const A> bias) {
     ArenaScope scope(ctx.arena());
-    auto scratch = converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * x.cols());
+    const auto scratch = converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * depth);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
       auto tile = map(block(y, tokens, out));
-      const auto w = map(converted<A>(weight.slice(out.first, out.count), scratch, worker));
-      const auto rows = map(x.slice(tokens.first, tokens.count));
-      if (!residual && !bias) {
-        tile.noalias() = rows * w.transpose();
-        return;
-      }
       if (!residual)
         tile.setZero();
       else if (residual.data != y.data)
         tile = map(block(residual, tokens, out));
       if (bias) tile.rowwise() += map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
-      tile.noalias() += rows * w.transpose();
+      for_depth(x.cols(), [&](Range in) {
+        tile.noalias() +=
+            map(block(x, tokens, in)) * map(converted<A>(block(weight, out, in), scratch, worker)).transpose();
+      });
     });
   }
 
@@ -145,15 +142,20 @@ struct Linear<cpu> {
   static void backward_input(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const W> weight, Matrix<A> d_x,
                              Accumulate accumulate) {
     ArenaScope scope(ctx.arena());
-    auto scratch = converted_scratch<A, W>(ctx, converted_rows * piece_size(d_x.cols(), tile_cols));
+    const auto scratch = converted_scratch<A, W>(ctx, depth * piece_size(d_x.cols(), tile_cols));
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
       auto tile = map(block(d_x, tokens, in));
       if (accumulate == Accumulate::no) tile.setZero();
-      for (Index o = 0; o < weight.rows(); o += converted_rows) {
-        const Range out{o, std::min(converted_rows, weight.rows() - o)};
+      for_depth(d_y.cols(), [&](Range out) {
         tile.noalias() += map(block(d_y, tokens, out)) * map(converted<A>(block(weight, out, in), scratch, worker));
-      }
+      });
     });
+  }
+
+  /// f(range) for parts of the extent that a product sums over, in order.
+  template <class F>
+  static void for_depth(Index extent, F&& f) {
+    for (Index k = 0; k < extent; k += depth) f(Range{k, std::min(depth, extent - k)});
   }
 
   /// One row of `size` elements per worker where weights need converting; nothing where they do not.
@@ -262,12 +264,25 @@ struct Linear<cpu> {
     if (whole < x.cols()) add(whole, x.cols() - whole);
     unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
       unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
-        A value = detail::sum<A>(sums[r][s]);
+        A value = total<A, detail::register_bytes>(sums[r][s]);
         if (bias) value += bias[o + r];
         if (residual) value += residual(t + s, o + r);
         y(t + s, o + r) = value;
       });
     });
+  }
+
+  /// The sum of the lanes, by halves.
+  template <class A, int Bytes>
+  __attribute__((always_inline)) static A total(A __attribute__((vector_size(Bytes))) pack) {
+    if constexpr (Bytes == 2 * sizeof(A)) {
+      return pack[0] + pack[1];
+    } else {
+      typedef A Half __attribute__((vector_size(Bytes / 2)));
+      Half halves[2];
+      std::memcpy(halves, &pack, Bytes);
+      return total<A, Bytes / 2>(halves[0] + halves[1]);
+    }
   }
 
   /// f(0), ..., f(N - 1) with constant arguments, so that arrays indexed by them stay in registers at -O2.
