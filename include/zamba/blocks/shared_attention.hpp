@@ -141,8 +141,9 @@ struct SharedAttention {
   /// d_out: the gradient of out. d_x and d_x0 are added to. d_state as in Block.
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Stream<A>& io, Matrix<const A> d_out, Matrix<A> d_x, Matrix<A> d_x0,
-                       const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
+                       const Saved<A, F>& s, const Stream<A>& io, std::type_identity_t<Matrix<const A>> d_out,
+                       Matrix<A> d_x, Matrix<A> d_x0, const Sequences& sequences, const State<S, F>& state,
+                       const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     ArenaScope scope(arena);

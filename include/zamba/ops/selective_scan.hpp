@@ -79,53 +79,49 @@ void selective_scan_backward(Context<Device>& ctx, std::type_identity_t<Matrix<c
   SelectiveScan<Device>::backward(ctx, d_y, in, sequences, checkpoints, gradients, d_state);
 }
 
+/// Vectorised over channels. A strip is as many neighbouring channels of a head as a register holds; its state is N
+/// registers. A task takes a tile of strips, wide enough to use what each page of memory brings, and goes through a row
+/// in chunks, so that the loads of a chunk overlap instead of waiting for the recurrence.
 template <>
 struct SelectiveScan<cpu> {
-  /// Vectorised over channels: one register holds `lanes` neighbouring channels of a head, the state of a tile is N
-  /// registers. Works through a row in chunks, so that the loads of a chunk, a cache line each, overlap instead of
-  /// waiting for the recurrence.
   template <class T, class F>
   static void forward(Context<cpu>& ctx, const SelectiveScanInputs<T, F>& in, const Sequences& sequences,
                       Tensor<F, 3> state, Matrix<T> y, Tensor<F, 3> checkpoints) {
     static_assert(std::is_same_v<T, F>, "zamba: on the CPU activations are of the compute type");
     const Tiles<T> tiles(in);
-    ArenaScope scope(ctx.arena());
     const Index N = tiles.N;
-    auto scratch = ctx.arena().tensor<T>(Index{ctx.threads()}, (2 * N + 2 * scan_chunk) * lanes<T>);
+    ArenaScope scope(ctx.arena());
+    auto scratch = ctx.arena().tensor<T>(Index{ctx.threads()}, 2 * (N + scan_chunk) * tile_channels);
     ctx.parallel_for(sequences.rows * tiles.count(), [&](Index task, int worker) {
       const Index row = task / tiles.count();
-      const Tile tile = tiles[task % tiles.count()];
-      T* a = scratch[worker].data;        // (N, lanes)
-      T* s = a + N * lanes<T>;            // (N, lanes)
-      T* dt = s + N * lanes<T>;           // (scan_chunk, lanes)
-      T* u = dt + scan_chunk * lanes<T>;  // (scan_chunk, lanes)
-      load_decay(in, tile, N, a);
-      load_state(state, sequences, row, tile, N, s);
-      const detail::Pack<T> skip = detail::load(in.D.data + tile.channel, tile.width);
+      const auto strips = tiles[task % tiles.count()];
+      T* a = scratch[worker].data;             // (strips, N, lanes)
+      T* s = a + N * tile_channels;            // (strips, N, lanes)
+      T* dt = s + N * tile_channels;           // (strips, scan_chunk, lanes); then the sums over n
+      T* u = dt + scan_chunk * tile_channels;  // (strips, scan_chunk, lanes)
+      const auto state_of = [&](T* states, Index i) { return states + i * N * lanes<T>; };
+      const auto chunk_of = [&](T* values, Index i) { return values + i * scan_chunk * lanes<T>; };
+      for (Index i = 0; i < strips.count; ++i) {
+        load_decay(in, strips[i], N, state_of(a, i));
+        load_state(sequences.start(row) > 0 ? state : Tensor<F, 3>{}, row, strips[i], N, state_of(s, i));
+      }
       const Index end = sequences.offsets[row + 1];
       Index chunk = sequences.offsets[row] / scan_chunk + row;
       for (Index first = sequences.offsets[row]; first < end; first += scan_chunk, ++chunk) {
-        if (checkpoints) store_state(checkpoints[chunk], tile, N, s);
         const Index count = std::min(scan_chunk, end - first);
-        load_chunk(in, tile, first, count, dt, u);
-        for (Index t = 0; t < count; ++t) {
-          const T* B = &in.B(first + t, tile.head, 0);
-          const T* C = &in.C(first + t, tile.head, 0);
-          const detail::Pack<T> dt_t = detail::load(dt + t * lanes<T>);
-          const detail::Pack<T> u_t = detail::load(u + t * lanes<T>);
-          const detail::Pack<T> dt_u = dt_t * u_t;
-          detail::Pack<T> sum = skip * u_t;
-          for (Index n = 0; n < N; ++n) {
-            const detail::Pack<T> decay = detail::exp<T>(dt_t * detail::load(a + n * lanes<T>));
-            const detail::Pack<T> s_t = decay * detail::load(s + n * lanes<T>) + dt_u * B[n];
-            detail::store(s + n * lanes<T>, s_t);
-            sum += s_t * C[n];
-          }
-          const detail::Pack<T> z = detail::load(&in.z(first + t, tile.channel), tile.width);
-          detail::store(&y(first + t, tile.channel), detail::Pack<T>(sum * z * detail::sigmoid<T>(z)), tile.width);
+        load_chunk(in, strips, first, count, dt, u);
+        for (Index i = 0; i < strips.count; ++i) {
+          if (checkpoints) store_state(checkpoints[chunk], strips[i], N, state_of(s, i));
+          scan(in, strips[i], first, count, N, state_of(a, i), state_of(s, i), chunk_of(dt, i), chunk_of(u, i));
         }
+        for (Index t = 0; t < count; ++t)
+          for (Index i = 0; i < strips.count; ++i) {
+            const Pack<T> sum = load(chunk_of(dt, i) + t * lanes<T>), z = load(in.z, first + t, strips[i]);
+            store(y, first + t, strips[i], Pack<T>(sum * z * detail::sigmoid<T>(z)));
+          }
       }
-      if (state && sequences.length(row) > 0) store_state(state[row], tile, N, s);
+      if (state && sequences.length(row) > 0)
+        for (Index i = 0; i < strips.count; ++i) store_state(state[row], strips[i], N, state_of(s, i));
     });
   }
 
@@ -133,62 +129,56 @@ struct SelectiveScan<cpu> {
   ///   g_t = dL/ds_t = C_t dyp_t + exp(dt_{t+1} A) g_{t+1},   dyp = dy * silu(z)
   ///   dB_t = sum_channels g_t dt_t u_t,   dC_t = sum_channels dyp_t s_t
   ///   d dt_t = sum_n g_t (A exp(dt_t A) s_{t-1} + B_t u_t),   dA = sum_t g_t dt_t exp(dt_t A) s_{t-1}
-  /// One task owns a group of tiles of a head over all rows, so parameter gradients have one writer.
+  /// A task owns a tile over all rows, so parameter gradients have one writer.
   template <class T, class F>
   static void backward(Context<cpu>& ctx, Matrix<const T> d_y, const SelectiveScanInputs<T, F>& in,
                        const Sequences& sequences, Tensor<const F, 3> checkpoints,
                        const SelectiveScanGradients<T, F>& out, Tensor<F, 3> d_state) {
     static_assert(std::is_same_v<T, F>, "zamba: on the CPU activations are of the compute type");
     const Tiles<T> tiles(in);
+    const Index N = tiles.N;
     ArenaScope scope(ctx.arena());
-    const Index N = tiles.N, groups = (tiles.per_head + group_tiles - 1) / group_tiles;
-    auto partial =
-        ctx.arena().tensor<T>(tiles.heads * groups, sequences.tokens, 2 * N);  // each group's share of dB, dC
-    auto scratch = ctx.arena().tensor<T>(Index{ctx.threads()}, BackwardScratch<T>::size(N));
-    ctx.parallel_for(tiles.heads * groups, [&](Index task, int worker) {
-      const Index head = task / groups, first_tile = task % groups * group_tiles;
-      const Index tile_count = std::min(group_tiles, tiles.per_head - first_tile);
-      BackwardScratch<T> scratch_of(scratch[worker].data, N);
-      std::fill_n(scratch_of.d_a, group_tiles * N * lanes<T>, T(0));
-      detail::Pack<T> d_skip[group_tiles] = {}, d_bias[group_tiles] = {};
+    auto partial = ctx.arena().tensor<T>(tiles.count(), sequences.tokens, 2 * N);  // each tile's share of dB and dC
+    auto memory = ctx.arena().tensor<T>(Index{ctx.threads()}, Scratch<T>::size(N));
+    ctx.parallel_for(tiles.count(), [&](Index task, int worker) {
+      const auto strips = tiles[task];
+      const Scratch<T> scratch(memory[worker].data, N);
+      std::fill_n(scratch.d_a, N * tile_channels, T(0));
+      Pack<T> d_skip[max_strips<T>] = {}, d_bias[max_strips<T>] = {};
       for (Index row = 0; row < sequences.rows; ++row) {
         const Index begin = sequences.offsets[row], length = sequences.length(row);
         if (length == 0) continue;
-        for (Index i = 0; i < tile_count; ++i)
-          load_state(d_state, Tile(tiles[head * tiles.per_head + first_tile + i]), row, N,
-                     scratch_of.adjoint + i * N * lanes<T>);
+        for (Index i = 0; i < strips.count; ++i)
+          load_state(d_state, row, strips[i], N, scratch.adjoint + i * N * lanes<T>);
         for (Index k = (length - 1) / scan_chunk; k >= 0; --k) {
           const Index first = begin + k * scan_chunk, count = std::min(scan_chunk, length - k * scan_chunk);
-          std::fill_n(scratch_of.d_B, 2 * scan_chunk * N * lanes<T>, T(0));
-          for (Index i = 0; i < tile_count; ++i)
-            backward_chunk(in, d_y, tiles[head * tiles.per_head + first_tile + i], first, count,
-                           checkpoints[begin / scan_chunk + row + k], out, scratch_of, i, d_skip[i], d_bias[i]);
+          load_chunk(in, strips, first, count, scratch.dt, scratch.u);
+          std::fill_n(scratch.d_B, 2 * scan_chunk * N * lanes<T>, T(0));
+          for (Index i = 0; i < strips.count; ++i)
+            backward_chunk(in, d_y, strips[i], first, count, checkpoints[begin / scan_chunk + row + k], out,
+                           scratch.strip(i, N), d_skip[i], d_bias[i]);
           for (Index t = 0; t < count; ++t)
             for (Index n = 0; n < N; ++n) {
-              const Index at = (t * N + n) * lanes<T>;
-              partial(task, first + t, n) = detail::sum<T>(detail::load(scratch_of.d_B + at));
-              partial(task, first + t, N + n) = detail::sum<T>(detail::load(scratch_of.d_C + at));
+              partial(task, first + t, n) = detail::sum<T>(load(scratch.d_B + (t * N + n) * lanes<T>));
+              partial(task, first + t, N + n) = detail::sum<T>(load(scratch.d_C + (t * N + n) * lanes<T>));
             }
         }
-        if (d_state)
-          for (Index i = 0; i < tile_count; ++i) {
-            // A row that began from zero has no initial state to receive a gradient.
-            T* adjoint = scratch_of.adjoint + i * N * lanes<T>;
-            if (sequences.start(row) == 0) std::fill_n(adjoint, N * lanes<T>, T(0));
-            store_state(d_state[row], tiles[head * tiles.per_head + first_tile + i], N, adjoint);
-          }
+        if (!d_state) continue;
+        // A row that began from zero has no initial state to receive a gradient.
+        if (sequences.start(row) == 0) std::fill_n(scratch.adjoint, N * tile_channels, T(0));
+        for (Index i = 0; i < strips.count; ++i)
+          store_state(d_state[row], strips[i], N, scratch.adjoint + i * N * lanes<T>);
       }
-      for (Index i = 0; i < tile_count; ++i)
-        add_parameter_gradients(in, tiles[head * tiles.per_head + first_tile + i], N, scratch_of.d_a + i * N * lanes<T>,
-                                d_skip[i], d_bias[i], out);
+      for (Index i = 0; i < strips.count; ++i)
+        add_parameter_gradients(in, strips[i], N, scratch.d_a + i * N * lanes<T>, d_skip[i], d_bias[i], out);
     });
     ctx.parallel_for(sequences.tokens, [&](Index token, int) {
       for (Index head = 0; head < tiles.heads; ++head)
         for (Index n = 0; n < N; ++n) {
           T d_B = 0, d_C = 0;
-          for (Index group = 0; group < groups; ++group) {
-            d_B += partial(head * groups + group, token, n);
-            d_C += partial(head * groups + group, token, N + n);
+          for (Index tile = head * tiles.per_head; tile < (head + 1) * tiles.per_head; ++tile) {
+            d_B += partial(tile, token, n);
+            d_C += partial(tile, token, N + n);
           }
           out.B(token, head, n) = d_B;
           out.C(token, head, n) = d_C;
@@ -198,13 +188,23 @@ struct SelectiveScan<cpu> {
 
  private:
   template <class T>
+  using Pack = detail::Pack<T>;
+  template <class T>
   static constexpr Index lanes = detail::lanes<T>;
-  /// Tiles whose shares of dB and dC are added lane by lane before the sum over lanes.
-  static constexpr Index group_tiles = 8;
+  static constexpr Index tile_channels = 64;
+  template <class T>
+  static constexpr Index max_strips = tile_channels / lanes<T>;
 
-  /// `width` neighbouring channels of one head, at most one register of them.
-  struct Tile {
+  /// `width` neighbouring channels of one head, at most a register of them.
+  struct Strip {
     Index head, channel, width;
+  };
+
+  /// Up to tile_channels neighbouring channels of one head.
+  template <class T>
+  struct Tile {
+    Index head, channel, width, count;  // count: of strips
+    Strip operator[](Index i) const { return {head, channel + i * lanes<T>, std::min(lanes<T>, width - i * lanes<T>)}; }
   };
 
   template <class T>
@@ -213,129 +213,166 @@ struct SelectiveScan<cpu> {
 
     template <class F>
     explicit Tiles(const SelectiveScanInputs<T, F>& in)
-        : heads(in.B.shape[1]), P(in.u.cols() / heads), N(in.B.shape[2]), per_head((P + lanes<T> - 1) / lanes<T>) {}
+        : heads(in.B.shape[1]),
+          P(in.u.cols() / heads),
+          N(in.B.shape[2]),
+          per_head((P + tile_channels - 1) / tile_channels) {}
 
     Index count() const { return heads * per_head; }
-    Tile operator[](Index i) const {
-      const Index head = i / per_head, offset = i % per_head * lanes<T>;
-      return {head, head * P + offset, std::min(lanes<T>, P - offset)};
+    Tile<T> operator[](Index i) const {
+      const Index head = i / per_head, offset = i % per_head * tile_channels,
+                  width = std::min(tile_channels, P - offset);
+      return {head, head * P + offset, width, (width + lanes<T> - 1) / lanes<T>};
     }
   };
 
+  /// Memory of one backward task; strip(i) is the part of strip i.
   template <class T>
-  struct BackwardScratch {
+  struct Scratch {
     T *a, *states, *decays, *d_B, *d_C, *adjoint, *d_a, *dt, *u;
 
     static Index size(Index N) {
-      return (N + (4 * scan_chunk + 1) * N + 2 * group_tiles * N + 2 * scan_chunk) * lanes<T>;
+      return (N + (4 * scan_chunk + 1) * N) * lanes<T> + 2 * (N + scan_chunk) * tile_channels;
     }
-    BackwardScratch(T* memory, Index N)
+    Scratch(T* memory, Index N)
         : a(memory),                                         // (N, lanes)
           states(a + N * lanes<T>),                          // (1 + scan_chunk, N, lanes): s_{t-1} at t
           decays(states + (scan_chunk + 1) * N * lanes<T>),  // (scan_chunk, N, lanes)
-          d_B(decays + scan_chunk * N * lanes<T>),           // (scan_chunk, N, lanes)
-          d_C(d_B + scan_chunk * N * lanes<T>),              // (scan_chunk, N, lanes)
-          adjoint(d_C + scan_chunk * N * lanes<T>),          // (group_tiles, N, lanes)
-          d_a(adjoint + group_tiles * N * lanes<T>),         // (group_tiles, N, lanes)
-          dt(d_a + group_tiles * N * lanes<T>),              // (scan_chunk, lanes)
-          u(dt + scan_chunk * lanes<T>) {}                   // (scan_chunk, lanes)
+          d_B(decays + scan_chunk * N * lanes<T>),           // (scan_chunk, N, lanes), summed over strips
+          d_C(d_B + scan_chunk * N * lanes<T>),              // (scan_chunk, N, lanes), summed over strips
+          adjoint(d_C + scan_chunk * N * lanes<T>),          // (strips, N, lanes)
+          d_a(adjoint + N * tile_channels),                  // (strips, N, lanes)
+          dt(d_a + N * tile_channels),                       // (strips, scan_chunk, lanes)
+          u(dt + scan_chunk * tile_channels) {}              // (strips, scan_chunk, lanes)
+    Scratch strip(Index i, Index N) const {
+      Scratch part = *this;
+      part.adjoint += i * N * lanes<T>;
+      part.d_a += i * N * lanes<T>;
+      part.dt += i * scan_chunk * lanes<T>;
+      part.u += i * scan_chunk * lanes<T>;
+      return part;
+    }
   };
 
-  /// a = -exp(A_log) of a tile, (N, lanes).
+  template <class T>
+  static Pack<T> load(const T* from) {
+    return detail::load(from);
+  }
+  template <class T>
+  static Pack<std::remove_const_t<T>> load(Matrix<T> from, Index row, Strip strip) {
+    return detail::load<std::remove_const_t<T>>(&from(row, strip.channel), strip.width);
+  }
+  template <class T>
+  static Pack<std::remove_const_t<T>> load(Vector<T> from, Strip strip) {
+    return detail::load<std::remove_const_t<T>>(from.data + strip.channel, strip.width);
+  }
+  template <class T>
+  static void store(Matrix<T> to, Index row, Strip strip, const Pack<T>& pack) {
+    detail::store(&to(row, strip.channel), pack, strip.width);
+  }
+
+  /// a = -exp(A_log) of a strip, (N, lanes).
   template <class T, class F>
-  static void load_decay(const SelectiveScanInputs<T, F>& in, Tile tile, Index N, T* a) {
+  static void load_decay(const SelectiveScanInputs<T, F>& in, Strip strip, Index N, T* a) {
     for (Index n = 0; n < N; ++n) {
       T column[lanes<T>] = {};
-      for (Index c = 0; c < tile.width; ++c) column[c] = in.A_log(tile.channel + c, n);
-      detail::store(a + n * lanes<T>, detail::Pack<T>(-detail::exp<T>(detail::load(column))));
+      for (Index c = 0; c < strip.width; ++c) column[c] = in.A_log(strip.channel + c, n);
+      detail::store(a + n * lanes<T>, Pack<T>(-detail::exp<T>(load(column))));
     }
   }
 
-  /// The row's initial state of a tile, or zero where the row has no past.
+  /// A row's state of a strip, (N, lanes); zeros where there is none.
   template <class T>
-  static void load_state(Tensor<T, 3> state, const Sequences& sequences, Index row, Tile tile, Index N, T* s) {
-    load_state(sequences.start(row) > 0 ? state : Tensor<T, 3>{}, tile, row, N, s);
+  static void load_state(Tensor<T, 3> state, Index row, Strip strip, Index N, T* s) {
+    for (Index n = 0; n < N; ++n) detail::store(s + n * lanes<T>, state ? load(state[row], n, strip) : Pack<T>{});
   }
   template <class T>
-  static void load_state(Tensor<T, 3> state, Tile tile, Index row, Index N, T* s) {
-    for (Index n = 0; n < N; ++n)
-      detail::store(s + n * lanes<T>,
-                    state ? detail::load<T>(&state(row, n, tile.channel), tile.width) : detail::Pack<T>{});
-  }
-  template <class T>
-  static void store_state(Matrix<T> state, Tile tile, Index N, const T* s) {
-    for (Index n = 0; n < N; ++n) detail::store(&state(n, tile.channel), detail::load(s + n * lanes<T>), tile.width);
+  static void store_state(Matrix<T> state, Strip strip, Index N, const T* s) {
+    for (Index n = 0; n < N; ++n) store(state, n, strip, load(s + n * lanes<T>));
   }
 
-  /// dt = softplus(delta + bias) and u of a chunk, (count, lanes).
+  /// dt = softplus(delta + bias) and u of a chunk, (strips, scan_chunk, lanes).
   template <class T, class F>
-  static void load_chunk(const SelectiveScanInputs<T, F>& in, Tile tile, Index first, Index count, T* dt, T* u) {
-    const detail::Pack<T> bias = detail::load(in.delta_bias.data + tile.channel, tile.width);
+  static void load_chunk(const SelectiveScanInputs<T, F>& in, const Tile<T>& strips, Index first, Index count, T* dt,
+                         T* u) {
+    for (Index t = 0; t < count; ++t)
+      for (Index i = 0; i < strips.count; ++i) {
+        const Index at = (i * scan_chunk + t) * lanes<T>;
+        detail::store(dt + at,
+                      detail::softplus<T>(load(in.delta, first + t, strips[i]) + load(in.delta_bias, strips[i])));
+        detail::store(u + at, load(in.u, first + t, strips[i]));
+      }
+  }
+
+  /// One strip through one chunk: s is advanced, and dt_t replaced by sum_n C_t[n] s_t[n] + D u_t.
+  template <class T, class F>
+  static void scan(const SelectiveScanInputs<T, F>& in, Strip strip, Index first, Index count, Index N, const T* a,
+                   T* s, T* dt, const T* u) {
+    const Pack<T> skip = load(in.D, strip);
     for (Index t = 0; t < count; ++t) {
-      const detail::Pack<T> delta = detail::load(&in.delta(first + t, tile.channel), tile.width);
-      detail::store(dt + t * lanes<T>, detail::softplus<T>(delta + bias));
-      detail::store(u + t * lanes<T>, detail::load(&in.u(first + t, tile.channel), tile.width));
+      const T* B = &in.B(first + t, strip.head, 0);
+      const T* C = &in.C(first + t, strip.head, 0);
+      const Pack<T> dt_t = load(dt + t * lanes<T>), u_t = load(u + t * lanes<T>), dt_u = dt_t * u_t;
+      Pack<T> sum = skip * u_t;
+      for (Index n = 0; n < N; ++n) {
+        const Pack<T> decay = detail::exp<T>(dt_t * load(a + n * lanes<T>));
+        const Pack<T> s_t = decay * load(s + n * lanes<T>) + dt_u * B[n];
+        detail::store(s + n * lanes<T>, s_t);
+        sum += s_t * C[n];
+      }
+      detail::store(dt + t * lanes<T>, sum);
     }
   }
 
   template <class T, class F>
-  static void backward_chunk(const SelectiveScanInputs<T, F>& in, Matrix<const T> d_y, Tile tile, Index first,
+  static void backward_chunk(const SelectiveScanInputs<T, F>& in, Matrix<const T> d_y, Strip strip, Index first,
                              Index count, Matrix<const F> checkpoint, const SelectiveScanGradients<T, F>& out,
-                             const BackwardScratch<T>& at, Index i, detail::Pack<T>& d_skip, detail::Pack<T>& d_bias) {
-    using Pack = detail::Pack<T>;
+                             const Scratch<T>& at, Pack<T>& d_skip, Pack<T>& d_bias) {
     const Index N = checkpoint.rows(), step = N * lanes<T>;
-    load_decay(in, tile, N, at.a);
-    load_chunk(in, tile, first, count, at.dt, at.u);
-    for (Index n = 0; n < N; ++n)
-      detail::store(at.states + n * lanes<T>, detail::load<T>(&checkpoint(n, tile.channel), tile.width));
-    const Pack skip = detail::load(in.D.data + tile.channel, tile.width);
-    const Pack bias = detail::load(in.delta_bias.data + tile.channel, tile.width);
+    load_decay(in, strip, N, at.a);
+    for (Index n = 0; n < N; ++n) detail::store(at.states + n * lanes<T>, load(checkpoint, n, strip));
+    const Pack<T> skip = load(in.D, strip), bias = load(in.delta_bias, strip);
 
     for (Index t = 0; t < count; ++t) {  // states again, and the gradient of z
-      const T* B = &in.B(first + t, tile.head, 0);
-      const T* C = &in.C(first + t, tile.head, 0);
-      const Pack dt = detail::load(at.dt + t * lanes<T>), u = detail::load(at.u + t * lanes<T>);
-      Pack sum = skip * u;
+      const T* B = &in.B(first + t, strip.head, 0);
+      const T* C = &in.C(first + t, strip.head, 0);
+      const Pack<T> dt = load(at.dt + t * lanes<T>), u = load(at.u + t * lanes<T>), dt_u = dt * u;
+      Pack<T> sum = skip * u;
       for (Index n = 0; n < N; ++n) {
         const Index k = t * step + n * lanes<T>;
-        const Pack decay = detail::exp<T>(dt * detail::load(at.a + n * lanes<T>));
-        const Pack s = decay * detail::load(at.states + k) + dt * u * B[n];
+        const Pack<T> decay = detail::exp<T>(dt * load(at.a + n * lanes<T>));
+        const Pack<T> s = decay * load(at.states + k) + dt_u * B[n];
         detail::store(at.decays + k, decay);
         detail::store(at.states + k + step, s);
         sum += s * C[n];
       }
-      const Pack z = detail::load(&in.z(first + t, tile.channel), tile.width);
-      const Pack gate = detail::sigmoid<T>(z), dy = detail::load(&d_y(first + t, tile.channel), tile.width);
-      detail::store(&out.z(first + t, tile.channel), Pack(dy * sum * gate * (T(1) + z * (T(1) - gate))), tile.width);
+      const Pack<T> z = load(in.z, first + t, strip), gate = detail::sigmoid<T>(z), dy = load(d_y, first + t, strip);
+      store(out.z, first + t, strip, Pack<T>(dy * sum * gate * (T(1) + z * (T(1) - gate))));
     }
 
-    T* adjoint = at.adjoint + i * step;
-    T* d_a = at.d_a + i * step;
     for (Index t = count - 1; t >= 0; --t) {
-      const T* B = &in.B(first + t, tile.head, 0);
-      const T* C = &in.C(first + t, tile.head, 0);
-      const Pack dt = detail::load(at.dt + t * lanes<T>), u = detail::load(at.u + t * lanes<T>);
-      const Pack z = detail::load(&in.z(first + t, tile.channel), tile.width);
-      const Pack d_sum = detail::load(&d_y(first + t, tile.channel), tile.width) * z * detail::sigmoid<T>(z);
-      const Pack dt_u = dt * u;
-      Pack g_B = {}, d_dt = {};
+      const T* B = &in.B(first + t, strip.head, 0);
+      const T* C = &in.C(first + t, strip.head, 0);
+      const Pack<T> dt = load(at.dt + t * lanes<T>), u = load(at.u + t * lanes<T>), dt_u = dt * u;
+      const Pack<T> z = load(in.z, first + t, strip);
+      const Pack<T> d_sum = load(d_y, first + t, strip) * z * detail::sigmoid<T>(z);
+      Pack<T> g_B = {}, d_dt = {};
       for (Index n = 0; n < N; ++n) {
         const Index k = t * step + n * lanes<T>;
-        const Pack g = detail::load(adjoint + n * lanes<T>) + d_sum * C[n];
-        detail::store(at.d_C + k, Pack(detail::load(at.d_C + k) + d_sum * detail::load(at.states + k + step)));
-        detail::store(at.d_B + k, Pack(detail::load(at.d_B + k) + g * dt_u));
+        const Pack<T> g = load(at.adjoint + n * lanes<T>) + d_sum * C[n];
+        detail::store(at.d_C + k, Pack<T>(load(at.d_C + k) + d_sum * load(at.states + k + step)));
+        detail::store(at.d_B + k, Pack<T>(load(at.d_B + k) + g * dt_u));
         g_B += g * B[n];
-        const Pack carried = g * detail::load(at.decays + k);
-        const Pack through_decay = carried * detail::load(at.states + k);
-        d_dt += through_decay * detail::load(at.a + n * lanes<T>);
-        detail::store(d_a + n * lanes<T>, Pack(detail::load(d_a + n * lanes<T>) + through_decay * dt));
-        detail::store(adjoint + n * lanes<T>, carried);
+        const Pack<T> carried = g * load(at.decays + k), through_decay = carried * load(at.states + k);
+        d_dt += through_decay * load(at.a + n * lanes<T>);
+        detail::store(at.d_a + n * lanes<T>, Pack<T>(load(at.d_a + n * lanes<T>) + through_decay * dt));
+        detail::store(at.adjoint + n * lanes<T>, carried);
       }
       d_dt += g_B * u;
-      const Pack delta = detail::load(&in.delta(first + t, tile.channel), tile.width) + bias;
-      const Pack d_delta = d_dt * (delta > T(20) ? Pack{} + T(1) : detail::sigmoid<T>(delta));
-      detail::store(&out.delta(first + t, tile.channel), d_delta, tile.width);
-      detail::store(&out.u(first + t, tile.channel), Pack(g_B * dt + d_sum * skip), tile.width);
+      const Pack<T> delta = load(in.delta, first + t, strip) + bias;
+      const Pack<T> d_delta = d_dt * (delta > T(20) ? Pack<T>{} + T(1) : detail::sigmoid<T>(delta));
+      store(out.delta, first + t, strip, d_delta);
+      store(out.u, first + t, strip, Pack<T>(g_B * dt + d_sum * skip));
       d_skip += d_sum * u;
       d_bias += d_delta;
     }
@@ -343,11 +380,11 @@ struct SelectiveScan<cpu> {
 
   /// dA/dA_log = A.
   template <class T, class F>
-  static void add_parameter_gradients(const SelectiveScanInputs<T, F>& in, Tile tile, Index N, const T* d_a,
-                                      const detail::Pack<T>& d_skip, const detail::Pack<T>& d_bias,
+  static void add_parameter_gradients(const SelectiveScanInputs<T, F>& in, Strip strip, Index N, const T* d_a,
+                                      const Pack<T>& d_skip, const Pack<T>& d_bias,
                                       const SelectiveScanGradients<T, F>& out) {
-    for (Index c = 0; c < tile.width; ++c) {
-      const Index channel = tile.channel + c;
+    for (Index c = 0; c < strip.width; ++c) {
+      const Index channel = strip.channel + c;
       for (Index n = 0; n < N; ++n) out.A_log(channel, n) -= d_a[n * lanes<T> + c] * std::exp(in.A_log(channel, n));
       out.D[channel] += d_skip[c];
       out.delta_bias[channel] += d_bias[c];
