@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: MIT
+// check_reference<Net, T, Device>(directory): a model against everything that a reference case holds.
+//
+//   config.json, model.safetensors    the checkpoint, loaded as by load_huggingface
+//   reference.safetensors             numbers of an independent implementation, in float32:
+//     input_ids (B, L), logits (B, L, V), hidden_states.I (B, L, d), cache.{conv,ssm,key,value}.I, greedy_ids (B, L +
+//     n), loss, grad.PARAM, train.losses, train.param.PARAM
+//
+// PARAM is the name in model.safetensors. hidden_states.I is what enters layer I, the last one the final norm's output;
+// caches are layer I's state after input_ids; the loss is the mean over B (L - 1) next tokens; training is AdamW at a
+// learning rate of 1e-3, betas 0.9 and 0.95, eps 1e-8, decay 0.1 where the listing says so, gradients clipped to
+// norm 1.
+//
+// A tensor that the case lacks is not compared, but logits must be there; one that nothing here compares fails the
+// check, and so does a NaN. Errors are relative, by norm, the worst tensor of each group.
+//
+// Bounds by storage type, with the greatest errors met in the cases zamba and zamba-gqa (7 and 9 layers):
+//   double     3e-7 (gradients 1.2e-6): the reference holds float32, and computes its norms in float32. Allowed: 5e-6,
+//              gradients 2e-5, losses 1e-5, trained parameters 1e-4
+//   float      1.0e-6 (gradients 4.6e-6, losses 1.1e-6, trained parameters 2.3e-6): rounding of float32 in every layer,
+//              growing with depth. Allowed: ten times that
+//   bf16       1.3e-2 (gradients 6.2e-2, losses 9.8e-3, trained parameters 4.2e-3): every weight is rounded to 8 bits,
+//              2^-9 at most. Allowed: three to five times that. A greedy choice between near equals may differ, so the
+//              reference's token must be within the logits' bound of the best, along the reference's continuation
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <set>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <zamba/context.hpp>
+#include <zamba/io/huggingface.hpp>
+#include <zamba/io/safetensors.hpp>
+#include <zamba/model.hpp>
+#include <zamba/ops/rms_norm.hpp>
+#include <zamba/testing/report.hpp>
+#include <zamba/train/adamw.hpp>
+
+namespace zamba::testing {
+
+/// What check_reference allows.
+struct ReferenceBounds {
+  double logits;     // and hidden states and caches
+  double gradients;  // per tensor
+  double losses;
+  double parameters;  // after training
+  bool greedy_identical;
+};
+
+template <class T>
+constexpr ReferenceBounds reference_bounds() {
+  if constexpr (std::is_same_v<T, double>)
+    return {5e-6, 2e-5, 1e-5, 1e-4, true};
+  else if constexpr (std::is_same_v<T, float>)
+    return {1e-5, 5e-5, 1e-5, 2e-5, true};
+  else
+    return {5e-2, 2e-1, 3e-2, 2e-2, false};
+}
+
+namespace detail {
+
+using Values = std::vector<double>;
+
+/// The tensors of reference.safetensors, and which of them were compared.
+class ReferenceCase {
+ public:
+  explicit ReferenceCase(const std::filesystem::path& directory)
+      : file_(Safetensors::open(directory / "reference.safetensors")) {}
+
+  const TensorEntry* find(const std::string& name) {
+    const TensorEntry* entry = file_.find(name);
+    if (entry) used_.insert(name);
+    return entry;
+  }
+  /// Names that begin with `prefix`, without it.
+  std::vector<std::string> names(const std::string& prefix) const {
+    std::vector<std::string> found;
+    for (const TensorEntry& entry : file_.tensors())
+      if (entry.name.starts_with(prefix)) found.push_back(entry.name.substr(prefix.size()));
+    return found;
+  }
+  std::vector<std::string> unused() const {
+    std::vector<std::string> names;
+    for (const TensorEntry& entry : file_.tensors())
+      if (!used_.contains(entry.name)) names.push_back(entry.name);
+    return names;
+  }
+  /// Token ids of a matrix (batch, length).
+  std::vector<Token> ids(const std::string& name, Index& batch, Index& length) {
+    const TensorEntry* entry = find(name);
+    require(entry, "reference.safetensors: there is no ", name);
+    require(entry->shape.size() == 2 && entry->count() > 0, "reference.safetensors: ", name,
+            " must be (batch, length)");
+    batch = entry->shape[0];
+    length = entry->shape[1];
+    return read_values<Token>(*entry);
+  }
+
+ private:
+  Safetensors file_;
+  std::set<std::string> used_;
+};
+
+/// The worst error of several tensors.
+class Group {
+ public:
+  void add(const std::string& name, double error) {
+    ++count_;
+    const bool worse = error > worst_ || std::isnan(error);  // a NaN is worse than any number
+    if (count_ > 1 && (std::isnan(worst_) || !worse)) return;
+    worst_ = error;
+    name_ = name;
+  }
+  void report(Report& report, const std::string& group, double bound) const {
+    if (count_ == 0) return;
+    report.add(group, worst_, bound, count_ == 1 ? name_ : "the worst of " + std::to_string(count_) + " is " + name_);
+  }
+
+ private:
+  int count_ = 0;
+  double worst_ = 0;
+  std::string name_;
+};
+
+/// Elements of a tensor (outer, a, b, inner) as (outer, b, a, inner).
+inline Values swap_extents(const Values& from, Index outer, Index a, Index b, Index inner) {
+  Values to(from.size());
+  for (Index o = 0; o < outer; ++o)
+    for (Index i = 0; i < a; ++i)
+      for (Index j = 0; j < b; ++j)
+        std::copy_n(from.begin() + ((o * a + i) * b + j) * inner, inner, to.begin() + ((o * b + j) * a + i) * inner);
+  return to;
+}
+
+/// One tensor of a state, (batch, rows, width), by its name in visit_state: "layers.3.conv".
+struct StateValues {
+  std::string name;
+  Index rows, width;
+  Values values;
+};
+
+/// The reference's form of a layer's cache, in the order of ours; empty where the shapes do not fit.
+inline Values cache_in_our_order(const TensorEntry& entry, const std::string& part, Index batch, Index rows,
+                                 Index width) {
+  const auto& shape = entry.shape;
+  Values values = read_values<double>(entry);
+  const Index size = batch * rows * width;
+  if (part == "conv") {  // (batch, D, K): the oldest input is one more than we keep
+    if (shape != std::vector<Index>{batch, width, rows + 1}) return {};
+    values = swap_extents(values, batch, width, rows + 1, 1);
+    Values kept;
+    for (Index row = 0; row < batch; ++row)
+      kept.insert(kept.end(), values.begin() + (row * (rows + 1) + 1) * width,
+                  values.begin() + (row + 1) * (rows + 1) * width);
+    return kept;
+  }
+  if (shape.size() != 4 || shape[0] != batch || static_cast<Index>(values.size()) != size) return {};
+  if (part == "scan") {  // (batch, heads, head_dim, N)
+    if (shape[3] != rows) return {};
+    return swap_extents(values, batch, width, rows, 1);
+  }
+  if (shape[2] != rows) return {};  // keys, values: (batch, kv_heads, length, head_dim)
+  return swap_extents(values, batch, shape[1], rows, shape[3]);
+}
+
+/// Compares the state with cache.*.I of the case.
+inline void compare_caches(ReferenceCase& reference, const std::vector<StateValues>& state, Index batch,
+                           const std::string& how, double bound, Report& report) {
+  const std::map<std::string, std::string> kinds{
+      {"conv", "conv"}, {"scan", "ssm"}, {"keys", "key"}, {"values", "value"}};
+  std::map<std::string, Group> groups;
+  for (const StateValues& ours : state) {
+    const std::size_t dot = ours.name.rfind('.');
+    const std::string part = ours.name.substr(dot + 1), layer = ours.name.substr(0, dot);
+    const auto kind = kinds.find(part);
+    if (kind == kinds.end()) continue;
+    const std::string name = "cache." + kind->second + layer.substr(layer.rfind('.'));
+    if (const TensorEntry* entry = reference.find(name)) {
+      const Values wanted = cache_in_our_order(*entry, part, batch, ours.rows, ours.width);
+      groups[kind->second].add(name, relative_error(ours.values, wanted));
+    }
+  }
+  for (const auto& [kind, group] : groups) group.report(report, "cache." + kind + how, bound);
+}
+
+/// Values of a parameter in the order of its file.
+inline Values file_order(const Values& values, const CheckpointTensor& place, const ParameterEntry& entry) {
+  Values ordered(values.size());
+  const Index rows = entry.shape.front(), row_bytes = entry.size / rows * static_cast<Index>(sizeof(double));
+  zamba::detail::to_file_order(place, reinterpret_cast<const std::byte*>(values.data()),
+                               reinterpret_cast<std::byte*>(ordered.data()), rows, row_bytes);
+  return ordered;
+}
+
+/// Compares values(entry) of every parameter with prefix + its name in the file. guard: the root mean square below
+/// which a tensor is measured as if it had that one, as a share of the root mean square of all.
+template <class ReadValues>
+void compare_parameters(ReferenceCase& reference, const std::string& prefix, const std::vector<ParameterEntry>& entries,
+                        const CheckpointLayout& layout, double guard, ReadValues&& values, Group& group) {
+  double squares = 0, count = 0;
+  for (const std::string& name : reference.names(prefix)) {
+    for (const double v : read_values<double>(*reference.find(prefix + name))) squares += v * v, ++count;
+  }
+  std::set<std::string> known;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const std::string name = prefix + layout.tensors[i].name;
+    known.insert(name);
+    const TensorEntry* entry = reference.find(name);
+    if (!entry) continue;
+    const Values wanted = read_values<double>(*entry),
+                 got = file_order(values(entries[i]), layout.tensors[i], entries[i]);
+    if (!zamba::detail::same_shape(entry->shape, layout.tensors[i].shape)) {
+      group.add(name + " (of another shape)", std::nan(""));
+      continue;
+    }
+    double difference = 0, norm = 0;
+    for (std::size_t k = 0; k < wanted.size(); ++k) {
+      difference += (got[k] - wanted[k]) * (got[k] - wanted[k]);
+      norm += wanted[k] * wanted[k];
+    }
+    const double least = guard * guard * squares / count * static_cast<double>(wanted.size());
+    group.add(name, std::sqrt(difference / std::max(norm, least)));
+  }
+  for (const std::string& name : reference.names(prefix))
+    if (!known.contains(prefix + name)) group.add(prefix + name + " (no such parameter)", std::nan(""));
+}
+
+template <class Net, class T, class Device>
+class ReferenceCheck {
+ public:
+  using F = compute_t<T>;
+  using A = activation_t<T, Device>;
+  using ModelType = Model<Net, T, Device>;
+  using StateType = typename ModelType::StateType;
+
+  ReferenceCheck(const std::filesystem::path& directory, Report& report)
+      : report_(report),
+        reference_(directory),
+        model_(load_huggingface<Net, T, Device>(directory)),
+        layout_(CheckpointFormat<Net>::layout(model_.entries())) {
+    ids_ = reference_.ids("input_ids", batch_, length_);
+  }
+
+  void run() {
+    require(reference_.find("logits"), "reference.safetensors: there is no logits");
+    forward();
+    extend({length_}, "extend");
+    extend({1, 3, length_}, "extend in chunks");
+    greedy();
+    gradients(false);
+    gradients(true);
+    train();
+    for (const std::string& name : reference_.unused())
+      report_.expect(name, false, "is of a kind that is not compared");
+  }
+
+ private:
+  static Values to_host(const A* data, Index size) {
+    std::vector<A> values(static_cast<std::size_t>(size));
+    Memory<Device>::copy_to_host(values.data(), data, values.size() * sizeof(A));
+    return {values.begin(), values.end()};
+  }
+
+  double error(const std::string& name, const Values& got) {
+    return relative_error(got, read_values<double>(*reference_.find(name)));
+  }
+
+  /// The whole batch at once, without a state: logits and hidden states.
+  void forward() {
+    auto& ctx = this_thread_context<Device>();
+    ArenaScope scope(ctx.arena());
+    const std::vector<Index> offsets = this->offsets();
+    const Index tokens = batch_ * length_;
+    const Sequences sequences{ctx.readable(offsets.data(), batch_ + 1), nullptr, batch_, tokens, length_};
+    const auto s = Net::template forward<A>(ctx, model_.parameters(), ctx.readable(ids_.data(), tokens), sequences,
+                                            typename StateType::Views{}, Keep::layer_inputs);
+    const auto h = ctx.arena().template tensor<A>(tokens, Net::d_model);
+    const auto rstd = ctx.arena().template tensor<F>(tokens);
+    const auto logits = ctx.arena().template tensor<A>(tokens, Net::vocabulary);
+    rms_norm(ctx, s.x, {}, model_.parameters().final_norm, Net::norm_eps, h, rstd);
+    Net::logits(ctx, model_.parameters(), Matrix<const A>(s.x), logits);
+    report_.add("logits", error("logits", to_host(logits.data, logits.size())), bounds.logits, "without a state");
+
+    Group group;
+    for (std::size_t i = 0; i <= s.stack.x.size(); ++i) {
+      const std::string name = "hidden_states." + std::to_string(i);
+      const A* x = i < s.stack.x.size() ? s.stack.x[i].data : h.data;
+      if (reference_.find(name)) group.add(name, error(name, to_host(x, h.size())));
+    }
+    group.report(report_, "hidden_states", bounds.logits);
+  }
+
+  /// The batch through a state, cut at the given positions: logits of all positions and the state that is left.
+  void extend(const std::vector<Index>& ends, const std::string& how) {
+    StateType state = model_.new_state({batch_, length_});
+    Values all(static_cast<std::size_t>(batch_ * length_ * Net::vocabulary));
+    for (Index begin = 0; const Index end : ends) {
+      const Index count = std::min(end, length_) - begin;
+      if (count <= 0) continue;
+      const Values logits = append(state, ids_, length_, begin, count, Positions::all);
+      for (Index row = 0; row < batch_; ++row)
+        std::copy_n(logits.begin() + row * count * Net::vocabulary, count * Net::vocabulary,
+                    all.begin() + (row * length_ + begin) * Net::vocabulary);
+      begin += count;
+    }
+    report_.add("logits, " + how, error("logits", all), bounds.logits);
+
+    std::vector<StateValues> values;
+    auto views = state.views();
+    visit_state<Net>(views, [&](const Name& name, auto& tensor, Index rows, Index width) {
+      using Element = std::remove_reference_t<decltype(*tensor.data)>;
+      if (rows == per_position) rows = length_;
+      std::vector<Element> part(static_cast<std::size_t>(rows * width));
+      StateValues& ours = values.emplace_back(StateValues{name.str(), rows, width, {}});
+      for (Index row = 0; row < batch_; ++row) {
+        Memory<Device>::copy_to_host(part.data(), tensor[row].data, part.size() * sizeof(Element));
+        for (const Element v : part) ours.values.push_back(static_cast<double>(static_cast<F>(v)));
+      }
+    });
+    compare_caches(reference_, values, batch_, ", " + how, bounds.logits, report_);
+  }
+
+  /// Appends `count` tokens to every row, from position `begin` of rows of `length` tokens.
+  Values append(StateType& state, const std::vector<Token>& ids, Index length, Index begin, Index count,
+                Positions positions) {
+    std::vector<Token> tokens;
+    for (Index row = 0; row < batch_; ++row)
+      tokens.insert(tokens.end(), ids.begin() + row * length + begin, ids.begin() + row * length + begin + count);
+    const std::vector<Index> lengths(static_cast<std::size_t>(batch_), count);
+    const auto logits = model_.extend(state, {tokens, lengths}, positions);
+    return to_host(logits.data, logits.size());
+  }
+
+  /// The greedy continuation, token by token through the state.
+  void greedy() {
+    if (!reference_.find("greedy_ids")) return;
+    Index batch = 0, length = 0;
+    const std::vector<Token> wanted = reference_.ids("greedy_ids", batch, length);
+    require(batch == batch_ && length > length_, "reference.safetensors: greedy_ids must continue input_ids");
+    std::vector<Token> ids = wanted;
+    for (Index row = 0; row < batch_; ++row)
+      std::copy_n(ids_.begin() + row * length_, length_, ids.begin() + row * length);
+    StateType state = model_.new_state({batch_, length});
+    Values logits = append(state, ids, length, 0, length_, Positions::last);
+    double shortfall = 0;
+    Index different = 0;
+    for (Index at = length_; at < length; ++at) {
+      for (Index row = 0; row < batch_; ++row) {
+        const auto first = logits.begin() + row * Net::vocabulary,
+                   best = std::max_element(first, first + Net::vocabulary);
+        Token& id = ids[static_cast<std::size_t>(row * length + at)];
+        const double norm = std::sqrt(std::inner_product(first, first + Net::vocabulary, first, 0.0));
+        const bool valid = id >= 0 && id < Net::vocabulary;
+        shortfall = std::max(shortfall, valid ? (*best - *(first + id)) / norm : 1.0);
+        different += id != static_cast<Token>(best - first);
+        if (bounds.greedy_identical) id = static_cast<Token>(best - first);
+      }
+      logits = append(state, ids, length, at, 1, Positions::last);
+    }
+    const auto wrong =
+        std::inner_product(ids.begin(), ids.end(), wanted.begin(), Index{0}, std::plus<>(), std::not_equal_to<>());
+    if (bounds.greedy_identical)
+      report_.add("greedy_ids", static_cast<double>(wrong), 0, "tokens that differ");
+    else
+      report_.add("greedy_ids", wrong > 0 ? INFINITY : shortfall, bounds.logits,
+                  "what the reference's choice lacks to the best logit; " + std::to_string(different) + " of " +
+                      std::to_string(batch_ * (length - length_)) + " tokens differ");
+  }
+
+  std::vector<Index> offsets() const {
+    std::vector<Index> offsets;
+    for (Index row = 0; row <= batch_; ++row) offsets.push_back(row * length_);
+    return offsets;
+  }
+
+  /// The mean loss of the batch, and its gradients added to `gradients`.
+  double loss_and_gradients(typename ModelType::GradientsType& gradients, bool recompute) {
+    std::vector<Token> targets(ids_.begin() + 1, ids_.end());
+    targets.push_back(-1);
+    for (Index row = 0; row < batch_; ++row) targets[static_cast<std::size_t>((row + 1) * length_ - 1)] = -1;
+    const std::vector<Index> offsets = this->offsets();
+    const TrainingBatch batch{ids_, targets, offsets};
+    typename ModelType::GradientOptions options;
+    options.recompute = recompute;
+    return model_.loss_and_gradients(this_thread_context<Device>(), batch, gradients, options).mean();
+  }
+
+  void gradients(bool recompute) {
+    auto gradients = model_.new_gradients();
+    const double loss = loss_and_gradients(gradients, recompute);
+    const std::string how = recompute ? ", recomputed" : "";
+    if (reference_.find("loss")) report_.add("loss" + how, error("loss", {loss}), bounds.losses);
+    std::vector<F> values(static_cast<std::size_t>(gradients.values().size()));
+    Memory<Device>::copy_to_host(values.data(), gradients.values().data, values.size() * sizeof(F));
+    Group group;
+    compare_parameters(
+        reference_, "grad.", model_.entries(), layout_, gradient_guard,
+        [&](const ParameterEntry& entry) {
+          return Values(values.begin() + entry.offset, values.begin() + entry.offset + entry.size);
+        },
+        group);
+    group.report(report_, "grad" + how, bounds.gradients);
+  }
+
+  /// Steps of AdamW on the batch; the model's weights are others afterwards.
+  void train() {
+    const TensorEntry* entry = reference_.find("train.losses");
+    if (!entry) return;
+    const Values wanted = read_values<double>(*entry);
+    AdamW<Net, T, Device> optimiser(model_,
+                                    {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1});
+    auto gradients = model_.new_gradients();
+    Group losses, parameters;
+    for (std::size_t step = 0; step < wanted.size(); ++step) {
+      gradients.zero();
+      const double loss = loss_and_gradients(gradients, false);
+      losses.add("step " + std::to_string(step), relative_error(Values{loss}, Values{wanted[step]}));
+      optimiser.step(model_, gradients, 1e-3);
+    }
+    losses.report(report_, "train.losses", bounds.losses);
+    compare_parameters(
+        reference_, "train.param.", model_.entries(), layout_, 0,
+        [&](const ParameterEntry& parameter) { return model_.read(parameter); }, parameters);
+    parameters.report(report_, "train.param", bounds.parameters);
+  }
+
+  static constexpr ReferenceBounds bounds = reference_bounds<T>();
+  /// A gradient that is far smaller than the others is what is left of larger terms, whose rounding it carries: below
+  /// this share of the root mean square of all, the error is measured against that.
+  static constexpr double gradient_guard = 1e-4;
+
+  Report& report_;
+  ReferenceCase reference_;
+  ModelType model_;
+  CheckpointLayout layout_;
+  Index batch_ = 0, length_ = 0;
+  std::vector<Token> ids_;
+};
+
+}  // namespace detail
+
+/// Compares Net, stored as T on Device, with the case in `directory`. A case that cannot be read, or does not fit the
+/// type, is a failed line of the report, too.
+template <class Net, class T = double, class Device = cpu>
+Report check_reference(const std::filesystem::path& directory) {
+  Report report("reference case '" + directory.string() + "'");
+  try {
+    detail::ReferenceCheck<Net, T, Device>(directory, report).run();
+  } catch (const Error& error) {
+    report.expect("the case can be used", false, error.what());
+  }
+  return report;
+}
+
+}  // namespace zamba::testing
