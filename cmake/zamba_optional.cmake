@@ -16,7 +16,4 @@ macro(zamba_link_optional zamba cuda)
   if(TARGET CUDA::cublas)
     target_link_libraries(${cuda} INTERFACE $<BUILD_INTERFACE:CUDA::cudart> $<BUILD_INTERFACE:CUDA::cublas>)
   endif()
-  # Device code calls constexpr functions of the standard library, std::bit_cast among them.
-  target_compile_options(${cuda}
-                         INTERFACE $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>>)
 endmacro()

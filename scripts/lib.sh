@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Shared by the scripts beside this file, which source it after `set -euo pipefail`.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034  # the variables are theirs to use
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cores=$(nproc)
@@ -8,7 +8,7 @@ cores=$(nproc)
 # What each script needs, by the names Debian and Ubuntu use.
 build_packages=(g++ cmake ninja-build ccache libeigen3-dev nlohmann-json3-dev libcli11-dev)
 test_packages=(git pkg-config doctest-dev libbenchmark-dev)
-clang_packages=(clang libomp-dev)
+clang_packages=(clang libclang-rt-dev libomp-dev)
 text_packages=(bible-kjv bible-kjv-text)
 # Taken where the release has them: the format check asks for this one release of clang-format.
 optional_packages=(clang-format-14)
