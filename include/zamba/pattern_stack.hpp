@@ -36,12 +36,21 @@ struct Pattern {
     return uses;
   }
   constexpr Index uses() const { return uses_before(layers()); }
-  constexpr bool only_m_and_h() const {
+  /// The first layer whose letter is neither 'm' nor 'h'; 0 where there is none.
+  constexpr Index first_wrong() const {
     for (Index i = 0; i < layers(); ++i)
-      if (letters[i] != 'm' && letters[i] != 'h') return false;
-    return true;
+      if (letters[i] != 'm' && letters[i] != 'h') return i;
+    return 0;
   }
 };
+
+namespace detail {
+
+/// As `equal` in block.hpp: a failed static_assert prints the letter and its layer.
+template <char Letter, Index Layer>
+inline constexpr bool letter_of_layer = Letter == 'm' || Letter == 'h';
+
+}  // namespace detail
 
 /// The shared block of a stack that has none.
 struct NoShared {
@@ -63,8 +72,17 @@ template <Pattern P, Block Mixer, class Shared = NoShared, Index Copies = 1>
 struct PatternStack {
   static constexpr Index d_model = Mixer::d_model, layers = P.layers(), uses = P.uses(), copies = uses > 0 ? Copies : 0;
   static constexpr auto pattern = P;
+  using MixerType = Mixer;
+  using SharedType = Shared;
+  /// Of the norm that follows the stack: that of its layers.
+  static constexpr double norm_eps = [] {
+    if constexpr (requires { Mixer::norm_eps; })
+      return Mixer::norm_eps;
+    else
+      return 1e-5;
+  }();
 
-  static_assert(layers > 0 && P.only_m_and_h(),
+  static_assert(detail::letter_of_layer<P.letters[P.first_wrong()], P.first_wrong()>,
                 "zamba::PatternStack: the pattern must be a non-empty text of 'm' (plain) and 'h' (hybrid)");
   static_assert(uses == 0 || detail::equal<Mixer::d_model, Shared::d_model>,
                 "zamba::PatternStack: the mixer and the shared block must have the same d_model");
@@ -72,7 +90,7 @@ struct PatternStack {
       uses > 0 || std::is_same_v<Shared, NoShared>,
       "zamba::PatternStack: no layer is hybrid, so the shared block would never be used; use UniformStack, or a "
       "period of at most the number of layers");
-  static_assert(uses == 0 || (Copies > 0 && Copies <= uses),
+  static_assert(uses == 0 || (detail::at_least<Copies, 1> && detail::at_most<Copies, uses>),
                 "zamba::PatternStack: Copies must be at least 1 and at most the number of hybrid layers");
 
   template <class W, class F>
@@ -132,12 +150,16 @@ struct PatternStack {
     std::array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
   };
 
-  /// io.out must not be io.x, which is read by every hybrid layer.
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, Stream<A> io,
                              const Sequences& sequences, const State<S, F>& state, Keep keep) {
     Saved<A, F> s;
     s.keep = keep;
+    if (uses > 0 && io.out.data == io.x.data) {  // every hybrid layer reads io.x, after io.out was written
+      const auto x0 = ctx.arena().template tensor<A>(sequences.tokens, d_model);
+      ctx.copy(io.x, x0);
+      io.x = x0;
+    }
     Matrix<const A> x = io.x;
     for (Index i = 0; i < layers; ++i) {
       s.x[i] = x;
@@ -240,6 +262,14 @@ constexpr auto make_pattern(IsHybrid is_hybrid) {
   return pattern;
 }
 
+template <Index Layers, Index Period>
+constexpr auto make_periodic_pattern() {
+  static_assert(detail::at_least<Period, 1> && detail::at_most<Period, Layers>,
+                "zamba::HybridStack: the period must be at least 1 and at most the number of layers, or no layer is "
+                "hybrid; UniformStack is the stack without a shared block");
+  return make_pattern<Layers>([](Index i) { return i % Period == Period - 1; });
+}
+
 }  // namespace detail
 
 /// All layers plain.
@@ -248,7 +278,7 @@ inline constexpr auto uniform_pattern = detail::make_pattern<Layers>([](Index) {
 
 /// Layers i with i % Period == Period - 1 are hybrid.
 template <Index Layers, Index Period>
-inline constexpr auto periodic_pattern = detail::make_pattern<Layers>([](Index i) { return i % Period == Period - 1; });
+inline constexpr auto periodic_pattern = detail::make_periodic_pattern<Layers, Period>();
 
 /// The published rule of Zamba: layers 0 and 1 plain, 2 hybrid, then layer i + 3 hybrid iff i % Period == Offset.
 template <Index Layers, Index Period, Index Offset>

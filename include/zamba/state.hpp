@@ -69,6 +69,8 @@ class State {
   explicit State(StateOptions options) : batch_(options.batch), max_length_(options.max_length) {
     require(batch_ > 0 && max_length_ > 0, "new_state: batch and max_length must be positive, got batch ", batch_,
             " and max_length ", max_length_);
+    require(needed_bytes() < 0x1p60, "new_state: batch ", batch_, " and max_length ", max_length_,
+            " would need more memory than can be addressed");
     lengths_.assign(static_cast<std::size_t>(batch_), 0);
     history_.resize(static_cast<std::size_t>(batch_ * max_length_));
     std::size_t bytes = 0;
@@ -175,8 +177,27 @@ class State {
     char magic[8];
     std::uint64_t architecture;
     Index element_size, batch, max_length;
+    std::uint64_t sizes;  // a hash of batch, max_length and lengths, so that a damaged size is not believed
   };
   static constexpr char magic[9] = "zamba-st";
+
+  static std::uint64_t hash_of_sizes(Index batch, Index max_length, std::span<const Index> lengths) {
+    detail::Hash hash;
+    hash.add(batch);
+    hash.add(max_length);
+    for (const Index length : lengths) hash.add(length);
+    return hash.value();
+  }
+
+  /// About what all tensors and the history take.
+  double needed_bytes() const {
+    double per_position_and_row = sizeof(std::uint64_t), per_row = 0;
+    for_each_tensor([&](const auto& tensor, Index rows, Index width) {
+      const double bytes = static_cast<double>(sizeof(*tensor.data)) * static_cast<double>(width);
+      (rows == per_position ? per_position_and_row : per_row) += rows == per_position ? bytes : bytes * double(rows);
+    });
+    return static_cast<double>(batch_) * (per_row + per_position_and_row * static_cast<double>(max_length_));
+  }
 
   std::size_t checked(Index row) const {
     require(row >= 0 && row < batch_, "State: row ", row, " of a batch of ", batch_);
@@ -232,7 +253,12 @@ class State {
 
 template <class Net, class T, class Device>
 std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
-  Header header{{}, architecture_hash<Net>(), static_cast<Index>(sizeof(T)), batch_, max_length_};
+  Header header{{},
+                architecture_hash<Net>(),
+                static_cast<Index>(sizeof(T)),
+                batch_,
+                max_length_,
+                hash_of_sizes(batch_, max_length_, lengths_)};
   std::memcpy(header.magic, magic, sizeof header.magic);
   std::vector<std::byte> bytes;
   const auto append = [&](const void* data, std::size_t size) {
@@ -274,6 +300,8 @@ State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byt
           "State::from_bytes: impossible batch ", header.batch, " or max_length ", header.max_length);
   std::vector<Index> lengths(static_cast<std::size_t>(header.batch));
   std::memcpy(lengths.data(), take(lengths.size() * sizeof(Index)), lengths.size() * sizeof(Index));
+  require(header.sizes == hash_of_sizes(header.batch, header.max_length, lengths),
+          "State::from_bytes: the sizes are damaged");
   for (const Index length : lengths)
     require(length >= 0 && length <= header.max_length, "State::from_bytes: a row of length ", length,
             " in a state of max_length ", header.max_length);

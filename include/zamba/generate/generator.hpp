@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// generate: prompts in, new tokens out. Prefill of all rows at once, then one token for every row that still runs.
+//
+//   per row   l = logits after the row's last token;  token = sampler(l, prompt and output so far);  append
+//
+// A row ends with a stop token (which is returned, as transformers does), after max_new_tokens, when its sequence, the
+// new tokens counted, is max_length long, or when the callback returns false. Rows that ended take no part in further
+// steps.
+//
+// The state may hold a past, which the prompt continues (and which the repetition penalty does not see). Afterwards it
+// holds everything but each row's last new token: to go on, let that token begin the next prompt.
+//
+// Row r draws from stream `stream + r` of the seed, whatever the other rows are: alone, it gives the same tokens where
+// its `stream` is set to that number. (The logits of a row in a batch and alone agree to rounding, so a draw that falls
+// within that of a boundary may differ.) No step after the first allocates memory.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <zamba/generate/sampler.hpp>
+#include <zamba/model.hpp>
+
+namespace zamba {
+
+struct GenerationOptions {
+  SamplerOptions sampling{};
+  Index max_new_tokens = 128;
+  std::vector<Token> stop_tokens{};
+  Seed seed{};
+  std::uint64_t stream = 0;  // of row 0
+};
+
+/// Called as callback(row, token) for every new token, stop tokens among them; false ends the row.
+template <class F>
+concept TokenCallback = std::invocable<F&, Index, Token> && requires(F& f) {
+  { f(Index{}, Token{}) } -> std::convertible_to<bool>;
+};
+
+/// The callback that lets every row run on.
+struct RunOn {
+  bool operator()(Index, Token) const { return true; }
+};
+
+namespace detail {
+
+template <class StateType>
+void check_generation(const StateType& state, std::span<const std::vector<Token>> prompts, Index vocabulary,
+                      const GenerationOptions& options) {
+  const Index rows = static_cast<Index>(prompts.size());
+  require(rows == state.batch(), "generate: ", rows, " prompts for a state of ", state.batch(), " rows");
+  require(options.max_new_tokens >= 0, "GenerationOptions: max_new_tokens must be 0 or more, got ",
+          options.max_new_tokens);
+  for (const Token token : options.stop_tokens)
+    require(token >= 0 && token < vocabulary, "GenerationOptions: stop token ", token, " is outside the vocabulary of ",
+            vocabulary);
+  for (Index row = 0; row < rows; ++row) {
+    const std::vector<Token>& prompt = prompts[static_cast<std::size_t>(row)];
+    const Index length = static_cast<Index>(prompt.size());
+    require(length > 0, "generate: the prompt of row ", row, " is empty, at least one token is needed");
+    require(state.length(row) + length <= state.max_length(), "generate: row ", row, " holds ", state.length(row),
+            " positions, and its prompt of ", length, " would exceed max_length ", state.max_length());
+    for (Index i = 0; i < length; ++i)
+      require(prompt[static_cast<std::size_t>(i)] >= 0 && prompt[static_cast<std::size_t>(i)] < vocabulary,
+              "generate: token ", prompt[static_cast<std::size_t>(i)], " at position ", i, " of row ", row,
+              " is outside the vocabulary of ", vocabulary);
+  }
+}
+
+/// A row of logits as the sampler reads it: in place on the CPU, else copied into `room` and widened to float.
+template <class Device, class A>
+auto host_logits(Matrix<const A> logits, Index row, [[maybe_unused]] std::vector<A>& room,
+                 [[maybe_unused]] std::vector<float>& widened) {
+  const auto count = static_cast<std::size_t>(logits.cols());
+  if constexpr (std::is_same_v<Device, cpu>) {
+    return std::span<const A>(logits[row].data, count);
+  } else {
+    room.resize(count);
+    Memory<Device>::copy_to_host(room.data(), logits[row].data, count * sizeof(A));
+    widened.assign(room.begin(), room.end());
+    return std::span<const float>(widened);
+  }
+}
+
+}  // namespace detail
+
+/// The new tokens of each row: prompts[r] continues row r of the state. Throws before anything changes for a wrong
+/// number of prompts, an empty one, one that exceeds max_length, or a token outside the vocabulary.
+template <class Net, class T, class Device, TokenCallback Callback = RunOn>
+std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, T, Device>& model,
+                                         State<Net, T, Device>& state, std::span<const std::vector<Token>> prompts,
+                                         const GenerationOptions& options, Callback&& callback = {}) {
+  using A = activation_t<T, Device>;
+  detail::check_generation(state, prompts, Net::vocabulary, options);
+  struct Row {
+    Sampler sampler;
+    std::vector<Token> sequence;  // prompt and output
+    std::size_t prompt, end;      // lengths of the sequence
+    bool running;
+  };
+  std::vector<Row> rows;
+  std::vector<Token> tokens;
+  std::vector<Index> lengths;
+  for (std::size_t r = 0; r < prompts.size(); ++r) {
+    const Index prompt = static_cast<Index>(prompts[r].size());
+    const Index room = state.max_length() - state.length(static_cast<Index>(r)) - prompt;
+    const auto end = static_cast<std::size_t>(prompt + std::min(options.max_new_tokens, room));
+    rows.push_back({Sampler(options.sampling, options.seed, Net::vocabulary, options.stream + r), prompts[r],
+                    prompts[r].size(), end, end > prompts[r].size()});
+    rows.back().sequence.reserve(end);
+    tokens.insert(tokens.end(), prompts[r].begin(), prompts[r].end());
+    lengths.push_back(prompt);
+  }
+  std::vector<A> room;
+  std::vector<float> widened;
+  while (!tokens.empty()) {
+    const Matrix<const A> logits = model.extend(ctx, state, {tokens, lengths});
+    tokens.clear();
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      Row& row = rows[r];
+      lengths[r] = 0;
+      if (!row.running) continue;
+      const Index at = static_cast<Index>(r);
+      const Token token = row.sampler.sample(detail::host_logits<Device>(logits, at, room, widened), row.sequence);
+      row.sequence.push_back(token);
+      const auto& stops = options.stop_tokens;
+      row.running = callback(at, token) && row.sequence.size() < row.end &&
+                    std::find(stops.begin(), stops.end(), token) == stops.end();
+      if (!row.running) continue;
+      tokens.push_back(token);
+      lengths[r] = 1;
+    }
+  }
+  std::vector<std::vector<Token>> output;
+  for (const Row& row : rows)
+    output.emplace_back(row.sequence.begin() + static_cast<std::ptrdiff_t>(row.prompt), row.sequence.end());
+  return output;
+}
+
+/// As above, with the calling thread's own context.
+template <class Net, class T, class Device, TokenCallback Callback = RunOn>
+std::vector<std::vector<Token>> generate(const Model<Net, T, Device>& model, State<Net, T, Device>& state,
+                                         const std::vector<std::vector<Token>>& prompts,
+                                         const GenerationOptions& options, Callback&& callback = {}) {
+  return generate(this_thread_context<Device>(), model, state, std::span(prompts), options, callback);
+}
+
+/// One prompt, for a state of one row; the callback gets row 0.
+template <class Net, class T, class Device, TokenCallback Callback = RunOn>
+std::vector<Token> generate(Context<Device>& ctx, const Model<Net, T, Device>& model, State<Net, T, Device>& state,
+                            const std::vector<Token>& prompt, const GenerationOptions& options,
+                            Callback&& callback = {}) {
+  return generate(ctx, model, state, std::span<const std::vector<Token>>(&prompt, 1), options, callback)[0];
+}
+template <class Net, class T, class Device, TokenCallback Callback = RunOn>
+std::vector<Token> generate(const Model<Net, T, Device>& model, State<Net, T, Device>& state,
+                            const std::vector<Token>& prompt, const GenerationOptions& options,
+                            Callback&& callback = {}) {
+  return generate(this_thread_context<Device>(), model, state, prompt, options, callback);
+}
+
+}  // namespace zamba

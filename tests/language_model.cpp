@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+// Losses and gradients of whole networks.
+#include <zamba/language_model.hpp>
+
+#include <doctest/doctest.h>
+
+#include "support/nets.hpp"
+
+namespace {
+
+using namespace zamba_test;
+
+/// Sums of products in another order, some hundred roundings deep, gradients through all layers.
+constexpr double rounding = 1e-12;
+/// Central differences with h = 1e-5: errors of h^2 and of 1e-16 / h, both about 1e-10, times the curvature.
+constexpr double difference = 2e-7;
+
+struct Documents {
+  std::vector<Token> tokens, targets;
+  std::vector<Index> offsets{0};
+
+  explicit Documents(const std::vector<Index>& lengths) {
+    for (const Index length : lengths) offsets.push_back(offsets.back() + length);
+    tokens = random_tokens(offsets.back(), 1);
+    targets = random_tokens(offsets.back(), 2);
+    for (std::size_t i = 3; i < targets.size(); i += 5) targets[i] = -1;
+  }
+  operator TrainingBatch() const { return {tokens, targets, offsets}; }
+  /// Tokens [first, first + count) as one document.
+  TrainingBatch part(Index first, Index count) const {
+    static thread_local std::vector<Index> bounds;
+    bounds = {0, count};
+    const auto at = static_cast<std::size_t>(first), size = static_cast<std::size_t>(count);
+    return {std::span(tokens).subspan(at, size), std::span(targets).subspan(at, size), bounds};
+  }
+};
+
+template <class G>
+std::vector<double> all(const G& gradients) {
+  return {gradients.values().data, gradients.values().data + gradients.values().size()};
+}
+
+template <class ModelType>
+using Options = typename ModelType::GradientOptions;
+
+template <class Net>
+void check_gradients() {
+  const auto model = random_model<Net, double>();
+  Context<cpu> ctx(2);
+  const double scale = 0.25;
+  using ModelType = Model<Net, double>;
+  const Options<ModelType> plain{.scale = scale};
+
+  SUBCASE("packed documents equal separate ones, in loss and gradients") {
+    const Documents packed({7, 0, 12, 1, 9});
+    auto together = model.new_gradients(), apart = model.new_gradients();
+    const LossSum sum = model.loss_and_gradients(ctx, packed, together, plain);
+    CHECK(model.loss(ctx, packed).sum == sum.sum);
+    LossSum separate;
+    for (std::size_t k = 0; k + 1 < packed.offsets.size(); ++k) {
+      const Index length = packed.offsets[k + 1] - packed.offsets[k];
+      if (length == 0) continue;
+      const LossSum one = model.loss_and_gradients(ctx, packed.part(packed.offsets[k], length), apart, plain);
+      separate.sum += one.sum;
+      separate.count += one.count;
+    }
+    CHECK(sum.count == separate.count);
+    CHECK(sum.count == std::count_if(packed.targets.begin(), packed.targets.end(), [](Token t) { return t >= 0; }));
+    CHECK(std::abs(sum.sum - separate.sum) <= rounding * sum.sum);
+    CHECK(relative_error(all(together), all(apart)) <= rounding);
+    // The default scale makes it the gradient of the mean.
+    auto mean = model.new_gradients();
+    model.loss_and_gradients(packed, mean);
+    auto scaled = all(mean);
+    for (double& value : scaled) value *= scale * static_cast<double>(sum.count);
+    CHECK(relative_error(scaled, all(together)) <= rounding);
+  }
+
+  SUBCASE("recomputing layers gives the same gradients, with and without a state") {
+    const Documents packed({7, 12});
+    for (const bool with_state : {false, true}) {
+      auto kept = model.new_gradients(), again = model.new_gradients();
+      auto first = model.new_state({.batch = 2, .max_length = 20}), second = first;
+      for (auto* state : {&first, &second}) model.extend(*state, {random_tokens(5), std::vector<Index>{5, 0}});
+      model.loss_and_gradients(ctx, packed, kept, {.scale = scale, .state = with_state ? &first : nullptr});
+      model.loss_and_gradients(ctx, packed, again,
+                               {.scale = scale, .recompute = true, .state = with_state ? &second : nullptr});
+      CHECK(relative_error(all(again), all(kept)) <= rounding);
+      CHECK(first.to_bytes() == second.to_bytes());
+    }
+  }
+
+  SUBCASE("a rerun is bit-equal, on one thread and on two") {
+    const Documents packed({30, 41});
+    const auto run = [&](int threads) {
+      Context<cpu> own(threads);
+      auto gradients = model.new_gradients();
+      model.loss_and_gradients(own, packed, gradients, plain);
+      return all(gradients);
+    };
+    const auto one = run(1), two = run(2);
+    CHECK(run(1) == one);
+    CHECK(run(2) == two);
+    CHECK(relative_error(two, one) <= rounding);
+  }
+
+  SUBCASE("two chunks with the gradient passed through the state equal the whole") {
+    const Documents document({13});
+    auto whole = model.new_gradients(), chunks = model.new_gradients();
+    const LossSum sum = model.loss_and_gradients(ctx, document, whole, plain);
+    auto begin = model.new_state({.max_length = 13});
+    poison(begin);
+    auto middle = begin;
+    const double first_loss = model.loss(ctx, document.part(0, 5), &middle).sum;
+    auto d_state = model.new_state_gradients(begin);
+    auto after = middle;
+    const LossSum second = model.loss_and_gradients(ctx, document.part(5, 8), chunks,
+                                                    {.scale = scale, .state = &after, .d_state = &d_state});
+    const LossSum first = model.loss_and_gradients(ctx, document.part(0, 5), chunks,
+                                                   {.scale = scale, .state = &begin, .d_state = &d_state});
+    CHECK(std::abs(first.sum - first_loss) <= rounding * first.sum);
+    CHECK(std::abs(first.sum + second.sum - sum.sum) <= rounding * sum.sum);
+    CHECK(relative_error(all(chunks), all(whole)) <= rounding);
+    CHECK(relative_error(values(begin), values(middle)) <= rounding);
+    CHECK(after.length() == 13);
+  }
+
+  SUBCASE("finite differences of every parameter and of the initial state") {
+    auto moved = random_model<Net, double>();
+    const Documents batch({4, 6});
+    auto initial = model.new_state({.batch = 2, .max_length = 9});
+    model.extend(initial, {random_tokens(3, 3), std::vector<Index>{3, 0}});
+    auto gradients = model.new_gradients();
+    auto state = initial;
+    auto d_state = model.new_state_gradients(state);
+    model.loss_and_gradients(ctx, batch, gradients, {.scale = scale, .state = &state, .d_state = &d_state});
+    const auto loss = [&] {
+      auto copy = initial;
+      return scale * moved.loss(ctx, batch, &copy).sum;
+    };
+    const double h = 1e-5;
+    for (const ParameterEntry& entry : model.entries()) {
+      auto weights = model.read(entry);
+      std::vector<double> measured, given;
+      for (Index i = entry.size / 7 / 2; i < entry.size; i += std::max<Index>(1, entry.size / 7)) {
+        const double kept = weights[i];
+        weights[i] = kept + h;
+        moved.write(entry, weights);
+        const double above = loss();
+        weights[i] = kept - h;
+        moved.write(entry, weights);
+        const double below = loss();
+        weights[i] = kept;
+        measured.push_back((above - below) / (2 * h));
+        given.push_back(gradients.values()[entry.offset + i]);
+      }
+      moved.write(entry, weights);
+      CAPTURE(entry.name);
+      CHECK(relative_error(given, measured) <= difference);
+    }
+    std::vector<double> measured, given;
+    std::vector<double*> gradient_at;
+    auto views = initial.views();
+    auto d_views = d_state.views();
+    visit_state<Net>(d_views, [&](const Name&, auto& tensor, Index, Index) { gradient_at.push_back(tensor.data); });
+    std::size_t k = 0;
+    visit_state<Net>(views, [&](const Name&, auto& tensor, Index rows, Index width) {
+      const Index used = (rows == per_position ? initial.length(0) : rows) * width;  // of row 0, which has a past
+      for (Index i = 0; i < used; i += std::max<Index>(1, used / 9)) {
+        double& value = tensor.data[i];
+        const double kept = value;
+        value = kept + h;
+        const double above = loss();
+        value = kept - h;
+        const double below = loss();
+        value = kept;
+        measured.push_back((above - below) / (2 * h));
+        given.push_back(gradient_at[k][i]);
+      }
+      ++k;
+    });
+    CHECK(relative_error(given, measured) <= difference);
+  }
+}
+
+}  // namespace
+
+TEST_SUITE("language_model") {
+  TEST_CASE("gradients: two shared blocks, the first layer hybrid") { check_gradients<TwoCopies>(); }
+
+  TEST_CASE("wrong input to loss is refused by name and leaves the state as it was") {
+    const auto model = random_model<TwoCopies, double>();
+    Context<cpu> ctx(1);
+    auto state = model.new_state({.batch = 2, .max_length = 6});
+    model.extend(state, {random_tokens(5), std::vector<Index>{3, 2}});
+    const auto before = state.to_bytes();
+    auto gradients = model.new_gradients();
+    using Ids = std::vector<Token>;
+    using Offsets = std::vector<Index>;
+    const auto refused = [&](const Ids& tokens, const Ids& targets, const Offsets& offsets, const char* message) {
+      CHECK_THROWS_WITH_AS(model.loss(ctx, {tokens, targets, offsets}, &state), message, Error);
+      CHECK_THROWS_WITH_AS(model.loss_and_gradients(ctx, {tokens, targets, offsets}, gradients, {.state = &state}),
+                           message, Error);
+      CHECK(state.to_bytes() == before);
+    };
+    refused({}, {}, {0, 0, 0}, "zamba: loss: the batch is empty");
+    refused({1, 2}, {1}, {0, 1, 2}, "zamba: loss: 2 tokens but 1 targets");
+    for (const Offsets& offsets : {Offsets{}, Offsets{0}, Offsets{0, 1}, Offsets{1, 2}, Offsets{0, 3}})
+      refused({1, 2}, {1, 2}, offsets,
+              "zamba: loss: the offsets of documents must run from 0 to the number of tokens, 2");
+    refused({1, 2}, {1, 2}, {0, 3, 2}, "zamba: loss: offset 2 is 2, before the previous one, 3");
+    refused({1, 2}, {1, 2}, {0, -1, 2}, "zamba: loss: offset 1 is -1, before the previous one, 0");
+    refused({1, 2}, {1, 2}, {0, 2}, "zamba: loss: the batch holds 1 documents, the state 2 rows");
+    refused({1, 2, 3, 4}, {1, 2, 3, 4}, {0, 4, 4},
+            "zamba: loss: row 0 holds 3 positions and would get 4 more, over max_length 6");
+    refused({1, 29}, {1, 2}, {0, 1, 2}, "zamba: loss: token 29 at position 1 is outside the vocabulary of 29");
+    refused({-1, 2}, {1, 2}, {0, 1, 2}, "zamba: loss: token -1 at position 0 is outside the vocabulary of 29");
+    refused({1, 2}, {1, 29}, {0, 1, 2}, "zamba: loss: targets: token 29 at position 1 is outside the vocabulary of 29");
+    CHECK(relative_error(all(gradients), std::vector<double>(all(gradients).size())) == 0);
+
+    auto d_state = model.new_state_gradients(state);
+    const Ids ids{1, 2};
+    const Offsets offsets{0, 1, 2};
+    CHECK_THROWS_WITH_AS(model.loss_and_gradients(ctx, {ids, ids, offsets}, gradients, {.d_state = &d_state}),
+                         "zamba: loss: gradients of a state need that state, of the same batch and max_length", Error);
+    // No target at all is no error: a loss of nothing.
+    const Ids none{-1, -1};
+    CHECK(model.loss_and_gradients(ctx, {ids, none, offsets}, gradients, {}).count == 0);
+    CHECK(relative_error(all(gradients), std::vector<double>(all(gradients).size())) == 0);
+  }
+
+  TEST_CASE("weights stored as bf16 get the gradients of the same weights in double") {
+    const auto stored = random_model<TwoCopies, bf16>();
+    const auto wide = stored.to<double>();
+    const Documents packed({17, 9});
+    auto narrow_gradients = stored.new_gradients();
+    auto gradients = wide.new_gradients();
+    const LossSum narrow = stored.loss_and_gradients(packed, narrow_gradients);
+    const LossSum sum = wide.loss_and_gradients(packed, gradients);
+    // All arithmetic is float: an eps of 6e-8, carried on about a hundredfold.
+    CHECK(std::abs(narrow.sum - sum.sum) <= 1e-5 * sum.sum);
+    CHECK(relative_error(all(narrow_gradients), all(gradients)) <= 2e-5);
+  }
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/state.hpp>
+
+#include <doctest/doctest.h>
+
+#include "support/nets.hpp"
+
+namespace {
+
+using namespace zamba_test;
+
+using Net = Hybrid;
+using TestState = State<Net, float, cpu>;
+using Bytes = std::vector<std::byte>;
+
+const Model<Net, float>& model() {
+  static const auto model = random_model<Net, float>();
+  return model;
+}
+
+/// Rows of 5, 0 and 9 positions.
+TestState example() {
+  auto state = model().new_state({.batch = 3, .max_length = 16});
+  model().extend(state, {random_tokens(14), std::vector<Index>{5, 0, 9}});
+  return state;
+}
+
+/// What every row says to one more token.
+std::vector<double> next(TestState state) {
+  const std::vector<Index> lengths(static_cast<std::size_t>(state.batch()), 1);
+  return values(model().extend(state, {random_tokens(state.batch(), 9), lengths}));
+}
+
+}  // namespace
+
+TEST_SUITE("state") {
+  TEST_CASE("sizes are those of the constants") {
+    const TestState state({.batch = 3, .max_length = 16});
+    const Index bytes = state_bytes<Net, float>(3, 16);
+    CHECK(static_cast<Index>(state.bytes()) >= bytes);  // each tensor is padded to a cache line
+    CHECK(static_cast<Index>(state.bytes()) < bytes + 12 * 64);
+    CHECK_THROWS_WITH_AS(TestState({.batch = 0}),
+                         "zamba: new_state: batch and max_length must be positive, got batch 0 and max_length 2048",
+                         Error);
+    CHECK_THROWS_WITH_AS(TestState({.max_length = -1}),
+                         "zamba: new_state: batch and max_length must be positive, got batch 1 and max_length -1",
+                         Error);
+    const Index huge = Index{1} << 62;
+    CHECK_THROWS_WITH_AS(TestState({.batch = 2, .max_length = huge}),
+                         "zamba: new_state: batch 2 and max_length 4611686018427387904 would need more memory than can "
+                         "be addressed",
+                         Error);
+    CHECK_THROWS_WITH_AS(state.length(3), "zamba: State: row 3 of a batch of 3", Error);
+    CHECK_THROWS_WITH_AS(state.length(-1), "zamba: State: row -1 of a batch of 3", Error);
+  }
+
+  TEST_CASE("a copy goes its own way") {
+    auto state = example();
+    const auto bytes = state.to_bytes();
+    TestState copy = state;
+    CHECK(copy.to_bytes() == bytes);
+    model().extend(copy, {random_tokens(3, 1), std::vector<Index>{1, 1, 1}});
+    CHECK(state.to_bytes() == bytes);
+    CHECK(copy.to_bytes() != bytes);
+    CHECK(next(state) == next(example()));
+    copy = state;
+    CHECK(copy.to_bytes() == bytes);
+    copy = *&copy;
+    CHECK(copy.to_bytes() == bytes);
+    TestState moved = std::move(copy);
+    CHECK(moved.to_bytes() == bytes);
+    CHECK(next(moved) == next(state));
+  }
+
+  TEST_CASE("reset forgets all rows, or one") {
+    auto state = example();
+    state.reset(0);
+    CHECK(std::vector<Index>(state.lengths().begin(), state.lengths().end()) == std::vector<Index>{0, 0, 9});
+    poison(state);  // nothing of the forgotten row may be read again
+    auto logits = next(state);
+    CHECK_FALSE(std::isnan(relative_error(logits, logits)));
+    const auto before = next(example());
+    CHECK(std::equal(logits.begin() + vocabulary, logits.end(), before.begin() + vocabulary));
+    CHECK_FALSE(std::equal(logits.begin(), logits.begin() + vocabulary, before.begin()));
+    state.reset();
+    poison(state);
+    CHECK(next(state) == next(model().new_state({.batch = 3, .max_length = 16})));
+  }
+
+  TEST_CASE("gather takes rows in any order, as often as asked") {
+    const auto state = example();
+    const auto chosen = state.gather(std::vector<Index>{2, 0, 2, 1});
+    CHECK(std::vector<Index>(chosen.lengths().begin(), chosen.lengths().end()) == std::vector<Index>{9, 5, 9, 0});
+    CHECK(chosen.max_length() == 16);
+    const auto back = chosen.gather(std::vector<Index>{1, 3, 0});
+    CHECK(back.to_bytes() == state.to_bytes());
+    CHECK(next(back) == next(state));
+    CHECK_THROWS_WITH_AS(state.gather(std::vector<Index>{3}), "zamba: State: row 3 of a batch of 3", Error);
+  }
+
+  TEST_CASE("roll_back returns to a snapshot, as often as asked") {
+    auto state = example();
+    const auto before = next(state);
+    const auto bytes = state.to_bytes();
+    const auto snapshot = state.snapshot();
+    for (std::uint64_t trial = 0; trial < 3; ++trial) {
+      model().extend(state, {random_tokens(6, 20 + trial), std::vector<Index>{1, 3, 2}});
+      CHECK(next(state) != before);
+      state.roll_back(snapshot);
+      CHECK(state.to_bytes() == bytes);
+      CHECK(next(state) == before);
+    }
+  }
+
+  TEST_CASE("a snapshot that the state has left is refused") {
+    auto state = example();
+    const auto snapshot = state.snapshot();
+    state.reset(2);
+    CHECK_THROWS_WITH_AS(state.roll_back(snapshot),
+                         "zamba: roll_back: row 2 no longer begins with the 9 tokens of the snapshot", Error);
+    model().extend(state, {random_tokens(9, 4), std::vector<Index>{0, 0, 9}});
+    const auto other = state.to_bytes();
+    CHECK_THROWS_WITH_AS(state.roll_back(snapshot),
+                         "zamba: roll_back: row 2 no longer begins with the 9 tokens of the snapshot", Error);
+    CHECK(state.to_bytes() == other);
+    auto narrow = model().new_state({.batch = 1, .max_length = 16});
+    CHECK_THROWS_WITH_AS(narrow.roll_back(snapshot), "zamba: roll_back: the snapshot holds 3 rows, the state 1", Error);
+  }
+
+  TEST_CASE("bytes give the state back") {
+    const auto state = example();
+    const Bytes bytes = state.to_bytes();
+    const auto back = TestState::from_bytes(bytes);
+    CHECK(back.batch() == 3);
+    CHECK(back.max_length() == 16);
+    CHECK(back.to_bytes() == bytes);
+    CHECK(next(back) == next(state));
+    auto continued = back;
+    CHECK_NOTHROW(continued.roll_back(state.snapshot()));
+  }
+
+  TEST_CASE("bytes of another architecture, another type, or cut short are refused") {
+    const Bytes bytes = example().to_bytes();
+    using Other = State<Plain, float, cpu>;
+    CHECK_THROWS_WITH_AS(Other::from_bytes(bytes),
+                         doctest::Contains("zamba: State::from_bytes: the state belongs to an architecture of hash "),
+                         Error);
+    using Narrow = State<Net, bf16, cpu>;
+    CHECK_THROWS_WITH_AS(Narrow::from_bytes(bytes),
+                         "zamba: State::from_bytes: the caches hold elements of 4 bytes, this state's of 2", Error);
+    for (std::size_t size = 0; size < bytes.size(); size += size < 200 ? 1 : 101)
+      CHECK_THROWS_AS(TestState::from_bytes(std::span(bytes).first(size)), Error);
+    Bytes longer = bytes;
+    longer.resize(bytes.size() + 3);
+    CHECK_THROWS_WITH_AS(TestState::from_bytes(longer), "zamba: State::from_bytes: 3 bytes left over", Error);
+    CHECK_THROWS_WITH_AS(TestState::from_bytes(Bytes(1000)),
+                         "zamba: State::from_bytes: these are not the bytes of a state", Error);
+  }
+
+  TEST_CASE("damaged bytes are refused or give other numbers; no size is believed unseen") {
+    const Bytes bytes = example().to_bytes();
+    Random random(Seed{31});
+    int refused = 0;
+    for (int trial = 0; trial < 4000; ++trial) {
+      Bytes damaged = bytes;
+      const std::size_t within = trial % 2 ? bytes.size() : 100;  // half of them in the header and the lengths
+      for (Index i = 0; i <= trial % 3; ++i)
+        damaged[static_cast<std::size_t>(random.below(static_cast<Index>(within)))] = std::byte(random.bits());
+      if (trial % 7 == 0) damaged.resize(static_cast<std::size_t>(random.below(static_cast<Index>(bytes.size()))));
+      try {
+        const auto state = TestState::from_bytes(damaged);
+        CHECK(state.max_length() == 16);
+        CHECK(state.batch() == 3);
+      } catch (const Error&) {
+        ++refused;
+      }
+    }
+    CHECK(refused > 1500);
+    CHECK(refused < 4000);
+  }
+
+  TEST_CASE("the architecture's hash tells networks apart") {
+    CHECK(architecture_hash<Hybrid>() == architecture_hash<Hybrid>());
+    CHECK(architecture_hash<Hybrid>() != architecture_hash<Plain>());
+    CHECK(architecture_hash<Hybrid>() != architecture_hash<TwoCopies>());
+    CHECK(architecture_hash<Hybrid>() != architecture_hash<LanguageModel<30, Hybrid::Stack>>());
+  }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+// What extend() promises, checked for one network and one storage type.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include <doctest/doctest.h>
+
+#include "nets.hpp"
+
+namespace zamba_test {
+
+/// By norm, for the same sums in another order. A logit passes through some ten products of up to 50 terms: a few
+/// hundred roundings, of 1.1e-16 or 6e-8. A cache of bf16 rounds the last bit of a float to 2^-9 now and then.
+template <class T>
+inline constexpr double rounding = std::is_same_v<T, double>  ? 1e-13
+                                   : std::is_same_v<T, float> ? 2e-5
+                                                              : 0x1p-9;
+
+inline std::vector<Token> part(const std::vector<Token>& tokens, Index first, Index count) {
+  return {tokens.begin() + first, tokens.begin() + first + count};
+}
+
+inline void append(std::vector<double>& all, const std::vector<double>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
+
+/// To be called from a TEST_CASE of its own.
+template <class Net, class T>
+void check_extend() {
+  SUBCASE("every split of a sequence gives the same logits and state") {
+    const auto model = random_model<Net, T>();
+    const std::vector<Token> tokens = random_tokens(8);
+    auto whole = model.new_state({.max_length = 8});
+    poison(whole);
+    const auto wanted = values(model.extend(whole, tokens, Positions::all));
+    const auto wanted_state = values(whole);
+    double worst = 0, worst_state = 0;
+    for (unsigned cuts = 0; cuts < 1u << 7; ++cuts) {  // bit i: a cut after token i
+      auto state = model.new_state({.max_length = 8});
+      std::vector<double> logits;
+      for (Index first = 0, last = 0; last < 8; ++last) {
+        if (last < 7 && !(cuts >> last & 1)) continue;
+        poison(state);
+        append(logits, values(model.extend(state, part(tokens, first, last + 1 - first), Positions::all)));
+        first = last + 1;
+      }
+      worst = std::max(worst, relative_error(logits, wanted));
+      worst_state = std::max(worst_state, relative_error(values(state), wanted_state));
+      REQUIRE_FALSE(std::isnan(relative_error(logits, wanted)));
+    }
+    CHECK(worst <= rounding<T>);
+    CHECK(worst_state <= rounding<T>);
+  }
+
+  SUBCASE("a prompt longer than what is computed at once, ragged, with an empty row") {
+    const auto model = random_model<Net, T>();
+    const Index chunk = zamba::detail::prefill_chunk;
+    const std::vector<Index> lengths{chunk - 3, 0, chunk + 5, 2};
+    const std::vector<Token> tokens = random_tokens(2 * chunk + 4);
+    auto state = model.new_state({.batch = 4, .max_length = chunk + 10});
+    poison(state);
+    const auto all = values(model.extend(state, {tokens, lengths}, Positions::all));
+    auto other = model.new_state({.batch = 4, .max_length = chunk + 10});
+    const auto last = values(model.extend(other, {tokens, lengths}));
+    CHECK(values(state) == values(other));
+    for (Index row = 0, first = 0; row < 4; first += lengths[row++]) {
+      CAPTURE(row);
+      const auto of_row = std::vector<double>(last.begin() + row * vocabulary, last.begin() + (row + 1) * vocabulary);
+      CHECK(state.length(row) == lengths[row]);
+      if (lengths[row] == 0) {
+        for (const double logit : of_row) CHECK(std::isnan(logit));
+        continue;
+      }
+      const auto at = all.begin() + (first + lengths[row] - 1) * vocabulary;
+      CHECK(relative_error(of_row, std::vector<double>(at, at + vocabulary)) <= rounding<T>);
+      // The same row alone, a hundred tokens at a time.
+      auto alone = model.new_state({.max_length = chunk + 5});
+      std::vector<double> logits;
+      for (Index done = 0; done < lengths[row]; done += 100)
+        logits = values(model.extend(alone, part(tokens, first + done, std::min<Index>(100, lengths[row] - done))));
+      CHECK(relative_error(of_row, logits) <= rounding<T>);
+      auto gathered = state.gather(std::vector<Index>{row});
+      CHECK(relative_error(values(gathered), values(alone)) <= rounding<T>);
+    }
+  }
+
+  SUBCASE("rows continue by themselves in a ragged batch") {
+    const auto model = random_model<Net, T>();
+    const std::vector<std::vector<Index>> steps{{3, 0, 5}, {0, 4, 1}, {1, 1, 0}, {7, 1, 1}};
+    auto together = model.new_state({.batch = 3, .max_length = 16});
+    std::vector<decltype(together)> alone;
+    for (int row = 0; row < 3; ++row) alone.push_back(model.new_state({.max_length = 16}));
+    double worst = 0;
+    for (std::size_t step = 0; step < steps.size(); ++step) {
+      const auto& lengths = steps[step];
+      const auto tokens = random_tokens(lengths[0] + lengths[1] + lengths[2], step);
+      poison(together);
+      const auto logits = values(model.extend(together, {tokens, lengths}));
+      Index first = 0;
+      for (Index row = 0; row < 3; ++row) {
+        if (lengths[row] > 0) {
+          const auto wanted = values(model.extend(alone[row], part(tokens, first, lengths[row])));
+          const auto at = logits.begin() + row * vocabulary;
+          const double error = relative_error(std::vector<double>(at, at + vocabulary), wanted);
+          REQUIRE_FALSE(std::isnan(error));
+          worst = std::max(worst, error);
+        }
+        first += lengths[row];
+      }
+    }
+    CHECK(worst <= rounding<T>);
+  }
+
+  SUBCASE("a token changes nothing before it, bit by bit, and everything after it") {
+    const auto model = random_model<Net, T>();
+    auto tokens = random_tokens(40);
+    const auto logits = [&] {
+      auto state = model.new_state({.max_length = 40});
+      return values(model.extend(state, tokens, Positions::all));
+    };
+    const auto before = logits();
+    for (const Index at : {0, 1, 17, 39}) {
+      tokens[at] = (tokens[at] + 1) % vocabulary;
+      const auto after = logits();
+      tokens[at] = (tokens[at] + vocabulary - 1) % vocabulary;
+      for (Index i = 0; i < 40; ++i) {
+        const auto a = before.begin() + i * vocabulary, b = after.begin() + i * vocabulary;
+        CHECK(std::equal(a, a + vocabulary, b) == (i < at));
+      }
+    }
+  }
+
+  SUBCASE("a rerun is bit-equal, on one thread and on two") {
+    const auto model = random_model<Net, T>();
+    const auto tokens = random_tokens(70);
+    const auto run = [&](int threads) {
+      Context<cpu> ctx(threads);
+      auto state = model.new_state({.max_length = 72});
+      auto logits = values(model.extend(ctx, state, tokens, Positions::all));
+      for (Token token : {3, 4}) append(logits, values(model.extend(ctx, state, token)));
+      append(logits, values(state));
+      return logits;
+    };
+    const auto one = run(1), two = run(2);
+    CHECK(run(1) == one);
+    CHECK(run(2) == two);
+    CHECK(one == two);  // every operator promises the same bits for any number of threads
+  }
+}
+
+}  // namespace zamba_test

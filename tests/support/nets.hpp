@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+// Small networks of every kind, with weights large enough that every factor shows in the result.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/blocks/shared_attention.hpp>
+#include <zamba/model.hpp>
+#include <zamba/testing/report.hpp>
+
+namespace zamba_test {
+
+using namespace zamba;
+
+inline constexpr Index vocabulary = 29;
+
+using Mixer = MambaBlock<MambaConfig{.d_model = 16, .d_state = 4, .n_heads = 2}>;
+using WideMixer = MambaBlock<MambaConfig{.d_model = 20, .d_state = 5, .d_conv = 3, .proj_bias = true}>;
+using Shared = SharedAttention<SharedAttentionConfig{.d_model = 16, .n_heads = 4, .n_kv_heads = 2, .d_ff = 24}>;
+
+/// m h m h, one shared block.
+using Hybrid = LanguageModel<vocabulary, HybridStack<4, 2, Mixer, Shared>>;
+/// h m h h, two shared blocks in turn: one is used twice, and the first layer is hybrid.
+using TwoCopies = LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, Shared, 2>>;
+/// Mamba layers only.
+using Plain = LanguageModel<vocabulary, UniformStack<2, WideMixer>>;
+/// A stack whose layers are stacks, with shared blocks inside and outside.
+using Nested = LanguageModel<vocabulary, PatternStack<"mhm", HybridStack<2, 2, Mixer, Shared>, Shared>>;
+
+/// Draws every parameter anew: products normal with deviation 1 / sqrt(columns), so that they keep their input's size;
+/// decay rates between 0.2 and 8; other vectors near what they usually are.
+template <class ModelType>
+void randomise(ModelType& model, Seed seed) {
+  for (std::size_t i = 0; i < model.entries().size(); ++i) {
+    const ParameterEntry& entry = model.entries()[i];
+    Random random(seed, 1000 + i);
+    const auto ends_with = [&](const char* end) { return entry.name.ends_with(end); };
+    std::vector<double> values(static_cast<std::size_t>(entry.size));
+    for (double& value : values) {
+      if (ends_with("A_log"))
+        value = std::log(0.2) + random.uniform() * std::log(8 / 0.2);
+      else if (ends_with("norm.weight") || ends_with(".D"))
+        value = 1 + 0.3 * random.normal();
+      else if (ends_with("bias"))
+        value = 0.5 * random.normal();
+      else
+        value = random.normal() / std::sqrt(static_cast<double>(entry.shape.back()));
+    }
+    model.write(entry, values);
+  }
+}
+
+template <class Net, class T>
+Model<Net, T> random_model(Seed seed = {5}) {
+  Model<Net, T> model(seed);
+  randomise(model, seed);
+  return model;
+}
+
+inline std::vector<Token> random_tokens(Index count, std::uint64_t stream = 0) {
+  Random random(Seed{6}, stream);
+  std::vector<Token> tokens(static_cast<std::size_t>(count));
+  for (Token& token : tokens) token = static_cast<Token>(random.below(vocabulary));
+  return tokens;
+}
+
+template <class T>
+std::vector<double> values(Matrix<T> matrix) {
+  std::vector<double> all;
+  for (Index i = 0; i < matrix.rows(); ++i)
+    for (Index j = 0; j < matrix.cols(); ++j) all.push_back(static_cast<double>(matrix(i, j)));
+  return all;
+}
+
+/// f(tensor, row, first unused position or 0, width) for every tensor and row of a state; only caches have an unused
+/// end.
+template <class Net, class T, class Device, class F>
+void for_each_row(const State<Net, T, Device>& state, F&& f) {
+  auto views = state.views();
+  visit_state<Net>(views, [&](const Name&, auto& tensor, Index rows, Index) {
+    for (Index row = 0; row < state.batch(); ++row) {
+      const Index used = rows == per_position ? state.length(row) : state.length(row) > 0 ? rows : 0;
+      f(tensor[row], used);
+    }
+  });
+}
+
+/// Fills with NaN what no position has written yet: everything in a new state, the end of the caches later.
+template <class Net, class T, class Device>
+void poison(const State<Net, T, Device>& state) {
+  for_each_row(state, [](auto part, Index used) {  // all bits set is a NaN in every type
+    std::memset(static_cast<void*>(part.data + used * part.cols()), 0xff,
+                sizeof(*part.data) * static_cast<std::size_t>((part.rows() - used) * part.cols()));
+  });
+}
+
+/// What the positions so far have written.
+template <class Net, class T, class Device>
+std::vector<double> values(const State<Net, T, Device>& state) {
+  std::vector<double> all;
+  for_each_row(state, [&](auto part, Index used) {
+    for (Index i = 0; i < used * part.cols(); ++i) all.push_back(static_cast<double>(part.data[i]));
+  });
+  return all;
+}
+
+using zamba::testing::relative_error;
+
+}  // namespace zamba_test
