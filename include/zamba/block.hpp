@@ -80,21 +80,35 @@ constexpr void visit_state(S& s, F&& f) {
   B::visit_state(s, StateVisitor<std::remove_reference_t<F>>(f));
 }
 
-/// The types and listings of a block. Its forward and backward are checked by testing::conformance<B>().
+namespace detail {
+
 template <class B>
-concept Block = requires {
+concept HasBlockTypes = requires {
   { B::d_model } -> std::convertible_to<Index>;
   typename B::template Parameters<float, float>;
   typename B::template State<float, float>;
   typename B::template Saved<float, float>;
+};
+
+}  // namespace detail
+
+/// The types and listings of a block. Its forward and backward are checked by testing::conformance<B>().
+template <class B>
+concept Block = detail::HasBlockTypes<B> && requires {
   { parameter_count<B> } -> std::convertible_to<Index>;
 };
 
 namespace detail {
 
-/// Written as a variable template, so that a failed static_assert prints both numbers.
+// Comparisons of sizes, as variable templates: a failed static_assert prints both numbers.
 template <Index A, Index B>
 inline constexpr bool equal = A == B;
+
+template <Index Number, Index Least>
+inline constexpr bool at_least = Number >= Least;
+
+template <Index Number, Index Most>
+inline constexpr bool at_most = Number <= Most;
 
 template <Index Number, Index Divisor>
 inline constexpr bool divides = Divisor > 0 && Number % Divisor == 0;

@@ -16,7 +16,7 @@ namespace zamba {
 
 template <Index Vocabulary, Block S>
 struct LanguageModel {
-  static_assert(Vocabulary > 0, "zamba::LanguageModel: the vocabulary must hold at least one token");
+  static_assert(detail::at_least<Vocabulary, 1>, "zamba::LanguageModel: the vocabulary must hold at least one token");
 
   using Stack = S;
   static constexpr Index vocabulary = Vocabulary, d_model = Stack::d_model;

@@ -43,8 +43,10 @@ struct MambaConfig {
 
 template <MambaConfig C>
 struct MambaBlock {
-  static_assert(C.d_model > 0 && C.d_state > 0 && C.d_conv > 1 && C.expand > 0 && C.n_heads > 0,
-                "zamba::MambaConfig: d_model, d_state, expand and n_heads must be positive, d_conv at least 2");
+  static_assert(detail::at_least<C.d_model, 1> && detail::at_least<C.d_state, 1> && detail::at_least<C.expand, 1> &&
+                    detail::at_least<C.n_heads, 1>,
+                "zamba::MambaConfig: d_model, d_state, expand and n_heads must be positive");
+  static_assert(detail::at_least<C.d_conv, 2>, "zamba::MambaConfig: d_conv must be at least 2");
   static_assert(detail::divides<C.d_inner(), C.n_heads>,
                 "zamba::MambaConfig: expand * d_model must be a multiple of n_heads");
 

@@ -39,7 +39,8 @@ struct SharedAttentionConfig {
 
 template <SharedAttentionConfig C>
 struct SharedAttention {
-  static_assert(C.d_model > 0 && C.n_heads > 0, "zamba::SharedAttentionConfig: d_model and n_heads must be positive");
+  static_assert(detail::at_least<C.d_model, 1> && detail::at_least<C.n_heads, 1>,
+                "zamba::SharedAttentionConfig: d_model and n_heads must be positive");
   static_assert(detail::divides<2 * C.d_model, C.n_heads>,
                 "zamba::SharedAttentionConfig: 2 * d_model must be a multiple of n_heads");
   static_assert(detail::divides<C.n_heads, C.kv_heads()>,

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+// expect: UniformStack
+// expect: Block
+// expect: B::d_model
+#include <zamba/zamba.hpp>
+
+#ifndef ZAMBA_EXPECT_FAILURE
+using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64}>;
+#else
+struct Mixer {
+  static constexpr int width = 64;
+};
+#endif
+using Stack = zamba::UniformStack<4, Mixer>;
+static_assert(Stack::layers == 4);

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+// expect: zamba::PatternStack: no layer is hybrid, so the shared block would never be used
+#include <zamba/zamba.hpp>
+
+using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64}>;
+using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{.d_model = 64, .n_heads = 4}>;
+#ifndef ZAMBA_EXPECT_FAILURE
+using Stack = zamba::PatternStack<"mmmh", Mixer, Shared>;
+#else
+using Stack = zamba::PatternStack<"mmmm", Mixer, Shared>;
+#endif
+static_assert(zamba::parameter_count<Stack> > 0);
