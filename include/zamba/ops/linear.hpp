@@ -209,6 +209,9 @@ struct Linear<cpu> {
   /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
   static constexpr Index rows_at_once = detail::register_bytes == 64 ? 4 : 2, tokens_at_once = 4;
 
+  /// How far ahead of its use a weight is asked for: bf16 has too few loads in flight without.
+  static constexpr Index prefetch_bytes = 512;
+
   template <class A, class W>
   static void forward_few(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
                           Matrix<const A> residual, Vector<const A> bias) {
@@ -251,7 +254,9 @@ struct Linear<cpu> {
     const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
       detail::Pack<A> weights[Rows];
       unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
-        weights[r] = load_weights<A>(weight.data + (o + r) * weight.stride[0] + k, count);
+        const W* from = weight.data + (o + r) * weight.stride[0] + k;
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
+        weights[r] = load_weights<A>(from, count);
       });
       unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;
