@@ -28,9 +28,8 @@
 #include <limits>
 #include <type_traits>
 
-#include <Eigen/Core>
-
 #include <zamba/context.hpp>
+#include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/error.hpp>
 #include <zamba/number.hpp>
@@ -74,7 +73,7 @@ void attention_backward(Context<Device>& ctx, const AttentionShape& shape, std::
 }
 
 /// A task takes one key head and a tile of tokens; the queries of the group's heads are stacked, so that one product
-/// serves all of them. A tile of one token (decode) streams the keys and values instead.
+/// serves all of them. Rows of one token go another way, at the pace of memory.
 template <>
 struct Attention<cpu> {
   template <class A, class S, class F>
@@ -111,6 +110,8 @@ struct Attention<cpu> {
   static constexpr Index query_tile = 64;
   /// Keys of one product.
   static constexpr Index key_tile = 512;
+  /// Keys that a task streams at decode.
+  static constexpr Index piece = 128;
 
   /// Where the keys and values of a row and a key head are; position j is at k + j * k_stride.
   template <class S>
@@ -249,8 +250,19 @@ struct Attention<cpu> {
                      const Sequences& sequences, Matrix<A> out, Matrix<A> lse) {
     static_assert(std::is_same_v<A, compute_t<A>>, "zamba: on the CPU activations are of the compute type");
     const Tiling tiling(shape, sequences);
+    if (sequences.longest > 1) attend_tiles(ctx, shape, tiling, q, source, sequences, out, lse);
+    Index most_keys = 0;  // of a row of one token
+    for (Index row = 0; row < sequences.rows; ++row)
+      if (sequences.length(row) == 1) most_keys = std::max(most_keys, source(row, 0).past + 1);
+    if (most_keys > 0) attend_single(ctx, shape, (most_keys + piece - 1) / piece, q, source, sequences, out, lse);
+  }
+
+  /// Rows of several tokens.
+  template <class A, class Source>
+  static void attend_tiles(Context<cpu>& ctx, const AttentionShape& shape, const Tiling& tiling, Matrix<const A> q,
+                           const Source& source, const Sequences& sequences, Matrix<A> out, Matrix<A> lse) {
     const Index head_dim = shape.head_dim, R = tiling.rows;
-    const Index converted = std::is_same_v<A, typename Source::type> || tiling.tokens == 1 ? 0 : key_tile * head_dim;
+    const Index converted = std::is_same_v<A, typename Source::type> ? 0 : key_tile * head_dim;
     ArenaScope scope(ctx.arena());
     auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, R * (2 * head_dim + key_tile + 2) + converted);
     const Index tasks_per_tile = sequences.rows * shape.kv_heads;
@@ -258,9 +270,10 @@ struct Attention<cpu> {
       // Last tiles first: they see the most keys, and short tasks at the end keep the threads even.
       const Index first = (tiling.per_row - 1 - task / tasks_per_tile) * tiling.tokens;
       const Index row = task % tasks_per_tile / shape.kv_heads, kv_head = task % shape.kv_heads;
-      if (first >= sequences.length(row)) return;
-      const Tile tile{sequences.begin(row) + first, std::min(tiling.tokens, sequences.length(row) - first),
-                      tiling.group, kv_head * tiling.group, head_dim};
+      const Index length = sequences.length(row);
+      if (first >= length || length == 1) return;
+      const Tile tile{sequences.begin(row) + first, std::min(tiling.tokens, length - first), tiling.group,
+                      kv_head * tiling.group, head_dim};
       const auto keys = source(row, kv_head * head_dim);
       A* queries = scratch[worker].data;  // (R, head_dim), times scale
       A* sums = queries + R * head_dim;   // (R, head_dim): of exp(score - maximum) * v
@@ -272,34 +285,74 @@ struct Attention<cpu> {
       std::fill_n(sums, tile.rows() * head_dim, A(0));
       std::fill_n(maxima, tile.rows(), std::numeric_limits<A>::lowest());
       std::fill_n(totals, tile.rows(), A(0));
+      const ConstMap<A> x(queries, tile.rows(), head_dim, Eigen::OuterStride<>(head_dim));
+      Map<A> o(sums, tile.rows(), head_dim, Eigen::OuterStride<>(head_dim));
       const Index end = keys.past + first + tile.tokens;
       for (Index j = 0; j < end; j += key_tile) {
         const Index n = std::min(key_tile, end - j);
-        const auto* k = keys.k + j * keys.k_stride;
-        const auto* v = keys.v + j * keys.v_stride;
-        if (tile.tokens == 1) {
-          stream_scores(queries, tile.rows(), head_dim, k, keys.k_stride, n, scores);
-          soften(tile, head_dim, keys.past + first - j, n, scores, sums, maxima, totals);
-          stream_values(scores, tile.rows(), head_dim, v, keys.v_stride, n, sums);
-        } else {
-          Map<A> s(scores, tile.rows(), n, Eigen::OuterStride<>(key_tile));
-          Map<A> o(sums, tile.rows(), head_dim, Eigen::OuterStride<>(head_dim));
-          const ConstMap<A> x(queries, tile.rows(), head_dim, Eigen::OuterStride<>(head_dim));
-          s.noalias() = x * block<A>(k, keys.k_stride, n, head_dim, block_scratch).transpose();
-          soften(tile, head_dim, keys.past + first - j, n, scores, sums, maxima, totals);
-          o.noalias() += s * block<A>(v, keys.v_stride, n, head_dim, block_scratch);
-        }
+        Map<A> s(scores, tile.rows(), n, Eigen::OuterStride<>(key_tile));
+        s.noalias() = x * block(keys.k + j * keys.k_stride, keys.k_stride, n, head_dim, block_scratch).transpose();
+        soften(tile, keys.past + first - j, n, scores, sums, maxima, totals);
+        o.noalias() += s * block(keys.v + j * keys.v_stride, keys.v_stride, n, head_dim, block_scratch);
       }
       for (Index r = 0; r < tile.rows(); ++r) {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
         lse(token, head) = maxima[r] + std::log(totals[r]);
-        scaled(sums + r * head_dim, A(1) / totals[r], head_dim, &out(token, head * head_dim));
+        scale(sums + r * head_dim, A(1) / totals[r], head_dim, &out(token, head * head_dim));
+      }
+    });
+  }
+
+  /// Rows of one token (decode): a task streams one piece of the keys and values, all heads of them; then the pieces of
+  /// a row are put together in order.
+  template <class A, class Source>
+  static void attend_single(Context<cpu>& ctx, const AttentionShape& shape, Index pieces, Matrix<const A> q,
+                            const Source& source, const Sequences& sequences, Matrix<A> out, Matrix<A> lse) {
+    const Index heads = shape.heads, head_dim = shape.head_dim, width = heads * head_dim;
+    ArenaScope scope(ctx.arena());
+    auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, width + heads * piece);
+    auto sums = ctx.arena().template tensor<A>(sequences.rows, pieces, width);        // of exp(score - maximum) * v
+    auto extents = ctx.arena().template tensor<A>(sequences.rows, pieces, heads, 2);  // maximum; sum of exponentials
+    ctx.parallel_for(sequences.rows * pieces, [&](Index task, int worker) {
+      const Index row = task / pieces, part = task % pieces, first = part * piece;
+      const auto keys = source(row, 0);
+      if (sequences.length(row) != 1 || first > keys.past) return;
+      const Index n = std::min(piece, keys.past + 1 - first);
+      A *query = scratch[worker].data, *scores = query + width;  // (heads, head_dim); (heads, piece)
+      scale(&q(sequences.begin(row), 0), static_cast<A>(shape.scale), width, query);
+      stream_scores(shape, query, keys.k + first * keys.k_stride, keys.k_stride, n, scores);
+      for (Index head = 0; head < heads; ++head) {
+        A* s = scores + head * piece;
+        extents(row, part, head, 0) = largest(s, n);
+        extents(row, part, head, 1) = exponentials(s, extents(row, part, head, 0), n);
+      }
+      A* sum = &sums(row, part, 0);
+      std::fill_n(sum, width, A(0));
+      stream_values(shape, scores, keys.v + first * keys.v_stride, keys.v_stride, n, sum);
+    });
+    ctx.parallel_for(sequences.rows, [&](Index row, int) {
+      if (sequences.length(row) != 1) return;
+      const Index token = sequences.begin(row), parts = source(row, 0).past / piece + 1;
+      for (Index head = 0; head < heads; ++head) {
+        const Index column = head * head_dim;
+        A maximum = extents(row, 0, head, 0), total = 0;
+        for (Index part = 1; part < parts; ++part) maximum = std::max(maximum, extents(row, part, head, 0));
+        std::fill_n(&out(token, column), head_dim, A(0));
+        for (Index part = 0; part < parts; ++part) {
+          const A factor = std::exp(extents(row, part, head, 0) - maximum);
+          total += factor * extents(row, part, head, 1);
+          for_packs<A>(head_dim, [&, from = &sums(row, part, column), to = &out(token, column)](Index c, auto count) {
+            detail::store(to + c, Pack<A>(detail::load(to + c, count) + factor * detail::load(from + c, count)), count);
+          });
+        }
+        lse(token, head) = maximum + std::log(total);
+        scale(&out(token, column), A(1) / total, head_dim, &out(token, column));
       }
     });
   }
 
   template <class A>
-  static void scaled(const A* from, A factor, Index n, A* to) {
+  static void scale(const A* from, A factor, Index n, A* to) {
     for_packs<A>(
         n, [&](Index c, auto count) { detail::store(to + c, Pack<A>(detail::load(from + c, count) * factor), count); });
   }
@@ -307,8 +360,7 @@ struct Attention<cpu> {
   /// Scores of a block become exponentials relative to the running maximum; what was summed before is rescaled to it.
   /// position: of the tile's first token, counted from the block's first key.
   template <class A>
-  static void soften(const Tile& tile, Index head_dim, Index position, Index n, A* scores, A* sums, A* maxima,
-                     A* totals) {
+  static void soften(const Tile& tile, Index position, Index n, A* scores, A* sums, A* maxima, A* totals) {
     for (Index r = 0; r < tile.rows(); ++r) {
       A* s = scores + r * key_tile;
       const Index visible = std::clamp(position + r / tile.group + 1, Index{0}, n);
@@ -318,7 +370,7 @@ struct Attention<cpu> {
       if (maximum != before) {
         const A factor = std::exp(before - maximum);
         totals[r] *= factor;
-        scaled(sums + r * head_dim, factor, head_dim, sums + r * head_dim);
+        scale(sums + r * tile.head_dim, factor, tile.head_dim, sums + r * tile.head_dim);
         maxima[r] = maximum;
       }
       totals[r] += exponentials(s, maximum, visible);
@@ -356,48 +408,88 @@ struct Attention<cpu> {
     return detail::sum<A>(total);
   }
 
-  /// scores (rows, key_tile) of n keys, four at a time; beyond the last key the last one is read again.
+  /// The rows of n keys or values from j on, at most four; beyond the last one it is named again.
+  template <class S>
+  struct Four {
+    const S* row[4];
+
+    Four(const S* rows, Index stride, Index j, Index n) {
+      for (Index i = 0; i < 4; ++i) row[i] = rows + std::min(j + i, n - 1) * stride;
+    }
+
+    /// Asks for element c of each row: a row is too short for the hardware to foresee the next one in time.
+    [[gnu::always_inline]] void prefetch(Index c) const {
+      __builtin_prefetch(row[0] + c);
+      __builtin_prefetch(row[1] + c);
+      __builtin_prefetch(row[2] + c);
+      __builtin_prefetch(row[3] + c);
+    }
+  };
+
+  /// The sum of n lanes by halves, each a smaller register. By value: an address would keep the caller's in memory.
+  template <class Lanes, int n = sizeof(Lanes) / sizeof(Lanes{}[0])>
+  [[gnu::always_inline]] static auto folded(Lanes lanes) {
+    using A = std::remove_cvref_t<decltype(Lanes{}[0])>;
+    if constexpr (n == 2) {
+      return A(lanes[0] + lanes[1]);
+    } else {
+      typedef A Half __attribute__((vector_size(sizeof(Lanes) / 2)));
+      Half low, high;
+      std::memcpy(&low, &lanes, sizeof(low));
+      std::memcpy(&high, reinterpret_cast<const char*>(&lanes) + sizeof(low), sizeof(high));
+      return folded(Half(low + high));
+    }
+  }
+
+  /// scores (heads, piece) of n keys.
   template <class A, class S>
-  static void stream_scores(const A* queries, Index rows, Index head_dim, const S* keys, Index stride, Index n,
+  static void stream_scores(const AttentionShape& shape, const A* query, const S* keys, Index stride, Index n,
                             A* scores) {
+    const Index head_dim = shape.head_dim, group = shape.heads / shape.kv_heads;
     for (Index j = 0; j < n; j += 4) {
-      const Index more = n - 1 - j;
-      const S *k0 = keys + j * stride, *k1 = k0 + std::min(Index{1}, more) * stride,
-              *k2 = k0 + std::min(Index{2}, more) * stride, *k3 = k0 + std::min(Index{3}, more) * stride;
-      for (Index r = 0; r < rows; ++r) {
-        const A* q = queries + r * head_dim;
+      const Four<S> four(keys, stride, j, n), next(keys, stride, j + 4, n);
+      for (Index head = 0; head < shape.heads; ++head) {
+        const Index column = head / group * head_dim;
+        const S *k0 = four.row[0] + column, *k1 = four.row[1] + column, *k2 = four.row[2] + column,
+                *k3 = four.row[3] + column;
+        const A* x = query + head * head_dim;
         Pack<A> s0 = {}, s1 = {}, s2 = {}, s3 = {};
-        for_packs<A>(head_dim, [&](Index c, auto count) {
-          const Pack<A> x = detail::load(q + c, count);
-          s0 += x * load_as<A>(k0 + c, count);
-          s1 += x * load_as<A>(k1 + c, count);
-          s2 += x * load_as<A>(k2 + c, count);
-          s3 += x * load_as<A>(k3 + c, count);
-        });
-        A* s = scores + r * key_tile + j;
-        const A dots[4] = {detail::sum<A>(s0), detail::sum<A>(s1), detail::sum<A>(s2), detail::sum<A>(s3)};
-        std::copy_n(dots, std::min(Index{4}, n - j), s);
+        for_packs<A>(
+            head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
+              const Pack<A> x_c = detail::load(x + c, count);
+              next.prefetch(column + c);
+              s0 += x_c * load_as<A>(k0 + c, count);
+              s1 += x_c * load_as<A>(k1 + c, count);
+              s2 += x_c * load_as<A>(k2 + c, count);
+              s3 += x_c * load_as<A>(k3 + c, count);
+            });
+        const A dots[4] = {folded(s0), folded(s1), folded(s2), folded(s3)};
+        std::copy_n(dots, std::min(Index{4}, n - j), scores + head * piece + j);
       }
     }
   }
 
-  /// sums (rows, head_dim) += exponentials (rows, key_tile) of n keys times their values, four at a time.
+  /// sums (heads, head_dim) += exponentials (heads, piece) of n keys times their values.
   template <class A, class S>
-  static void stream_values(const A* exponentials, Index rows, Index head_dim, const S* values, Index stride, Index n,
+  static void stream_values(const AttentionShape& shape, const A* exponentials, const S* values, Index stride, Index n,
                             A* sums) {
+    const Index head_dim = shape.head_dim, group = shape.heads / shape.kv_heads;
     for (Index j = 0; j < n; j += 4) {
-      const Index count_left = std::min(Index{4}, n - j), more = count_left - 1;
-      const S *v0 = values + j * stride, *v1 = v0 + std::min(Index{1}, more) * stride,
-              *v2 = v0 + std::min(Index{2}, more) * stride, *v3 = v0 + std::min(Index{3}, more) * stride;
-      for (Index r = 0; r < rows; ++r) {
-        A p[4] = {};
-        std::copy_n(exponentials + r * key_tile + j, count_left, p);
-        A* sum = sums + r * head_dim;
-        for_packs<A>(head_dim, [&](Index c, auto count) {
-          const Pack<A> first = p[0] * load_as<A>(v0 + c, count) + p[1] * load_as<A>(v1 + c, count);
-          const Pack<A> second = p[2] * load_as<A>(v2 + c, count) + p[3] * load_as<A>(v3 + c, count);
-          detail::store(sum + c, Pack<A>(detail::load(sum + c, count) + (first + second)), count);
-        });
+      const Four<S> four(values, stride, j, n), next(values, stride, j + 4, n);
+      for (Index head = 0; head < shape.heads; ++head) {
+        const Index column = head / group * head_dim;
+        const S *v0 = four.row[0] + column, *v1 = four.row[1] + column, *v2 = four.row[2] + column,
+                *v3 = four.row[3] + column;
+        const A* p = exponentials + head * piece + j;
+        const A p0 = p[0], p1 = n - j > 1 ? p[1] : A(0), p2 = n - j > 2 ? p[2] : A(0), p3 = n - j > 3 ? p[3] : A(0);
+        A* sum = sums + head * head_dim;
+        for_packs<A>(
+            head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
+              next.prefetch(column + c);
+              const Pack<A> first = p0 * load_as<A>(v0 + c, count) + p1 * load_as<A>(v1 + c, count);
+              const Pack<A> second = p2 * load_as<A>(v2 + c, count) + p3 * load_as<A>(v3 + c, count);
+              detail::store(sum + c, Pack<A>(detail::load(sum + c, count) + (first + second)), count);
+            });
       }
     }
   }
@@ -442,8 +534,8 @@ struct Attention<cpu> {
                           past ? at.d_cache_v.stride[1] : at.d_v.stride[0]);
         }
         for (Index t = 0; t < tile.tokens; ++t)
-          scaled(work.d_q + t * tile.group * head_dim, static_cast<A>(shape.scale), tile.group * head_dim,
-                 &at.d_q(tile.token + t, tile.column()));
+          scale(work.d_q + t * tile.group * head_dim, static_cast<A>(shape.scale), tile.group * head_dim,
+                &at.d_q(tile.token + t, tile.column()));
       }
     });
   }
