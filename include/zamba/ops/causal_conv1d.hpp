@@ -108,16 +108,19 @@ struct CausalConv1d<cpu> {
         for (Index t = 0; t < count; ++t) {
           add_products(in, row, begin + t, tile, worker, &d_p(t, 0), sums);
           const Index slot = begin + t - sequences.length(row) + past;  // where the final state holds this input
-          convolve_back(in, tile, d_p, t, d_state && slot >= 0 ? &d_state(row, slot, tile.channel) : nullptr,
+          convolve_back(in, tile, worker, d_p, t, d_state && slot >= 0 ? &d_state(row, slot, tile.channel) : nullptr,
                         &d_x(sequences.begin(row) + begin + t, tile.channel));
         }
       });
     });
-    for (Index group = 0; group < groups; ++group)
-      for (Index c = 0; c < D; ++c) {
-        for (Index j = 0; j < K; ++j) d_weight(c, j) += partial(group, j, c);
-        if (d_bias) d_bias[c] += partial(group, K, c);
-      }
+    const Matrix<A> total = partial[0];
+    for (Index group = 1; group < groups; ++group)
+      for_packs<A>(total.size(), [&, from = &partial(group, 0, 0)](Index i, auto n) {
+        detail::store(total.data + i, Pack<A>(detail::load(total.data + i, n) + detail::load(from + i, n)), n);
+      });
+    for (Index j = 0; j < K; ++j)
+      for (Index c = 0; c < D; ++c) d_weight(c, j) += total(j, c);
+    for (Index c = 0; d_bias && c < D; ++c) d_bias[c] += total(K, c);
     if (d_state && past > 0)
       ctx.parallel_for(sequences.rows * tiles, [&](Index task, int worker) {
         differentiate_state(in, d_out, task / tiles, in.tile(task % tiles), worker, scratch[worker], d_state);
@@ -146,6 +149,20 @@ struct CausalConv1d<cpu> {
     Index i = 0;
     for (; i + full <= n; i += full) f(i, full);
     if (i < n) f(i, n - i);
+  }
+
+  /// sum + sum_j w_j * x_j over K rows of weights, `next` apart, and of inputs.
+  template <class A, class N>
+  [[gnu::always_inline]] static Pack<A> add_taps(Pack<A> sum, Index K, const A* w, Index next, const A* const* x,
+                                                 Index c, N n) {
+    if (K == 4) {  // the usual width, without a loop
+      sum += detail::load(w + c, n) * detail::load(x[0] + c, n);
+      sum += detail::load(w + next + c, n) * detail::load(x[1] + c, n);
+      sum += detail::load(w + 2 * next + c, n) * detail::load(x[2] + c, n);
+      return sum + detail::load(w + 3 * next + c, n) * detail::load(x[3] + c, n);
+    }
+    for (Index j = 0; j < K; ++j) sum += detail::load(w + j * next + c, n) * detail::load(x[j] + c, n);
+    return sum;
   }
 
   /// f(row, begin, count) for the tokens [first, end) of the batch, at most `chunk` of one row at a time; begin is
@@ -183,11 +200,14 @@ struct CausalConv1d<cpu> {
           weight(ctx.arena().template tensor<A>(K + 1, x.cols())),
           zeros(ctx.arena().template tensor<A>(x.cols())),
           windows(ctx.arena().template tensor<const A*>(Index{ctx.threads()}, K)) {
-      for (Index c = 0; c < x.cols(); ++c) {
-        for (Index j = 0; j < K; ++j) weight(j, c) = w(c, j);
-        weight(K, c) = bias ? bias[c] : A(0);
-        zeros[c] = 0;
+      const Index D = x.cols(), next = w.stride[0];
+      for (Index j = 0; j < K; ++j) {
+        const A* from = w.data + j;
+        A* to = &weight(j, 0);
+        for (Index c = 0; c < D; ++c) to[c] = from[c * next];
       }
+      std::fill_n(zeros.data, D, A(0));
+      std::copy_n(bias ? bias.data : zeros.data, D, &weight(K, 0));
     }
 
     Index tiles() const { return (x.cols() + tile_width - 1) / tile_width; }
@@ -209,24 +229,12 @@ struct CausalConv1d<cpu> {
     /// f(first, count, p) for each register of p at position t of a row.
     template <class F>
     void for_preactivations(Index row, Index t, const Tile& tile, int worker, F&& f) const {
-      const A** from = window(row, t, tile, worker);
+      const A* const* from = window(row, t, tile, worker);
       const A* w = &weight(0, tile.channel);
       const Index next = weight.stride[0];
-      if (K == 4) {  // the usual width, without a loop inside
-        const A *x0 = from[0], *x1 = from[1], *x2 = from[2], *x3 = from[3];
-        for_packs<A>(tile.width, [&](Index c, auto n) {
-          Pack<A> p = detail::load(w + 4 * next + c, n) + detail::load(w + c, n) * detail::load(x0 + c, n);
-          p += detail::load(w + next + c, n) * detail::load(x1 + c, n);
-          p += detail::load(w + 2 * next + c, n) * detail::load(x2 + c, n);
-          f(c, n, Pack<A>(p + detail::load(w + 3 * next + c, n) * detail::load(x3 + c, n)));
-        });
-      } else {
-        for_packs<A>(tile.width, [&](Index c, auto n) {
-          Pack<A> p = detail::load(w + K * next + c, n);
-          for (Index j = 0; j < K; ++j) p += detail::load(w + j * next + c, n) * detail::load(from[j] + c, n);
-          f(c, n, p);
-        });
-      }
+      for_packs<A>(tile.width, [&, K = K](Index c, auto n) {
+        f(c, n, add_taps<A>(detail::load(w + K * next + c, n), K, w, next, from, c, n));
+      });
     }
   };
 
@@ -250,23 +258,27 @@ struct CausalConv1d<cpu> {
   template <class A>
   static void add_products(const Inputs<A>& in, Index row, Index t, const Tile& tile, int worker, const A* d_p,
                            Matrix<A> sums) {
-    const A** from = in.window(row, t, tile, worker);
-    for_packs<A>(tile.width, [&](Index c, auto n) {
+    const A* const* from = in.window(row, t, tile, worker);
+    const Index next = sums.stride[0];
+    for_packs<A>(tile.width, [&, K = in.K](Index c, auto n) {
       const Pack<A> d = detail::load(d_p + c, n);
-      for (Index j = 0; j < in.K; ++j)
-        detail::store(&sums(j, c), Pack<A>(detail::load(&sums(j, c), n) + d * detail::load(from[j] + c, n)), n);
-      detail::store(&sums(in.K, c), Pack<A>(detail::load(&sums(in.K, c), n) + d), n);
+      A* to = sums.data + c;
+      for (Index j = 0; j < K; ++j, to += next)
+        detail::store(to, Pack<A>(detail::load(to, n) + d * detail::load(from[j] + c, n)), n);
+      detail::store(to, Pack<A>(detail::load(to, n) + d), n);
     });
   }
 
   /// d_x at row t of d_p: sum_j weight[:, j] * d_p_{t + (K-1) - j}, plus the gradient that came through the state.
   template <class A>
-  static void convolve_back(const Inputs<A>& in, const Tile& tile, Matrix<A> d_p, Index t, const A* d_state, A* d_x) {
-    for_packs<A>(tile.width, [&](Index c, auto n) {
-      Pack<A> sum = d_state ? detail::load(d_state + c, n) : Pack<A>{};
-      for (Index j = 0; j < in.K; ++j)
-        sum += detail::load(&in.weight(j, tile.channel + c), n) * detail::load(&d_p(t + in.K - 1 - j, c), n);
-      detail::store(d_x + c, sum, n);
+  static void convolve_back(const Inputs<A>& in, const Tile& tile, int worker, Matrix<A> d_p, Index t, const A* d_state,
+                            A* d_x) {
+    const A** from = &in.windows(Index{worker}, 0);
+    for (Index j = 0; j < in.K; ++j) from[j] = &d_p(t + in.K - 1 - j, 0);
+    const A* w = &in.weight(0, tile.channel);
+    for_packs<A>(tile.width, [&, K = in.K, next = in.weight.stride[0]](Index c, auto n) {
+      const Pack<A> past = d_state ? detail::load(d_state + c, n) : Pack<A>{};
+      detail::store(d_x + c, add_taps<A>(past, K, w, next, from, c, n), n);
     });
   }
 
