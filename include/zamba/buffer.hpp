@@ -31,6 +31,18 @@ struct Memory<cpu> {
   static void zero(void* to, std::size_t bytes) { std::memset(to, 0, bytes); }
 };
 
+/// Defined in context.cuh. Declared for every compiler, so that a translation unit of g++ or clang can own CUDA memory
+/// and copy it, and leaves the calls of CUDA to the .cu it is linked with.
+template <>
+struct Memory<cuda> {
+  static void* allocate(std::size_t bytes);
+  static void release(void* pointer) noexcept;
+  static void copy_from_host(void* to, const void* from, std::size_t bytes);
+  static void copy_to_host(void* to, const void* from, std::size_t bytes);
+  static void copy(void* to, const void* from, std::size_t bytes);
+  static void zero(void* to, std::size_t bytes);
+};
+
 /// Uninitialised bytes on a device. Movable; copies are explicit, through clone().
 template <class Device>
 class Buffer {
@@ -69,10 +81,5 @@ Buffer<Device> Buffer<Device>::clone() const {
   if (size_) Memory<Device>::copy(copy.data_, data_, size_);
   return copy;
 }
-
-#ifndef __CUDACC__
-// A g++ or clang translation unit holds CUDA buffers but leaves their code to the .cu that instantiates the model.
-extern template class Buffer<cuda>;
-#endif
 
 }  // namespace zamba

@@ -58,10 +58,14 @@ class Arena {
     return pointer;
   }
 
-  void coalesce() {
+  /// Runs at the end of a scope, so it does not throw: without the one block, the next take() begins anew.
+  void coalesce() noexcept {
     const std::size_t total = capacity();
     blocks_.clear();
-    blocks_.emplace_back(total);
+    try {
+      blocks_.emplace_back(total);
+    } catch (...) {
+    }
   }
 
   std::vector<Buffer<Device>> blocks_;
@@ -129,13 +133,22 @@ class Context<cpu> {
   template <class F>
   void parallel_for(Index count, F&& f) {
 #ifdef _OPENMP
-#pragma omp parallel num_threads(static_cast <int>(std::min <Index>(threads_, std::max <Index>(count, 1))))
-    {
-      omp_set_num_threads(1);  // of this task only: products inside f stay on its thread
-      const int worker = omp_get_thread_num();
+    // Products inside f stay on its thread: Eigen asks for as many threads as omp_set_num_threads said last, which
+    // holds for the calling task only. Teams are of one size, because the runtime allocates where the size changes.
+    if (threads_ > 1 && count > 1) {
+#pragma omp parallel num_threads(threads_)
+      {
+        omp_set_num_threads(1);
+        const int worker = omp_get_thread_num();
 #pragma omp for schedule(dynamic)
-      for (Index i = 0; i < count; ++i) f(i, worker);
+        for (Index i = 0; i < count; ++i) f(i, worker);
+      }
+      return;
     }
+    const int of_caller = omp_get_max_threads();
+    omp_set_num_threads(1);
+    for (Index i = 0; i < count; ++i) f(i, 0);
+    omp_set_num_threads(of_caller);
 #else
     for (Index i = 0; i < count; ++i) f(i, 0);
 #endif
@@ -149,6 +162,10 @@ class Context<cpu> {
 /// The calling thread's own context, made at first use: what a Model computes with where none is given.
 template <class Device>
 Context<Device>& this_thread_context() {
+  static_assert(
+      requires { sizeof(Context<Device>); },
+      "zamba: there is no Context for this device here: include <zamba/zamba.cuh> and compile with nvcc, or "
+      "declare the model `extern template`");
   thread_local Context<Device> context;
   return context;
 }

@@ -124,6 +124,9 @@ struct TrainingBatch {
   std::span<const Index> offsets;  // from 0 to tokens.size()
 };
 
+/// Says that a model's weights are left undefined, for whoever writes them all next.
+struct Uninitialised {};
+
 template <class Net, class T = float, class Device = cpu>
 class Model {
  public:
@@ -136,6 +139,7 @@ class Model {
 
   /// Weights drawn as each block's listing says.
   explicit Model(Seed seed);
+  explicit Model(Uninitialised);
   Model(Model&&) noexcept = default;
   Model& operator=(Model&&) noexcept = default;
   Model(const Model&) = delete;
@@ -171,9 +175,7 @@ class Model {
   /// The loss, and its gradients added to `gradients`.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
                              const GradientOptions& options) const;
-  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const {
-    return loss_and_gradients(this_thread_context<Device>(), batch, gradients, {});
-  }
+  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const;
 
   const Views& parameters() const { return views_; }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
@@ -188,11 +190,6 @@ class Model {
   }
 
  private:
-  template <class, class, class>
-  friend class Model;
-  struct Uninitialised {};
-  explicit Model(Uninitialised);
-
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
 

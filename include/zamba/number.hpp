@@ -11,18 +11,19 @@
 namespace zamba {
 
 /// bfloat16: the upper half of a float. A storage type; arithmetic converts to float first.
+/// The conversions use the compiler's bit cast, because std::bit_cast is no device function.
 struct bf16 {
   std::uint16_t bits = 0;
 
   bf16() = default;
   /// Rounds to nearest, ties to even; a NaN stays a (quiet) NaN.
   ZAMBA_HOST_DEVICE constexpr explicit bf16(float value) {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t u = __builtin_bit_cast(std::uint32_t, value);
     const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;
     bits = static_cast<std::uint16_t>(is_nan ? (u >> 16) | 0x0040u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
   }
   ZAMBA_HOST_DEVICE constexpr operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+    return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
   }
 };
 

@@ -10,6 +10,7 @@
 #include <zamba/buffer.hpp>
 #include <zamba/random.hpp>
 
+#include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 namespace {
@@ -92,7 +93,7 @@ Result run(const Values& x, const Values& t, const Values& weight, const Values&
   using Device = typename Where::device;
   using T = typename Where::type;
   const Values zeros(x.size()), unset(x.size(), std::nan(""));
-  Context<Device> ctx(threads);
+  auto ctx = zamba::testing::new_context<Device>(threads);
   const Array<Device, T> x_(x, n, padding), w(weight, 1), dy(d_out, n, padding), out(unset, n, padding);
   const Array<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1), d_w(Values(weight.size()), 1);
   const Array<Device, T> d_x(zeros, n, padding), d_t(unset, n, padding), t_(t.empty() ? zeros : t, n, padding);
@@ -110,7 +111,7 @@ std::pair<Values, Values> halves(const Values& values, Index width) {
   return parts;
 }
 
-TEST_CASE_TEMPLATE("rms_norm agrees with the reference", Where, On<cpu, float>, On<cpu, double>) {
+TEST_CASE_TEMPLATE("rms_norm agrees with the reference", Where, ZAMBA_TEST_ON) {
   const auto& fixture = zamba::testing::Fixture::operators();
   const Values x = fixture.values("rms_norm.in.x"), weight = fixture.values("rms_norm.in.weight");
   const Result result = run<Where>(x, {}, weight, fixture.values("rms_norm.cotangent.y"), 21, 1e-5);
@@ -119,7 +120,7 @@ TEST_CASE_TEMPLATE("rms_norm agrees with the reference", Where, On<cpu, float>, 
   CHECK(relative_error(result.d_weight, fixture.values("rms_norm.grad.weight")) < Where::tolerance);
 }
 
-TEST_CASE_TEMPLATE("rms_norm of a sum is that of one input holding the sum", Where, On<cpu, float>, On<cpu, double>) {
+TEST_CASE_TEMPLATE("rms_norm of a sum is that of one input holding the sum", Where, ZAMBA_TEST_ON) {
   for (const Index d : {1, 10, 64, 131}) {
     const Index n = 37;
     const Values x = random_values(n * d, 1), t = random_values(n * d, 2), d_out = random_values(n * d, 3);
@@ -165,13 +166,13 @@ TEST_CASE("rms_norm: finite differences") {
   CHECK(relative_error(result.d_weight, numeric(weight)) < 1e-8);
 }
 
-TEST_CASE_TEMPLATE("rms_norm adds to d_x and d_weight and assigns d_t", Where, On<cpu, float>, On<cpu, double>) {
+TEST_CASE_TEMPLATE("rms_norm adds to d_x and d_weight and assigns d_t", Where, ZAMBA_TEST_ON) {
   using Device = typename Where::device;
   using T = typename Where::type;
   const Index n = 2, d = 5;
   const Values x = random_values(n * d, 1), weight = random_values(d, 4), d_out = random_values(n * d, 3);
   const Result fresh = run<Where>(x, x, weight, d_out, n, 1e-5);
-  Context<Device> ctx(1);
+  auto ctx = zamba::testing::new_context<Device>(1);
   const Array<Device, T> x_(x, n), w(weight, 1), dy(d_out, n), rstd(fresh.rstd, 1);
   const Array<Device, T> d_x(Values(n * d, 2.0), n), d_t(Values(n * d, 3.0), n), d_w(Values(d, 4.0), 1);
   rms_norm_backward(ctx, dy.view(), x_.view(), x_.view(), w.vector(), rstd.vector(), d_x.view(), d_t.view(),
@@ -181,7 +182,7 @@ TEST_CASE_TEMPLATE("rms_norm adds to d_x and d_weight and assigns d_t", Where, O
   CHECK(relative_error(d_w.values(), sum(fresh.d_weight, Values(d, 4.0))) < Where::tolerance);
 }
 
-TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, On<cpu, float>, On<cpu, double>) {
+TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, ZAMBA_TEST_ON) {
   using Device = typename Where::device;
   using T = typename Where::type;
   for (const Index d : {1, 12, 64, 100}) {
@@ -189,7 +190,7 @@ TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, On
     const Values c = random_values(n * 2 * d, 1), d_out = random_values(n * 2 * d, 2), weight = random_values(2 * d, 3);
     const Result whole = run<Where>(c, {}, weight, d_out, n, 1e-5);
     const auto [a, b] = halves(c, 2 * d);
-    Context<Device> ctx(1);
+    auto ctx = zamba::testing::new_context<Device>(1);
     const Array<Device, T> a_(a, n, 3), b_(b, n), w(weight, 1), dy(d_out, n), out(Values(c.size()), n, 5);
     const Array<Device, T> d_a(Values(a.size()), n), d_b(Values(b.size()), n, 2), d_w(Values(weight.size()), 1);
     const Array<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1);
@@ -204,7 +205,7 @@ TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, On
   }
 }
 
-TEST_CASE_TEMPLATE("rms_norm: strides, threads and reruns change no bit", Where, On<cpu, float>, On<cpu, double>) {
+TEST_CASE_TEMPLATE("rms_norm: strides, threads and reruns change no bit", Where, ZAMBA_TEST_ON) {
   const Index n = 301, d = 70;  // more positions than groups of the backward pass
   const Values x = random_values(n * d, 1), t = random_values(n * d, 2), d_out = random_values(n * d, 3);
   const Values weight = random_values(d, 4);

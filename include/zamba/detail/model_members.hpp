@@ -42,16 +42,16 @@ Model<Net, T, Device>::Model(Seed seed) : Model(Uninitialised{}) {
 template <class Net, class T, class Device>
 template <class U, class OtherDevice>
 Model<Net, U, OtherDevice> Model<Net, T, Device>::to() const {
-  using Other = Model<Net, U, OtherDevice>;
-  Other other{typename Other::Uninitialised{}};
-  for (std::size_t i = 0; i < entries_.size(); ++i) other.write(other.entries_[i], read(entries_[i]));
+  Model<Net, U, OtherDevice> other{Uninitialised{}};
+  for (std::size_t i = 0; i < entries_.size(); ++i) other.write(other.entries()[i], read(entries_[i]));
   return other;
 }
 
 template <class Net, class T, class Device>
 std::vector<double> Model<Net, T, Device>::read(const ParameterEntry& entry) const {
   std::vector<double> values(static_cast<std::size_t>(entry.size));
-  const auto copy = [&]<class Stored>(Stored) {
+  const auto copy = [&](auto zero) {
+    using Stored = decltype(zero);
     std::vector<Stored> stored(values.size());
     Memory<Device>::copy_to_host(stored.data(), data(entry), bytes(entry));
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(stored[i]);
@@ -67,7 +67,8 @@ template <class Net, class T, class Device>
 void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const double> values) {
   require(static_cast<Index>(values.size()) == entry.size, "Model::write: ", entry.name, " has ", entry.size,
           " elements, got ", values.size());
-  const auto copy = [&]<class Stored>(Stored) {
+  const auto copy = [&](auto zero) {
+    using Stored = decltype(zero);
     std::vector<Stored> stored(values.size());
     for (std::size_t i = 0; i < values.size(); ++i)
       stored[i] = static_cast<Stored>(static_cast<compute_t<Stored>>(values[i]));
@@ -130,7 +131,7 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   }
   const Matrix<A> logits = state.logits(positions == Positions::all ? count : rows);
   auto x_last = ctx.arena().template tensor<A>(rows, Net::d_model);
-  if (positions == Positions::last) ctx.fill(x_last, std::numeric_limits<A>::quiet_NaN());
+  if (positions == Positions::last) ctx.fill(x_last, static_cast<A>(std::numeric_limits<F>::quiet_NaN()));
 
   for (Index computed = 0; computed < count; computed += offsets[rows]) {
     Sequences sequences{offsets.data, starts.data, rows, 0, 0};
@@ -228,6 +229,7 @@ template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state) const {
   check(batch, state, nullptr);
   ArenaScope scope(ctx.arena());
+  ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, state);
   const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
   const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
@@ -243,6 +245,7 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
                                                   GradientsType& gradients, const GradientOptions& options) const {
   check(batch, options.state, options.d_state);
   ArenaScope scope(ctx.arena());
+  ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
   const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
   const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
@@ -259,6 +262,11 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
       Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
   detail::advance_all(options.state, batch);
   return sum;
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const {
+  return loss_and_gradients(this_thread_context<Device>(), batch, gradients, {});
 }
 
 }  // namespace zamba

@@ -12,7 +12,7 @@
 
 namespace zamba::detail {
 
-#if defined(__AVX512F__) && !defined(__NVCC__)  // nvcc's front end crashes on vectors of 64 bytes
+#if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
 #elif defined(__AVX__)
 inline constexpr int register_bytes = 32;

@@ -24,9 +24,8 @@
 #include <type_traits>
 #include <utility>
 
-#include <Eigen/Core>
-
 #include <zamba/context.hpp>
+#include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -279,12 +278,15 @@ struct Linear<cpu> {
 
   /// The sum of the lanes, by halves.
   template <class A, int Bytes>
-  __attribute__((always_inline)) static A total(A __attribute__((vector_size(Bytes))) pack) {
+  struct Lanes {  // a type of its own: nvcc deduces nothing through an attribute on a parameter
+    typedef A Values __attribute__((vector_size(Bytes)));
+  };
+  template <class A, int Bytes>
+  __attribute__((always_inline)) static A total(const typename Lanes<A, Bytes>::Values& pack) {
     if constexpr (Bytes == 2 * sizeof(A)) {
       return pack[0] + pack[1];
     } else {
-      typedef A Half __attribute__((vector_size(Bytes / 2)));
-      Half halves[2];
+      typename Lanes<A, Bytes / 2>::Values halves[2];
       std::memcpy(halves, &pack, Bytes);
       return total<A, Bytes / 2>(halves[0] + halves[1]);
     }

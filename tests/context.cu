@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/context.cuh>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <zamba/number.hpp>
+
+namespace {
+
+using namespace zamba;
+
+template <class T, int Rank>
+std::vector<T> values(Tensor<T, Rank> tensor) {
+  std::vector<T> host(static_cast<std::size_t>(tensor.size()));
+  Memory<cuda>::copy_to_host(host.data(), tensor.data, host.size() * sizeof(T));
+  return host;
+}
+
+TEST_CASE("Context<cuda>: readable, copy, fill and zero") {
+  Context<cuda> ctx;
+  std::vector<Index> host{5, 6, 7};
+  const Tensor<const Index, 1> there(ctx.readable(host.data(), 3), 3);
+  host = {0, 0, 0};  // taken over already
+  const auto copied = ctx.arena().tensor<Index>(3);
+  ctx.copy(there, copied);
+  CHECK(values(copied) == std::vector<Index>{5, 6, 7});
+
+  const auto x = ctx.arena().tensor<float>(3, 1000);
+  ctx.fill(x, std::numeric_limits<float>::quiet_NaN());
+  ctx.zero(x.slice(1, 1));
+  const auto read = values(x);
+  CHECK(std::isnan(read[999]));
+  CHECK(read[1000] == 0);
+  CHECK(read[1999] == 0);
+  CHECK(std::isnan(read[2000]));
+  const auto half = ctx.arena().tensor<bf16>(2);
+  ctx.fill(half, bf16(1.5f));
+  CHECK(float(values(half)[1]) == 1.5f);
+  ctx.fill(half.slice(0, 0), bf16(0));  // of nothing
+}
+
+TEST_CASE("Context<cuda>: copies without a context see what a context computed before, and not after") {
+  Context<cuda> first, second;
+  const Index count = 1 << 24;
+  const auto x = first.arena().tensor<float>(count), y = second.arena().tensor<float>(count);
+  const auto last = second.arena().tensor<float>(1);
+  for (int i = 1; i <= 20; ++i) {
+    first.fill(x, static_cast<float>(i));
+    Memory<cuda>::copy(y.data, x.data, static_cast<std::size_t>(count) * sizeof(float));
+    first.zero(x);
+    second.copy(y.slice(count - 1, 1), last);
+    REQUIRE(values(last)[0] == static_cast<float>(i));
+  }
+}
+
+TEST_CASE("Context<cuda>: scratch is reused once it has been given back") {
+  Context<cuda> ctx;
+  const auto take = [&] {
+    ArenaScope scope(ctx.arena());
+    ctx.zero(ctx.arena().tensor<float>(1000, 1000));
+    ctx.zero(ctx.arena().tensor<float>(2000, 1000));
+  };
+  take();
+  const std::size_t capacity = ctx.arena().capacity();
+  take();
+  CHECK(ctx.arena().capacity() == capacity);
+}
+
+TEST_CASE("CUDA's errors are exceptions that name the call, and are reported once") {
+  Context<cuda> ctx;
+  std::string message;
+  try {
+    Buffer<cuda> buffer(std::size_t{1} << 50);
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  CHECK(message.find("zamba: cudaMalloc: out of memory: 1125899906842624 bytes wanted, ") == 0);
+  const auto x = ctx.arena().tensor<float>(4);
+  CHECK_NOTHROW(ctx.fill(x, 1.0f));
+  CHECK_THROWS_AS(ctx.arena().tensor<float>(Index{1} << 48), Error);
+  CHECK_NOTHROW(ctx.synchronize());
+  CHECK(values(x)[3] == 1);
+
+  std::vector<float> host(4);
+  CHECK_THROWS_WITH_AS(detail::check_cuda(cudaErrorInvalidValue, "fill"),
+                       "zamba: fill: invalid argument (cudaErrorInvalidValue)", Error);
+}
+
+}  // namespace

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/ops/rms_norm.cuh>
+
+#define ZAMBA_TEST_ON On<cpu, float>, On<cuda, float>, On<cuda, double>
+#include "rms_norm.cpp"
+
+namespace {
+
+TEST_CASE("rms_norm in bf16 is that in float, rounded where it is written") {
+  const Index n = 9, d = 300;
+  const auto stored = [](Values values) {
+    for (double& value : values) value = bf16(static_cast<float>(value));
+    return values;
+  };
+  const Values x = stored(random_values(n * d, 1)), t = stored(random_values(n * d, 2));
+  const Values d_out = stored(random_values(n * d, 3)), weight = random_values(d, 4), zeros(x.size());
+  const Result exact = run<On<cuda, float>>(x, t, weight, d_out, n, 1e-5);
+  Context<cuda> ctx;
+  const Array<cuda, bf16> x_(x, n), t_(t, n), dy(d_out, n), out(zeros, n), d_x(zeros, n), d_t(zeros, n);
+  const Array<cuda, float> w(weight, 1), rstd(Values(n), 1), d_w(Values(d), 1);
+  rms_norm(ctx, x_.view(), t_.view(), w.vector(), 1e-5, out.view(), rstd.vector());
+  rms_norm_backward(ctx, dy.view(), x_.view(), t_.view(), w.vector(), rstd.vector(), d_x.view(), d_t.view(),
+                    d_w.vector());
+  // 8 bits: at most 2^-9 of each element.
+  CHECK(relative_error(out.values(), exact.out) < 0x1p-9);
+  CHECK(relative_error(d_x.values(), exact.d_x) < 0x1p-9);
+  CHECK(d_t.values() == d_x.values());
+  CHECK(relative_error(rstd.values(), exact.rstd) < On<cuda, float>::tolerance);
+  CHECK(relative_error(d_w.values(), exact.d_weight) < On<cuda, float>::tolerance);
+}
+
+TEST_CASE("rms_norm of no positions launches nothing") {
+  Context<cuda> ctx;
+  const Array<cuda, float> weight({1, 2}, 1), d_weight({3, 4}, 1);
+  const Matrix<float> none(nullptr, 0, 2);
+  rms_norm(ctx, none, {}, weight.vector(), 1e-5, none, Vector<float>());
+  rms_norm_backward(ctx, none, none, {}, weight.vector(), Vector<float>(), none, {}, d_weight.vector());
+  CHECK(d_weight.values() == Values{3, 4});
+}
+
+}  // namespace
