@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/parameter.hpp>
+
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace zamba;
+
+namespace {
+
+/// A block that holds two of another.
+struct Part {
+  template <class W, class F>
+  struct Parameters {
+    Matrix<W> weight;
+    Vector<F> bias;
+  };
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    visit("weight", p.weight, {{3, 4}}, normal(0.5));
+    visit("bias", p.bias, {{3}}, constant(2), Decay::no);
+  }
+};
+struct Whole {
+  template <class W, class F>
+  struct Parameters {
+    Part::Parameters<W, F> parts[2];
+    Vector<F> gain;
+  };
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    for (Index i = 0; i < 2; ++i) Part::visit_parameters(p.parts[i], visit.scope("parts", i));
+    visit("gain", p.gain, {{5}}, uniform(1));
+  }
+};
+
+std::vector<double> drawn(Initializer initializer, Index count, Index cols) {
+  Random random(Seed{1});
+  std::vector<double> values;
+  for (Index i = 0; i < count; ++i) values.push_back(initializer.draw(random, initializer.argument, i, cols));
+  return values;
+}
+
+}  // namespace
+
+TEST_SUITE("parameter") {
+  TEST_CASE("visiting gives whole names, shapes and decay, and counts at compile time") {
+    static_assert(parameter_count<Whole> == 2 * 15 + 5);
+    Whole::Parameters<float, double> parameters;
+    std::vector<std::string> names, without_decay;
+    Index size = 0;
+    visit_parameters<Whole>(parameters, [&](const Name& name, auto&, auto shape, Initializer, Decay decay) {
+      names.push_back(name.str());
+      if (decay == Decay::no) without_decay.push_back(name.str());
+      size += shape.size();
+    });
+    CHECK(names ==
+          std::vector<std::string>{"parts.0.weight", "parts.0.bias", "parts.1.weight", "parts.1.bias", "gain"});
+    CHECK(without_decay == std::vector<std::string>{"parts.0.bias", "parts.1.bias"});
+    CHECK(size == 35);
+  }
+
+  TEST_CASE("initial values") {
+    CHECK(drawn(constant(2), 2, 1) == std::vector<double>{2, 2});
+    const auto logs = drawn(log_arange(), 6, 3);
+    for (Index i = 0; i < 6; ++i) CHECK(logs[static_cast<std::size_t>(i)] == std::log(i % 3 + 1));
+    double sum = 0, square = 0, low = 1, high = -1;
+    for (const double value : drawn(normal(0.5), 20000, 10)) sum += value, square += value * value;
+    CHECK(std::abs(sum / 20000) < 5 * 0.5 / std::sqrt(20000));
+    CHECK(std::abs(square / 20000 - 0.25) < 5 * 0.25 * 1.42 / std::sqrt(20000));
+    for (const double value : drawn(uniform(0.25), 20000, 10)) low = std::min(low, value), high = std::max(high, value);
+    CHECK(low >= -0.25);
+    CHECK(low < -0.249);
+    CHECK(high < 0.25);
+    CHECK(high > 0.249);
+    // softplus of the dt bias lies in [0.001, 0.1], half of it below the geometric mean 0.01.
+    int below = 0;
+    for (const double bias : drawn(inverse_softplus_dt(), 20000, 10)) {
+      const double dt = std::log1p(std::exp(bias));
+      CHECK(dt > 0.001 * (1 - 1e-9));
+      CHECK(dt < 0.1 * (1 + 1e-9));
+      below += dt < 0.01;
+    }
+    CHECK(std::abs(below - 10000) < 5 * 71);
+  }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// Counts allocations of the whole process. To be included by one file of a program: it replaces malloc and its
+// relatives, through which operator new, Eigen and the OpenMP runtime all go. Under sanitizers, which replace them
+// too, operator new alone is counted.
+#pragma once
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <new>
+
+namespace zamba_test {
+
+inline std::atomic<long> allocations{0};
+
+}  // namespace zamba_test
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define ZAMBA_TEST_SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define ZAMBA_TEST_SANITIZED
+#endif
+
+#if defined(__GLIBC__) && !defined(ZAMBA_TEST_SANITIZED)
+
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_calloc(std::size_t, std::size_t);
+void* __libc_realloc(void*, std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+
+void* malloc(std::size_t size) {
+  ++zamba_test::allocations;
+  return __libc_malloc(size);
+}
+void* calloc(std::size_t count, std::size_t size) {
+  ++zamba_test::allocations;
+  return __libc_calloc(count, size);
+}
+void* realloc(void* pointer, std::size_t size) {
+  ++zamba_test::allocations;
+  return __libc_realloc(pointer, size);
+}
+void* memalign(std::size_t alignment, std::size_t size) {
+  ++zamba_test::allocations;
+  return __libc_memalign(alignment, size);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) { return memalign(alignment, size); }
+int posix_memalign(void** pointer, std::size_t alignment, std::size_t size) {
+  *pointer = memalign(alignment, size);
+  return *pointer ? 0 : ENOMEM;
+}
+}
+
+#else
+
+void* operator new(std::size_t size) {
+  ++zamba_test::allocations;
+  if (void* pointer = std::malloc(size ? size : 1)) return pointer;
+  throw std::bad_alloc();
+}
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  ++zamba_test::allocations;
+  void* pointer = nullptr;
+  if (posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0) return pointer;
+  throw std::bad_alloc();
+}
+void operator delete(void* pointer) noexcept { std::free(pointer); }
+void operator delete(void* pointer, std::size_t) noexcept { std::free(pointer); }
+void operator delete(void* pointer, std::align_val_t) noexcept { std::free(pointer); }
+void operator delete(void* pointer, std::size_t, std::align_val_t) noexcept { std::free(pointer); }
+
+#endif
