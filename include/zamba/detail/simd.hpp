@@ -50,7 +50,7 @@ template <class T>
 inline constexpr Index lanes = register_bytes / static_cast<Index>(sizeof(T));
 
 template <class T>
-inline Pack<T> load(const T* from) {
+[[gnu::always_inline]] inline Pack<T> load(const T* from) {
   Pack<T> pack;
   std::memcpy(&pack, from, sizeof(pack));
   return pack;
@@ -58,7 +58,7 @@ inline Pack<T> load(const T* from) {
 
 /// The first `count` values; zeros beyond.
 template <class T>
-inline Pack<T> load(const T* from, Index count) {
+[[gnu::always_inline]] inline Pack<T> load(const T* from, Index count) {
   if (count >= lanes<T>) return load(from);
   Pack<T> pack = {};
   std::memcpy(&pack, from, static_cast<std::size_t>(count) * sizeof(T));
@@ -66,23 +66,32 @@ inline Pack<T> load(const T* from, Index count) {
 }
 
 template <class T>
-inline void store(T* to, const Pack<T>& pack) {
+[[gnu::always_inline]] inline void store(T* to, const Pack<T>& pack) {
   std::memcpy(to, &pack, sizeof(pack));
 }
 
 template <class T>
-inline void store(T* to, const Pack<T>& pack, Index count) {
+[[gnu::always_inline]] inline void store(T* to, const Pack<T>& pack, Index count) {
   std::memcpy(to, &pack, static_cast<std::size_t>(count < lanes<T> ? count : lanes<T>) * sizeof(T));
 }
 
-/// The sum of the lanes, by halves: a fixed order.
-template <class T>
-inline T sum(const Pack<T>& pack) {
-  T values[lanes<T>];
-  std::memcpy(values, &pack, sizeof(pack));
-  for (Index half = lanes<T> / 2; half > 0; half /= 2)
-    for (Index i = 0; i < half; ++i) values[i] += values[i + half];
-  return values[0];
+/// A register of T that may be a part of the machine's. A type of its own: nvcc deduces nothing through an attribute on
+/// a parameter.
+template <class T, int Bytes>
+struct Lanes {
+  typedef T Values __attribute__((vector_size(Bytes)));
+};
+
+/// The sum of the lanes, by halves: a fixed order, within registers.
+template <class T, int Bytes = register_bytes>
+[[gnu::always_inline]] inline T sum(const typename Lanes<T, Bytes>::Values& pack) {
+  if constexpr (Bytes == 2 * sizeof(T)) {
+    return pack[0] + pack[1];
+  } else {
+    typename Lanes<T, Bytes / 2>::Values halves[2];
+    std::memcpy(halves, &pack, Bytes);
+    return sum<T, Bytes / 2>(halves[0] + halves[1]);
+  }
 }
 
 /// coefficient(k) as a constant of the program.

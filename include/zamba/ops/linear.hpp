@@ -7,9 +7,8 @@
 // Kept for the backward pass: x.
 //
 // Two ways on the CPU:
-//   few tokens (decode)    every weight is read once, in storage order, by the thread that owns its row; a row of y is
-//   a
-//                          set of dot products held in registers. Bound by memory bandwidth; allocates nothing.
+//   few tokens (decode)    every weight is read once, in storage order, by the thread that owns its row; the
+//                          dot products stay in registers. Bound by memory bandwidth; allocates nothing.
 //   many tokens            Eigen products of tiles of y, spread over the threads. Weights stored in another type than
 //                          the activations (bf16) are converted tile by tile.
 //
@@ -185,7 +184,7 @@ struct Linear<cpu> {
 
   /// The next weights as a register of A; zeros beyond `count`.
   template <class A, class W>
-  static detail::Pack<A> load_weights(const W* from, Index count) {
+  [[gnu::always_inline]] static detail::Pack<A> load_weights(const W* from, Index count) {
     constexpr Index step = detail::lanes<A>;
     if constexpr (std::is_same_v<A, W>) {
       return count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
@@ -268,28 +267,12 @@ struct Linear<cpu> {
     if (whole < x.cols()) add(whole, x.cols() - whole);
     unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
       unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
-        A value = total<A, detail::register_bytes>(sums[r][s]);
+        A value = detail::sum<A>(sums[r][s]);
         if (bias) value += bias[o + r];
         if (residual) value += residual(t + s, o + r);
         y(t + s, o + r) = value;
       });
     });
-  }
-
-  /// The sum of the lanes, by halves.
-  template <class A, int Bytes>
-  struct Lanes {  // a type of its own: nvcc deduces nothing through an attribute on a parameter
-    typedef A Values __attribute__((vector_size(Bytes)));
-  };
-  template <class A, int Bytes>
-  __attribute__((always_inline)) static A total(const typename Lanes<A, Bytes>::Values& pack) {
-    if constexpr (Bytes == 2 * sizeof(A)) {
-      return pack[0] + pack[1];
-    } else {
-      typename Lanes<A, Bytes / 2>::Values halves[2];
-      std::memcpy(halves, &pack, Bytes);
-      return total<A, Bytes / 2>(halves[0] + halves[1]);
-    }
   }
 
   /// f(0), ..., f(N - 1) with constant arguments, so that arrays indexed by them stay in registers at -O2.
