@@ -74,7 +74,7 @@ inline constexpr std::size_t longest_config = 16 << 20;
 inline constexpr int deepest_config = 64;
 
 /// A JSON value as part of a message: bounded.
-inline std::string quote(const nlohmann::json& value) {
+inline std::string value_text(const nlohmann::json& value) {
   constexpr std::size_t longest = 120;
   std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   return text.size() > longest ? text.substr(0, longest) + "..." : text;
@@ -94,7 +94,7 @@ inline nlohmann::json parse_config(std::string_view text, const std::string& ori
       return true;
     });
   } catch (const json::exception& error) {
-    fail(origin, ": not valid JSON: ", quote(std::string_view(error.what())));
+    fail(origin, ": not valid JSON: ", quote(error.what()));
   }
   require(config.is_object(), origin, ": wanted a JSON object, came ", config.type_name());
   return config;
@@ -116,8 +116,8 @@ inline void check_config(const nlohmann::json& config, const std::vector<ConfigK
     json found = key.read ? key.read(config, key.wanted) : at != config.end() ? *at : json();
     if (found.is_null() && key.absent) found = *key.absent;
     if (same_value(key.wanted, found)) continue;
-    problems += "\n  " + key.key + ": the type has " + quote(key.wanted) + ", the file " +
-                (found.is_null() ? std::string("none") : quote(found));
+    problems += "\n  " + key.key + ": the type has " + value_text(key.wanted) + ", the file " +
+                (found.is_null() ? std::string("none") : value_text(found));
   }
   require(problems.empty(), origin, " does not describe this model:", problems);
 }

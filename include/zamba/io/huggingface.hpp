@@ -44,7 +44,7 @@ class CheckpointFiles {
     for (const auto& path : paths) files_.push_back(Safetensors::open(path));
     for (const Safetensors& file : files_)
       for (const TensorEntry& tensor : file.tensors())
-        require(names_.insert(tensor.name).second, file.origin(), ": tensor ", quote(std::string_view(tensor.name)),
+        require(names_.insert(tensor.name).second, file.origin(), ": tensor ", quote(tensor.name),
                 " is in another file of this checkpoint too");
   }
 
@@ -150,8 +150,7 @@ std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, cons
         complain(name, "wanted the same values as in " + wanted.name + ", of which it is a copy, came others");
     }
   }
-  for (const std::string& name : surplus)
-    complain(std::string(quote(std::string_view(name))), "surplus, the model has no such parameter");
+  for (const std::string& name : surplus) complain(quote(name), "surplus, the model has no such parameter");
   require(problems.empty(), origin, " does not fit this model:", problems);
   return matched;
 }

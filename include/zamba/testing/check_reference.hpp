@@ -152,13 +152,14 @@ inline Values cache_in_our_order(const TensorEntry& entry, const std::string& pa
   const auto& shape = entry.shape;
   Values values = read_values<double>(entry);
   const Index size = batch * rows * width;
-  if (part == "conv") {  // (batch, D, K): the oldest input is one more than we keep
-    if (shape != std::vector<Index>{batch, width, rows + 1}) return {};
-    values = swap_extents(values, batch, width, rows + 1, 1);
+  if (part == "conv") {  // (batch, D, K), oldest first: the oldest input is one more than a state holds
+    if (shape.size() != 3 || shape[0] != batch || shape[1] != width || (shape[2] != rows && shape[2] != rows + 1))
+      return {};
+    values = swap_extents(values, batch, width, shape[2], 1);
     Values kept;
-    for (Index row = 0; row < batch; ++row)
-      kept.insert(kept.end(), values.begin() + (row * (rows + 1) + 1) * width,
-                  values.begin() + (row + 1) * (rows + 1) * width);
+    for (Index row = 1; row <= batch; ++row)
+      kept.insert(kept.end(), values.begin() + (row * shape[2] - rows) * width,
+                  values.begin() + row * shape[2] * width);
     return kept;
   }
   if (shape.size() != 4 || shape[0] != batch || static_cast<Index>(values.size()) != size) return {};
@@ -168,6 +169,18 @@ inline Values cache_in_our_order(const TensorEntry& entry, const std::string& pa
   }
   if (shape[2] != rows) return {};  // keys, values: (batch, kv_heads, length, head_dim)
   return swap_extents(values, batch, shape[1], rows, shape[3]);
+}
+
+/// A convolution's inputs with, before them, the oldest of those one token earlier: what a reference keeps.
+inline StateValues with_oldest(const StateValues& before, const StateValues& now, Index batch) {
+  StateValues all{now.name, now.rows + 1, now.width, {}};
+  for (Index row = 0; row < batch; ++row) {
+    const auto oldest = before.values.begin() + row * now.rows * now.width;
+    const auto kept = now.values.begin() + row * now.rows * now.width;
+    all.values.insert(all.values.end(), oldest, oldest + now.width);
+    all.values.insert(all.values.end(), kept, kept + now.rows * now.width);
+  }
+  return all;
 }
 
 /// Compares the state with cache.*.I of the case.
@@ -246,13 +259,16 @@ class ReferenceCheck {
         model_(load_huggingface<Net, T, Device>(directory)),
         layout_(CheckpointFormat<Net>::layout(model_.entries())) {
     ids_ = reference_.ids("input_ids", batch_, length_);
+    for (const Token id : ids_)
+      require(id >= 0 && id < Net::vocabulary, "reference.safetensors: input_ids holds ", id,
+              ", outside the vocabulary of ", Net::vocabulary);
   }
 
   void run() {
     require(reference_.find("logits"), "reference.safetensors: there is no logits");
     forward();
     extend({length_}, "extend");
-    extend({1, 3, length_}, "extend in chunks");
+    extend({1, 3, length_ - 1, length_}, "extend in chunks");
     greedy();
     gradients(false);
     gradients(true);
@@ -301,9 +317,11 @@ class ReferenceCheck {
   void extend(const std::vector<Index>& ends, const std::string& how) {
     StateType state = model_.new_state({batch_, length_});
     Values all(static_cast<std::size_t>(batch_ * length_ * Net::vocabulary));
+    std::vector<StateValues> before_last;
     for (Index begin = 0; const Index end : ends) {
       const Index count = std::min(end, length_) - begin;
       if (count <= 0) continue;
+      if (begin > 0 && begin + 1 == length_) before_last = values_of(state);
       const Values logits = append(state, ids_, length_, begin, count, Positions::all);
       for (Index row = 0; row < batch_; ++row)
         std::copy_n(logits.begin() + row * count * Net::vocabulary, count * Net::vocabulary,
@@ -311,12 +329,18 @@ class ReferenceCheck {
       begin += count;
     }
     report_.add("logits, " + how, error("logits", all), bounds.logits);
+    std::vector<StateValues> values = values_of(state);
+    for (std::size_t i = 0; i < before_last.size(); ++i)
+      if (values[i].name.ends_with(".conv")) values[i] = with_oldest(before_last[i], values[i], batch_);
+    compare_caches(reference_, values, batch_, ", " + how, bounds.logits, report_);
+  }
 
+  std::vector<StateValues> values_of(const StateType& state) const {
     std::vector<StateValues> values;
     auto views = state.views();
     visit_state<Net>(views, [&](const Name& name, auto& tensor, Index rows, Index width) {
       using Element = std::remove_reference_t<decltype(*tensor.data)>;
-      if (rows == per_position) rows = length_;
+      if (rows == per_position) rows = state.length();
       std::vector<Element> part(static_cast<std::size_t>(rows * width));
       StateValues& ours = values.emplace_back(StateValues{name.str(), rows, width, {}});
       for (Index row = 0; row < batch_; ++row) {
@@ -324,7 +348,7 @@ class ReferenceCheck {
         for (const Element v : part) ours.values.push_back(static_cast<double>(static_cast<F>(v)));
       }
     });
-    compare_caches(reference_, values, batch_, ", " + how, bounds.logits, report_);
+    return values;
   }
 
   /// Appends `count` tokens to every row, from position `begin` of rows of `length` tokens.

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT
+// Checkpoints in the Hugging Face layout: what is loaded, what is saved, and what is refused with which message.
+#include <zamba/io/huggingface.hpp>
+
+#include <limits>
+
+#include <doctest/doctest.h>
+
+#include <tests/support/cases.hpp>
+#include <tests/support/fixture.hpp>
+
+using namespace zamba_test;
+
+namespace {
+
+template <class Net, class T>
+std::vector<std::byte> all_bytes(const Model<Net, T>& model) {
+  std::vector<std::byte> bytes;
+  for (const ParameterEntry& entry : model.entries())
+    bytes.insert(bytes.end(), model.data(entry), model.data(entry) + model.bytes(entry));
+  return bytes;
+}
+
+const ParameterEntry& entry_of(const std::vector<ParameterEntry>& entries, const std::string& name) {
+  const auto at = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
+  REQUIRE(at != entries.end());
+  return *at;
+}
+
+/// What loading a case as ZambaCase says after `damage`, having checked that the model stayed as it was.
+std::string refusal(const std::function<void(const CaseCopy&)>& damage) {
+  const CaseCopy copy("zamba");
+  damage(copy);
+  Model<ZambaCase, float> model(Seed{1});
+  const auto before = all_bytes(model);
+  const std::string message = message_of([&] { load_huggingface(model, copy.path()); });
+  CHECK(all_bytes(model) == before);
+  return message;
+}
+
+std::string refusal_of_tensors(const std::function<void(HeldTensors&)>& edit) {
+  return refusal([&](const CaseCopy& copy) { copy.edit("model.safetensors", edit); });
+}
+
+template <class Net>
+void saved_equals_loaded(const std::string& name) {
+  CAPTURE(name);
+  const TemporaryFolder folder;
+  const auto first = folder.path / "new" / "first", second = folder.path / "second";
+  save_huggingface(load_huggingface<Net>(case_path(name)), first);
+  CHECK(HeldTensors(first / "model.safetensors").tensors == HeldTensors(case_path(name) / "model.safetensors").tensors);
+  CHECK(Safetensors::open(first / "model.safetensors").metadata() == Metadata{{"format", "pt"}});
+
+  save_huggingface(load_huggingface<Net>(first), second);
+  for (const char* file : {"config.json", "model.safetensors"})
+    CHECK(read_text(first / file) == read_text(second / file));
+  std::size_t files = 0;
+  for ([[maybe_unused]] const auto& file : std::filesystem::directory_iterator(first)) ++files;
+  CHECK(files == 2);  // nothing temporary is left
+}
+
+}  // namespace
+
+TEST_CASE("huggingface: what was loaded from F32 is saved byte by byte") {
+  saved_equals_loaded<ZambaCase>("zamba");
+  saved_equals_loaded<ZambaGqaCase>("zamba-gqa");
+}
+
+TEST_CASE("huggingface: rows of in_proj alternate in the file, and are two halves in memory") {
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  const zamba::testing::Fixture file("zamba/model.safetensors");
+  const auto ours = model.read(entry_of(model.entries(), "layers.3.in_proj.weight"));
+  const auto theirs = file.values("model.layers.3.mamba.in_proj.weight");
+  const Index D = 64, d = 32;
+  REQUIRE(ours.size() == static_cast<std::size_t>(2 * D * d));
+  for (Index c = 0; c < D; ++c)
+    for (Index k = 0; k < d; ++k) {
+      REQUIRE(ours[c * d + k] == theirs[2 * c * d + k]);
+      REQUIRE(ours[(D + c) * d + k] == theirs[(2 * c + 1) * d + k]);
+    }
+}
+
+TEST_CASE("huggingface: biases of in_proj are in the order of its rows") {
+  using Biased = LanguageModel<
+      11, PatternStack<"hm", MambaBlock<MambaConfig{.d_model = 16, .d_state = 3, .n_heads = 2, .proj_bias = true}>,
+                       SharedAttention<SharedAttentionConfig{.d_model = 16, .n_heads = 2, .d_ff = 8}>>>;
+  Model<Biased> model(Seed{3});
+  const auto& entry = entry_of(model.entries(), "layers.1.in_proj.bias");
+  std::vector<double> counted(64);
+  for (std::size_t i = 0; i < counted.size(); ++i) counted[i] = static_cast<double>(i);
+  model.write(entry, counted);
+  const TemporaryFolder folder;
+  save_huggingface(model, folder.path);
+  HeldTensors saved(folder.path / "model.safetensors");
+  auto& bias = saved["model.layers.1.mamba.in_proj.bias"];
+  for (std::size_t c = 0; c < 32; ++c) {
+    CHECK(bias.element<float>(2 * c) == static_cast<float>(c));
+    CHECK(bias.element<float>(2 * c + 1) == static_cast<float>(32 + c));
+  }
+  CHECK(all_bytes(load_huggingface<Biased>(folder.path)) == all_bytes(model));
+}
+
+TEST_CASE("huggingface: each storage type loads each other's files") {
+  const TemporaryFolder folder;
+  const auto exact = load_huggingface<ZambaCase, double>(case_path("zamba"));
+  const auto rounded = load_huggingface<ZambaCase, bf16>(case_path("zamba"));
+  for (const ParameterEntry& entry : rounded.entries()) {
+    const auto wanted = exact.read(entry_of(exact.entries(), entry.name)), got = rounded.read(entry);
+    for (std::size_t i = 0; i < got.size(); ++i)
+      REQUIRE(got[i] == (entry.precise ? wanted[i] : static_cast<double>(bf16(static_cast<float>(wanted[i])))));
+  }
+  save_huggingface(exact, folder.path / "double");
+  save_huggingface(rounded, folder.path / "bf16");
+  CHECK(contains(read_text(folder.path / "bf16" / "config.json"), "\"dtype\": \"bfloat16\""));
+  CHECK(contains(read_text(folder.path / "double" / "config.json"), "\"dtype\": \"float64\""));
+  HeldTensors saved(folder.path / "bf16" / "model.safetensors");
+  CHECK(saved["model.embed_tokens.weight"].dtype == DType::BF16);
+  CHECK(saved["model.layers.0.mamba.A_log"].dtype == DType::F32);
+  CHECK(all_bytes(load_huggingface<ZambaCase, bf16>(folder.path / "bf16")) == all_bytes(rounded));
+  CHECK(all_bytes(load_huggingface<ZambaCase, bf16>(folder.path / "double")) == all_bytes(rounded));
+  CHECK(all_bytes(load_huggingface<ZambaCase, double>(folder.path / "double")) == all_bytes(exact));
+  const auto widened = load_huggingface<ZambaCase, float>(folder.path / "bf16");
+  CHECK(all_bytes(widened) == all_bytes(rounded.to<float>()));
+}
+
+TEST_CASE("huggingface: F16, and shapes that differ in extents of 1") {
+  const CaseCopy copy("zamba");
+  copy.edit("model.safetensors", [](HeldTensors& tensors) {
+    auto& norm = tensors["model.final_layernorm.weight"];
+    norm.dtype = DType::F16;
+    norm.bytes.resize(norm.bytes.size() / 2);
+    for (std::size_t i = 0; i < 32; ++i) norm.element<std::uint16_t>(i) = 0x3e00;  // 1.5
+    tensors["model.layers.0.mamba.conv1d.weight"].shape = {64, 4};
+  });
+  const auto model = load_huggingface<ZambaCase>(copy.path());
+  CHECK(model.read(entry_of(model.entries(), "final_norm.weight")) == std::vector<double>(32, 1.5));
+  const auto original = load_huggingface<ZambaCase>(case_path("zamba"));
+  const auto& convolution = entry_of(model.entries(), "layers.0.conv1d.weight");
+  CHECK(model.read(convolution) == original.read(convolution));
+}
+
+TEST_CASE("huggingface: copies of shared and tied weights are taken if they are equal") {
+  const std::string shared = ".shared_transf.self_attn.q_proj.weight", embedding = "model.embed_tokens.weight";
+  const auto with_copies = [&](HeldTensors& tensors) {
+    tensors.add_copy("model.layers.2" + shared, "model.layers.7" + shared);
+    tensors.add_copy(embedding, "lm_head.weight");
+  };
+  const CaseCopy copy("zamba");
+  copy.edit("model.safetensors", with_copies);
+  CHECK(all_bytes(load_huggingface<ZambaCase>(copy.path())) ==
+        all_bytes(load_huggingface<ZambaCase>(case_path("zamba"))));
+
+  const std::string message = refusal_of_tensors([&](HeldTensors& tensors) {
+    with_copies(tensors);
+    tensors["model.layers.7" + shared].element<float>(5) += 1;
+    tensors["lm_head.weight"].element<float>(0) += 1;
+  });
+  CHECK(contains(message, "model.layers.7" + shared + ": wanted the same values as in model.layers.2" + shared));
+  CHECK(contains(message, "lm_head.weight: wanted the same values as in " + embedding));
+
+  // Layer 3 is not hybrid: no copy belongs there.
+  CHECK(contains(refusal_of_tensors([&](HeldTensors& tensors) {
+                   tensors.add_copy("model.layers.2" + shared, "model.layers.3" + shared);
+                 }),
+                 "'model.layers.3" + shared + "': surplus"));
+}
+
+TEST_CASE("huggingface: all that does not fit is listed, and the model stays as it was") {
+  const std::string message = refusal_of_tensors([](HeldTensors& tensors) {
+    tensors.erase("model.layers.0.mamba.D");
+    tensors.erase("model.layers.7.linear.weight");
+    tensors.add_copy("model.final_layernorm.weight", "model.extra\n.weight");
+    tensors["model.layers.1.mamba.A_log"].shape = {2, 16, 32};
+    auto& bias = tensors["model.layers.1.mamba.dt_proj_bias"];
+    bias.dtype = DType::I64;
+    bias.shape = {32};
+    tensors["model.embed_tokens.weight"].element<float>(7) = std::numeric_limits<float>::quiet_NaN();
+    tensors["model.embed_tokens.weight"].element<float>(9) = -std::numeric_limits<float>::infinity();
+  });
+  CAPTURE(message);
+  CHECK(contains(message, "model.layers.0.mamba.D: missing, wanted with shape (2, 32)"));
+  CHECK(contains(message, "model.layers.7.linear.weight: missing, wanted with shape (32, 32)"));
+  CHECK(contains(message, "'model.extra?.weight': surplus"));
+  CHECK(contains(message, "model.layers.1.mamba.A_log: wanted shape (2, 32, 16), came (2, 16, 32)"));
+  CHECK(contains(message, "model.layers.1.mamba.dt_proj_bias: wanted F64, F32, F16 or BF16, came I64"));
+  CHECK(contains(message, "model.embed_tokens.weight: 2 of 3072 values are NaN or infinite"));
+  CHECK(std::count(message.begin(), message.end(), '\n') == 6);
+}
+
+TEST_CASE("huggingface: NaN weights are taken where that is asked for") {
+  const CaseCopy copy("zamba");
+  copy.edit("model.safetensors", [](HeldTensors& tensors) {
+    tensors["model.layers.0.mamba.in_proj.weight"].element<float>(0) = std::numeric_limits<float>::quiet_NaN();
+  });
+  const auto model = load_huggingface<ZambaCase>(copy.path(), {.allow_non_finite = true});
+  CHECK(std::isnan(model.read(entry_of(model.entries(), "layers.0.in_proj.weight"))[0]));
+}
+
+TEST_CASE("huggingface: a finite double beyond float is not finite in a float model") {
+  const TemporaryFolder folder;
+  auto model = load_huggingface<ZambaCase, double>(case_path("zamba"));
+  model.write(entry_of(model.entries(), "final_norm.weight"), std::vector<double>(32, 1e300));
+  save_huggingface(model, folder.path);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(folder.path); }), "32 of 32 values are NaN or infinite"));
+}
+
+TEST_CASE("huggingface: missing folders, missing and damaged files") {
+  const auto without = [](const char* file) {
+    return refusal([&](const CaseCopy& copy) { std::filesystem::remove(copy.path() / file); });
+  };
+  CHECK(contains(without("config.json"), "config.json"));
+  CHECK(contains(without("model.safetensors"), "model.safetensors"));
+  CHECK(
+      contains(message_of([] { load_huggingface<ZambaCase>("/no/such/folder"); }), "/no/such/folder' is not a folder"));
+
+  CHECK(contains(
+      refusal([](const CaseCopy& copy) { std::filesystem::resize_file(copy.path() / "model.safetensors", 40'000); }),
+      "reach beyond"));
+  CHECK(contains(refusal([](const CaseCopy& copy) {
+                   std::string text = read_text(copy.path() / "model.safetensors");
+                   const std::string offsets = "\"data_offsets\":[";
+                   text[text.rfind(offsets) + offsets.size()] = '-';
+                   write_text(copy.path() / "model.safetensors", text);
+                 }),
+                 "must be an array of two integers, 0 or more"));
+}
+
+TEST_CASE("huggingface: a file of other sizes is refused by both numbers") {
+  const std::string message = message_of([] { load_huggingface<ZambaGqaCase>(case_path("zamba")); });
+  CAPTURE(message);
+  CHECK(contains(message, "hidden_size: the type has 48, the file 32"));
+  CHECK(contains(message, "vocab_size: the type has 80, the file 96"));
+  CHECK(contains(message, "layers_block_type: the type has \"mmhmhmm\", the file \"mmhmmmmhm\""));
+  CHECK(contains(message, "num_key_value_heads: the type has 2, the file 4"));
+}
+
+TEST_CASE("huggingface: what cannot be written is an error, and the old files stay") {
+  const TemporaryFolder folder;
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  write_text(folder.path / "file", "text");
+  CHECK(contains(message_of([&] { save_huggingface(model, folder.path / "file"); }), "cannot make the folder"));
+  CHECK(read_text(folder.path / "file") == "text");
+  std::filesystem::create_directories(folder.path / "model" / "model.safetensors");
+  CHECK(contains(message_of([&] { save_huggingface(model, folder.path / "model"); }), "cannot write"));
+}
