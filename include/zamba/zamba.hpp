@@ -4,6 +4,9 @@
 
 #include <zamba/blocks/mamba_block.hpp>
 #include <zamba/blocks/shared_attention.hpp>
+#include <zamba/generate/generator.hpp>
+#include <zamba/io/byte_tokenizer.hpp>
+#include <zamba/io/huggingface.hpp>
 #include <zamba/language_model.hpp>
 #include <zamba/model.hpp>
 #include <zamba/models/zamba_7b.hpp>
