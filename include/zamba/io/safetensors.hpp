@@ -53,7 +53,8 @@ inline constexpr DTypeInfo dtypes[] = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF1
 /// A name from a file, as part of a message: bounded, and without control characters.
 inline std::string quote(std::string_view name) {
   constexpr std::size_t longest = 120;
-  std::string text = "'" + std::string(name.substr(0, longest)) + (name.size() > longest ? "...'" : "'");
+  std::string text = "'";
+  text.append(name.substr(0, longest)).append(name.size() > longest ? "...'" : "'");
   std::replace_if(
       text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
   return text;
@@ -499,7 +500,8 @@ inline std::string safetensors_header(const std::vector<const TensorSource*>& te
     const std::uint64_t end = begin + bytes_of(*tensor);
     separate();
     header += json_text(tensor->name) + ":{\"dtype\":\"" + std::string(name_of(tensor->dtype)) + "\",\"shape\":[";
-    for (std::size_t i = 0; i < tensor->shape.size(); ++i) header += (i ? "," : "") + std::to_string(tensor->shape[i]);
+    for (std::size_t i = 0; i < tensor->shape.size(); ++i)
+      header.append(i ? "," : "").append(std::to_string(tensor->shape[i]));
     header += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) + "]}";
     names.push_back(tensor->name);
     begin = end;

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/train/trainer.hpp>
+
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <sstream>
+
+#include <doctest/doctest.h>
+
+#include "tests/support/nets.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+namespace {
+
+using namespace zamba;
+using zamba_test::Hybrid;
+using zamba_test::read_text;
+using zamba_test::TemporaryFolder;
+
+/// A text that can be learnt: documents of a counting token, ended by token 0.
+struct Text {
+  explicit Text(Index size) {
+    Random random(Seed{7}, 0);
+    std::vector<Token> tokens;
+    while (static_cast<Index>(tokens.size()) < size) {
+      const Index first = 1 + random.below(20), count = 3 + random.below(40);
+      for (Index i = 0; i < count; ++i) tokens.push_back(static_cast<Token>(1 + (first + i) % 28));
+      tokens.push_back(0);
+    }
+    write_token_file(folder.path / "text", tokens, TokenWidth::u16);
+    file = TokenFile::open(folder.path / "text", TokenWidth::u16, 0);
+    parts = split(TokenRange::whole(*file), 0.1);
+  }
+  TemporaryFolder folder;
+  std::optional<TokenFile> file;
+  TrainHeldOut parts;
+};
+
+std::vector<Phase> two_phases(const Text& text, Index tokens) {
+  const TokenRange all = text.parts.train, late{all.file, all.size() / 2, all.last};
+  return {{"pretraining",
+           tokens,
+           LearningRate::warm_up(4e-3, {.fraction = 0.1}).then(LearningRate::cosine(4e-3, 2e-3)),
+           {{all, 1, "text"}}},
+          {"annealing",
+           tokens / 2,
+           LearningRate::linear(2e-3, 3e-3).over({.fraction = 0.1}).then(LearningRate::exponential(3e-3, 1e-4)),
+           {{all, 0.6, "replay"}, {late, 0.4, "late"}}}};
+}
+
+TrainerOptions small(const std::filesystem::path& folder = {}) {
+  return {.rows = 2, .length = 24, .accumulation = 2, .seed = {9}, .folder = folder};
+}
+
+std::vector<nlohmann::json> records(const std::filesystem::path& log) {
+  std::vector<nlohmann::json> all;
+  std::istringstream lines(read_text(log));
+  for (std::string line; std::getline(lines, line);) {
+    all.push_back(nlohmann::json::parse(line));
+    all.back().erase("time");
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_SUITE("train/trainer") {
+  TEST_CASE("the first step is that of the mean loss over all targets of all micro-batches") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    const auto phases = two_phases(text, 10 * 96);
+    auto model = zamba_test::random_model<Hybrid, double>();
+    const auto initial = zamba_test::random_model<Hybrid, double>();
+    auto options = small(folder.path);
+    options.seed = {10};
+    Trainer trainer(model, phases, options);
+    CHECK(trainer.tokens_per_step() == 96);
+    CHECK(trainer.steps() == 15);
+    trainer.take_step();
+
+    // Both micro-batches as one batch: their numbers of targets differ, because document ends have none.
+    PackedBatch first, second;
+    const Mixture mixture(phases[0].mixture);
+    mixture.draw(Seed{10}, 0, 0, 2, 24, first);
+    mixture.draw(Seed{10}, 0, 1, 2, 24, second);
+    const auto targets = [](const PackedBatch& b) {
+      return std::count_if(b.targets.begin(), b.targets.end(), [](Token t) { return t >= 0; });
+    };
+    CHECK(targets(first) != targets(second));
+    for (const Index offset : second.offsets)
+      if (offset > 0) first.offsets.push_back(48 + offset);
+    first.tokens.insert(first.tokens.end(), second.tokens.begin(), second.tokens.end());
+    first.targets.insert(first.targets.end(), second.targets.begin(), second.targets.end());
+    auto gradients = initial.new_gradients();
+    const LossSum loss = initial.loss_and_gradients({first.tokens, first.targets, first.offsets}, gradients);
+    const auto record = records(folder.path / "log.jsonl").at(0);
+    // Sums in another order: float64 rounding over some thousand terms.
+    CHECK(record.at("loss").get<double>() == doctest::Approx(loss.mean()).epsilon(1e-12));
+    CHECK(record.at("gradient_norm").get<double>() == doctest::Approx(global_norm(gradients)).epsilon(1e-12));
+    CHECK(record.at("learning_rate") == 0);  // the first of a warm-up
+    CHECK(record.at("tokens") == 96);
+  }
+
+  TEST_CASE("two phases: the log, the measurements, the checkpoints, the picture") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    Model<Hybrid, float> model(Seed{3});
+    TrainerOptions options = small(folder.path);
+    options.held_out = text.parts.held_out;
+    options.evaluate_every_steps = 50;
+    const auto phases = two_phases(text, 100 * 96);
+    Trainer trainer(model, phases, options);
+    trainer.run_phase();
+    CHECK(trainer.step() == 100);
+    CHECK(!trainer.finished());
+    trainer.run();
+    CHECK(trainer.finished());
+    CHECK(trainer.tokens() == 150 * 96);
+    CHECK_THROWS_WITH(trainer.take_step(), "zamba: Trainer: all 150 steps were taken");
+
+    std::vector<double> losses, rates, held_out;
+    for (const auto& record : records(folder.path / "log.jsonl")) {
+      if (record.contains("held_out_bits_per_byte")) {
+        CHECK(record.at("step") == 50 * held_out.size());
+        held_out.push_back(record.at("held_out_bits_per_byte"));
+        continue;
+      }
+      losses.push_back(record.at("loss"));
+      rates.push_back(record.at("learning_rate"));
+      CHECK(record.at("step") == losses.size());
+      CHECK(record.at("phase") == (losses.size() <= 100 ? "pretraining" : "annealing"));
+    }
+    REQUIRE(losses.size() == 150);
+    REQUIRE(held_out.size() == 4);
+    CHECK(rates[10] == 4e-3);
+    CHECK(rates[100] == 2e-3);
+    CHECK(rates[105] == 3e-3);
+    // Untrained, 29 tokens cost log2(29) = 4.86 bits; counting on from one token to the next is soon learnt.
+    CHECK(held_out[0] == doctest::Approx(4.86).epsilon(0.02));
+    CHECK(held_out[3] < 0.6 * held_out[0]);
+    CHECK(held_out[3] == trainer.held_out_bits_per_byte());
+    CHECK(losses.back() == trainer.loss());
+    CHECK(read_text(folder.path / "loss.svg").find(">annealing<") != std::string::npos);
+
+    // Each phase's end is kept; the newest checkpoint is the last of them.
+    CHECK(read_text(folder.path / "phase-2.safetensors") == read_text(folder.path / "checkpoint.safetensors"));
+    Model<Hybrid, float> loaded(Seed{4});
+    load_weights(folder.path / "checkpoint.safetensors", loaded);
+    for (const ParameterEntry& entry : model.entries()) CHECK(loaded.read(entry) == model.read(entry));
+
+    // The second phase alone, from the first one's end: the same first loss but for the batch, which is of step 0.
+    const TemporaryFolder other;
+    options.folder = other.path;
+    options.start_from = folder.path / "phase-1.safetensors";
+    Model<Hybrid, float> second(Seed{5});
+    Trainer annealing(second, {phases[1]}, options);
+    CHECK(annealing.held_out_bits_per_byte() == held_out[2]);
+    annealing.run();
+    CHECK(annealing.step() == 50);
+    CHECK(annealing.held_out_bits_per_byte() < held_out[2]);
+  }
+
+  TEST_CASE("recomputing gives the same weights, bit by bit") {
+    const Text text(4000);
+    std::vector<double> weights[2];
+    for (const bool recompute : {false, true}) {
+      auto model = zamba_test::random_model<Hybrid, float>();
+      TrainerOptions options = small();
+      options.recompute = recompute;
+      Trainer(model, two_phases(text, 4 * 96), options).run();
+      for (const ParameterEntry& entry : model.entries())
+        for (const double value : model.read(entry)) weights[recompute].push_back(value);
+    }
+    CHECK(weights[0] == weights[1]);
+  }
+
+  TEST_CASE("bfloat16 weights with float32 master copies") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    Model<Hybrid, bf16> model(Seed{3});
+    Trainer trainer(model, two_phases(text, 100 * 96), small(folder.path));
+    trainer.take_step();
+    const double before = trainer.loss();
+    trainer.run();
+    CHECK(trainer.loss() < 0.6 * before);
+    const auto master = trainer.optimiser().master();
+    Index differing = 0;
+    for (const ParameterEntry& entry : model.entries()) {
+      if (entry.precise) continue;
+      const auto* weights = reinterpret_cast<const bf16*>(model.data(entry));
+      for (Index i = 0; i < entry.size; ++i) {
+        const float exact = master[entry.offset + i], stored = weights[i];
+        differing += exact != stored;
+        REQUIRE(stored == static_cast<float>(bf16(exact)));
+        REQUIRE(std::abs(exact - stored) <= std::abs(exact) * 0x1p-8f);  // half a unit in the last of 8 bits
+      }
+    }
+    CHECK(differing > 1000);  // the master copies do hold more
+
+    // Into a float model go the master copies, into a bf16 model their roundings; a run begins with them whole.
+    Model<Hybrid, float> wide(Seed{4});
+    load_weights(folder.path / "checkpoint.safetensors", wide);
+    for (const ParameterEntry& entry : wide.entries()) {
+      if (entry.precise) continue;
+      const auto values = wide.read(entry);
+      for (Index i = 0; i < entry.size; ++i) REQUIRE(values[static_cast<std::size_t>(i)] == master[entry.offset + i]);
+    }
+    TrainerOptions options = small();
+    options.start_from = folder.path / "checkpoint.safetensors";
+    Model<Hybrid, bf16> narrow(Seed{4});
+    const Trainer from_there(narrow, two_phases(text, 96), options);
+    for (const ParameterEntry& entry : narrow.entries()) {
+      if (entry.precise) continue;
+      for (Index i = entry.offset; i < entry.offset + entry.size; ++i)
+        REQUIRE(from_there.optimiser().master()[i] == master[i]);
+    }
+  }
+
+  TEST_CASE("a run is continued with the same arithmetic only, and the difference is named") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    const auto phases = two_phases(text, 2 * 96);
+    const TrainerOptions options = small(folder.path);
+    {
+      Model<Hybrid, float> model(Seed{3});
+      Trainer(model, phases, options).run_phase();
+    }
+    const auto refusal = [&](const std::vector<Phase>& other_phases, const TrainerOptions& other) -> std::string {
+      Model<Hybrid, float> model(Seed{3});
+      try {
+        Trainer(model, other_phases, other);
+      } catch (const Error& error) {
+        return error.what();
+      }
+      return "continued";
+    };
+    const auto names = [&](const std::string& message, const char* part) {
+      INFO(message);
+      CHECK(message.find(part) != std::string::npos);
+    };
+    CHECK(refusal(phases, options) == "continued");
+    auto changed = options;
+    changed.rows = 3;
+    changed.adamw.beta2 = 0.99;
+    names(refusal(phases, changed), "rows: '2' in the checkpoint, '3' now");
+    names(refusal(phases, changed), "adamw.beta2: '0.95' in the checkpoint, '0.99' now");
+    auto other = phases;
+    other[0].rate = LearningRate::constant(1e-3);
+    names(refusal(other, options), "phase 1.rate: 'linear 0 to 0.004 over 0.1 of the phase, cosine 0.004 to 0.002'");
+    other = phases;
+    other[0].mixture[0].weight = 2;
+    names(refusal(other, options), "phase 1.mixture: ");
+    const Text other_text(4100);
+    names(refusal(two_phases(other_text, 2 * 96), options), "phase 1.text of text: ");
+    // What did not begin yet may change; what is only written does not matter.
+    other = phases;
+    other[1].tokens *= 3;
+    changed = options;
+    changed.log_every_steps = 5;
+    changed.recompute = true;
+    CHECK(refusal(other, changed) == "continued");
+    CHECK(refusal({phases[0]}, options) == "continued");
+
+    Model<zamba_test::TwoCopies, float> of_other_layers(Seed{3});
+    try {
+      Trainer(of_other_layers, phases, options);
+      FAIL("another architecture was taken");
+    } catch (const Error& error) {
+      names(error.what(), "the checkpoint is of an architecture of hash");
+    }
+    Model<Hybrid, bf16> of_other_storage(Seed{3});
+    try {
+      Trainer(of_other_storage, phases, options);
+      FAIL("another storage type was taken");
+    } catch (const Error& error) {
+      names(error.what(), "storage: 'F32' in the checkpoint, 'BF16' now");
+    }
+  }
+
+  TEST_CASE("a checkpoint that does not fit is refused with a list, and nothing is changed") {
+    const TemporaryFolder folder;
+    const auto path = folder.path / "checkpoint.safetensors";
+    auto model = zamba_test::random_model<Hybrid, float>();
+    const AdamW<Hybrid, float, cpu> optimiser(model);
+    save_checkpoint(path, model, optimiser);
+    const Safetensors whole = Safetensors::open(path);
+    std::vector<TensorSource> tensors;
+    for (const TensorEntry& tensor : whole.tensors()) {
+      if (tensor.name == "weights.embedding.weight") continue;
+      tensors.push_back({tensor.name, tensor.dtype, tensor.shape, [&tensor] { return tensor.bytes; }});
+      if (tensor.name == "weights.final_norm.weight") tensors.back().shape = {1, 16};
+    }
+    tensors.push_back({"weights.extra", DType::F32, {0}, [] { return std::span<const std::byte>(); }});
+    write_safetensors(folder.path / "damaged", tensors, whole.metadata());
+    Model<Hybrid, float> other(Seed{8});
+    AdamW<Hybrid, float, cpu> others(other);
+    const auto before = other.read(other.entries()[0]);
+    CHECK_THROWS_WITH(load_checkpoint(Safetensors::open(folder.path / "damaged"), other, others),
+                      ("zamba: " + (folder.path / "damaged").string() +
+                       " does not fit this run:\n  weights.embedding.weight: missing\n  weights.final_norm.weight: "
+                       "wanted F32 (16), came F32 (1, 16)\n  'weights.extra': surplus")
+                          .c_str());
+    CHECK(other.read(other.entries()[0]) == before);
+    CHECK_THROWS_AS(load_weights(folder.path / "damaged", other), Error);
+    CHECK(other.read(other.entries()[0]) == before);
+  }
+
+  TEST_CASE("a disk that is full while saving: an error, and the checkpoint before it stays") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    TrainerOptions options = small(folder.path);
+    options.checkpoint_every_steps = 2;
+    options.log_every_steps = 0;
+    const auto phases = two_phases(text, 20 * 96);
+    Model<Hybrid, float> model(Seed{3});
+    {
+      Trainer trainer(model, phases, options);
+      for (int i = 0; i < 3; ++i) trainer.take_step();
+      const std::string before = read_text(folder.path / "checkpoint.safetensors");
+      // A limit on the size of files acts as a full disk does: writing stops in the middle.
+      struct rlimit old {};
+      REQUIRE(::getrlimit(RLIMIT_FSIZE, &old) == 0);
+      struct rlimit limit = old;
+      limit.rlim_cur = before.size() / 2;
+      const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+      REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
+      std::string message;
+      try {
+        trainer.run();
+      } catch (const Error& error) {
+        message = error.what();
+      }
+      REQUIRE(::setrlimit(RLIMIT_FSIZE, &old) == 0);
+      std::signal(SIGXFSZ, handler);
+      CHECK(message.starts_with("zamba: cannot write '" + (folder.path / "checkpoint.safetensors").string() + "': "));
+      CHECK(trainer.step() == 4);
+      CHECK(read_text(folder.path / "checkpoint.safetensors") == before);
+    }
+    for (const auto& file : std::filesystem::directory_iterator(folder.path))
+      CHECK(file.path().string().find(".tmp-") == std::string::npos);
+    Trainer again(model, phases, options);
+    CHECK(again.step() == 2);
+  }
+
+  TEST_CASE("a loss that is not finite ends the run before the weights are touched") {
+    const Text text(4000);
+    auto model = zamba_test::random_model<Hybrid, float>();
+    const ParameterEntry& norm = model.entries().back();
+    model.write(norm, std::vector<double>(static_cast<std::size_t>(norm.size), std::nan("")));
+    const auto before = model.read(model.entries()[0]);
+    Trainer trainer(model, two_phases(text, 960), small());
+    CHECK_THROWS_WITH(trainer.take_step(),
+                      "zamba: Trainer: the loss of step 1 is nan; the model is as it was after step 0");
+    CHECK(model.read(model.entries()[0]) == before);
+  }
+
+  TEST_CASE("nonsense is refused") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    Model<Hybrid, float> model(Seed{3});
+    const auto phases = two_phases(text, 960);
+    CHECK_THROWS_WITH(Trainer(model, {}, small()), "zamba: Trainer: there is no phase");
+    auto none = phases;
+    none[1].tokens = 0;
+    CHECK_THROWS_WITH(Trainer(model, none, small()),
+                      "zamba: Trainer: phase 'annealing' must have a positive number of tokens, got 0");
+    auto options = small();
+    options.accumulation = 0;
+    CHECK_THROWS_AS(Trainer(model, phases, options), Error);
+    options = small();
+    options.length = 5000;
+    CHECK_THROWS_AS(Trainer(model, phases, options), Error);
+    options = small();
+    options.start_from = folder.path / "none.safetensors";
+    CHECK_THROWS_AS(Trainer(model, phases, options), Error);
+    zamba_test::write_text(folder.path / "file", "");
+    CHECK_THROWS_AS(Trainer(model, phases, small(folder.path / "file")), Error);
+
+    Trainer first(model, phases, small(folder.path));
+    Model<Hybrid, float> other(Seed{3});
+    CHECK_THROWS_WITH(Trainer(other, phases, small(folder.path)),
+                      ("zamba: Trainer: the folder '" + folder.path.string() + "' is in use by another run").c_str());
+  }
+}
