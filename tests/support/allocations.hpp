@@ -4,16 +4,11 @@
 // too, operator new alone is counted.
 #pragma once
 
-#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <new>
 
-namespace zamba_test {
-
-inline std::atomic<long> allocations{0};
-
-}  // namespace zamba_test
+#include "allocation_count.hpp"
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)

@@ -9,6 +9,7 @@
 
 #include <doctest/doctest.h>
 
+#include "tests/support/allocation_count.hpp"
 #include "tests/support/nets.hpp"
 #include "tests/support/temporary_folder.hpp"
 
@@ -174,6 +175,23 @@ TEST_SUITE("train/trainer") {
         for (const double value : model.read(entry)) weights[recompute].push_back(value);
     }
     CHECK(weights[0] == weights[1]);
+  }
+
+  TEST_CASE("steps allocate nothing after the first") {
+    const Text text(4000);  // documents of all lengths, so no two batches are cut alike
+    for (const bool recompute : {false, true}) {
+      auto model = zamba_test::random_model<Hybrid, bf16>();
+      TrainerOptions options = small();
+      options.recompute = recompute;
+      Context<cpu> ctx(2);
+      Trainer trainer(ctx, model, two_phases(text, 20 * 96), options);
+      const long before = zamba_test::allocations;
+      trainer.take_step();
+      const long after_first = zamba_test::allocations;
+      CHECK(after_first > before);
+      trainer.run();
+      CHECK(zamba_test::allocations == after_first);
+    }
   }
 
   TEST_CASE("bfloat16 weights with float32 master copies") {
