@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
+// expect: B::d_model
 // expect: UniformStack
 // expect: Block
-// expect: B::d_model
 #include <zamba/zamba.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
