@@ -37,6 +37,10 @@ TEST_SUITE("tensor") {
   TEST_CASE("a view of nothing is false") {
     CHECK_FALSE(Matrix<float>());
     CHECK(Matrix<float>().size() == 0);
+    CHECK_FALSE(Matrix<float>().columns(3, 1));
+    const Matrix<float> extents_alone(nullptr, 4, 5);
+    CHECK_FALSE(extents_alone.slice(2, 1));
+    CHECK_FALSE(extents_alone.columns(2, 1));
     float value = 0;
     CHECK(Vector<float>(&value, 1));
   }

@@ -92,18 +92,18 @@ struct Tensor {
   ZAMBA_HOST_DEVICE constexpr Tensor<T, 1> flat() const { return {data, size()}; }
   ZAMBA_HOST_DEVICE constexpr Tensor<T, 2> as_matrix() const { return {data, size() / cols(), cols()}; }
 
-  /// Positions [first, first + count) of the first extent.
+  /// Positions [first, first + count) of the first extent; a view of nothing stays one.
   ZAMBA_HOST_DEVICE constexpr Tensor slice(Index first, Index count) const {
     Tensor part = *this;
-    part.data = data + first * stride[0];
+    if (data) part.data = data + first * stride[0];
     part.shape[0] = count;
     return part;
   }
 
-  /// Positions [first, first + count) of the last extent.
+  /// Positions [first, first + count) of the last extent; a view of nothing stays one.
   ZAMBA_HOST_DEVICE constexpr Tensor columns(Index first, Index count) const {
     Tensor part = *this;
-    part.data = data + first;
+    if (data) part.data = data + first;
     part.shape[Rank - 1] = count;
     return part;
   }
