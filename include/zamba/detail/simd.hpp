@@ -7,8 +7,10 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include <zamba/device.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba::detail {
 
@@ -73,6 +75,36 @@ template <class T>
 template <class T>
 [[gnu::always_inline]] inline void store(T* to, const Pack<T>& pack, Index count) {
   std::memcpy(to, &pack, static_cast<std::size_t>(count < lanes<T> ? count : lanes<T>) * sizeof(T));
+}
+
+/// The first `count` of values stored as S, in a register of T; zeros beyond.
+template <class T, class S>
+[[gnu::always_inline]] inline Pack<T> load_as(const S* from, Index count) {
+  if constexpr (std::is_same_v<T, S>) {
+    return load(from, count);
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<S, bf16>) {
+    typedef std::uint16_t Halves __attribute__((vector_size(register_bytes / 2)));
+    typedef std::uint32_t Words __attribute__((vector_size(register_bytes)));
+    Halves halves = {};
+    if (count >= lanes<T>)
+      std::memcpy(&halves, from, sizeof(halves));
+    else
+      std::memcpy(&halves, from, static_cast<std::size_t>(count) * sizeof(S));
+    return (Pack<T>)(__builtin_convertvector(halves, Words) << 16);  // bf16 is the upper half of a float
+  } else {
+    T values[lanes<T>] = {};
+    for (Index i = 0; i < lanes<T> && i < count; ++i) values[i] = static_cast<T>(static_cast<compute_t<S>>(from[i]));
+    return load(values);
+  }
+}
+
+/// f(first, count) for each register of [0, n); a full one has its count as a constant, so loads need no test.
+template <class T, class F>
+[[gnu::always_inline]] inline void for_packs(Index n, F&& f) {
+  constexpr std::integral_constant<Index, lanes<T>> full;
+  Index i = 0;
+  for (; i + full <= n; i += full) f(i, full);
+  if (i < n) f(i, n - i);
 }
 
 /// A register of T that may be a part of the machine's. A type of its own: nvcc deduces nothing through an attribute on

@@ -24,7 +24,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -179,39 +178,11 @@ struct Attention<cpu> {
     template <class A>
     void gather(Matrix<const A> from, A factor, A* to) const {
       for (Index t = 0; t < tokens; ++t)
-        for_packs<A>(group * head_dim, [&, at = &from(token + t, column())](Index c, auto n) {
+        detail::for_packs<A>(group * head_dim, [&, at = &from(token + t, column())](Index c, auto n) {
           detail::store(to + t * group * head_dim + c, Pack<A>(factor * detail::load(at + c, n)), n);
         });
     }
   };
-
-  /// f(first, count) for each register of [0, n); a full one has its count as a constant, so loads need no test.
-  template <class A, class F>
-  [[gnu::always_inline]] static void for_packs(Index n, F&& f) {
-    constexpr std::integral_constant<Index, detail::lanes<A>> full;
-    Index i = 0;
-    for (; i + full <= n; i += full) f(i, full);
-    if (i < n) f(i, n - i);
-  }
-
-  /// The first `count` values of stored numbers; zeros beyond.
-  template <class A, class S>
-  [[gnu::always_inline]] static Pack<A> load_as(const S* from, Index count) {
-    if constexpr (std::is_same_v<A, S>) {
-      return detail::load(from, count);
-    } else if constexpr (std::is_same_v<A, float> && std::is_same_v<S, bf16>) {
-      typedef std::uint16_t Halves __attribute__((vector_size(detail::register_bytes / 2)));
-      typedef std::uint32_t Words __attribute__((vector_size(detail::register_bytes)));
-      Halves halves = {};
-      std::memcpy(&halves, from, count >= detail::lanes<A> ? sizeof(halves) : static_cast<std::size_t>(count) * 2);
-      return (Pack<A>)(__builtin_convertvector(halves, Words) << 16);  // bf16 is the upper half of a float
-    } else {
-      A values[detail::lanes<A>] = {};
-      for (Index i = 0; i < std::min(count, detail::lanes<A>); ++i)
-        values[i] = static_cast<A>(static_cast<double>(from[i]));
-      return detail::load(values);
-    }
-  }
 
   /// (n, head_dim) in the compute type: where it lies, or converted into scratch.
   template <class A, class S>
@@ -220,8 +191,8 @@ struct Attention<cpu> {
       return {from, n, head_dim, Eigen::OuterStride<>(stride)};
     } else {
       for (Index j = 0; j < n; ++j)
-        for_packs<A>(head_dim, [&](Index c, auto count) {
-          detail::store(scratch + j * head_dim + c, load_as<A>(from + j * stride + c, count), count);
+        detail::for_packs<A>(head_dim, [&](Index c, auto count) {
+          detail::store(scratch + j * head_dim + c, detail::load_as<A>(from + j * stride + c, count), count);
         });
       return {scratch, n, head_dim, Eigen::OuterStride<>(head_dim)};
     }
@@ -341,7 +312,8 @@ struct Attention<cpu> {
         for (Index part = 0; part < parts; ++part) {
           const A factor = std::exp(extents(row, part, head, 0) - maximum);
           total += factor * extents(row, part, head, 1);
-          for_packs<A>(head_dim, [&, from = &sums(row, part, column), to = &out(token, column)](Index c, auto count) {
+          detail::for_packs<A>(head_dim, [&, from = &sums(row, part, column), to = &out(token, column)](Index c,
+                                                                                                        auto count) {
             detail::store(to + c, Pack<A>(detail::load(to + c, count) + factor * detail::load(from + c, count)), count);
           });
         }
@@ -353,7 +325,7 @@ struct Attention<cpu> {
 
   template <class A>
   static void scale(const A* from, A factor, Index n, A* to) {
-    for_packs<A>(
+    detail::for_packs<A>(
         n, [&](Index c, auto count) { detail::store(to + c, Pack<A>(detail::load(from + c, count) * factor), count); });
   }
 
@@ -426,21 +398,6 @@ struct Attention<cpu> {
     }
   };
 
-  /// The sum of n lanes by halves, each a smaller register. By value: an address would keep the caller's in memory.
-  template <class Lanes, int n = sizeof(Lanes) / sizeof(Lanes{}[0])>
-  [[gnu::always_inline]] static auto folded(Lanes lanes) {
-    using A = std::remove_cvref_t<decltype(Lanes{}[0])>;
-    if constexpr (n == 2) {
-      return A(lanes[0] + lanes[1]);
-    } else {
-      typedef A Half __attribute__((vector_size(sizeof(Lanes) / 2)));
-      Half low, high;
-      std::memcpy(&low, &lanes, sizeof(low));
-      std::memcpy(&high, reinterpret_cast<const char*>(&lanes) + sizeof(low), sizeof(high));
-      return folded(Half(low + high));
-    }
-  }
-
   /// scores (heads, piece) of n keys.
   template <class A, class S>
   static void stream_scores(const AttentionShape& shape, const A* query, const S* keys, Index stride, Index n,
@@ -454,16 +411,16 @@ struct Attention<cpu> {
                 *k3 = four.row[3] + column;
         const A* x = query + head * head_dim;
         Pack<A> s0 = {}, s1 = {}, s2 = {}, s3 = {};
-        for_packs<A>(
+        detail::for_packs<A>(
             head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
               const Pack<A> x_c = detail::load(x + c, count);
               next.prefetch(column + c);
-              s0 += x_c * load_as<A>(k0 + c, count);
-              s1 += x_c * load_as<A>(k1 + c, count);
-              s2 += x_c * load_as<A>(k2 + c, count);
-              s3 += x_c * load_as<A>(k3 + c, count);
+              s0 += x_c * detail::load_as<A>(k0 + c, count);
+              s1 += x_c * detail::load_as<A>(k1 + c, count);
+              s2 += x_c * detail::load_as<A>(k2 + c, count);
+              s3 += x_c * detail::load_as<A>(k3 + c, count);
             });
-        const A dots[4] = {folded(s0), folded(s1), folded(s2), folded(s3)};
+        const A dots[4] = {detail::sum<A>(s0), detail::sum<A>(s1), detail::sum<A>(s2), detail::sum<A>(s3)};
         std::copy_n(dots, std::min(Index{4}, n - j), scores + head * piece + j);
       }
     }
@@ -483,11 +440,11 @@ struct Attention<cpu> {
         const A* p = exponentials + head * piece + j;
         const A p0 = p[0], p1 = n - j > 1 ? p[1] : A(0), p2 = n - j > 2 ? p[2] : A(0), p3 = n - j > 3 ? p[3] : A(0);
         A* sum = sums + head * head_dim;
-        for_packs<A>(
+        detail::for_packs<A>(
             head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
               next.prefetch(column + c);
-              const Pack<A> first = p0 * load_as<A>(v0 + c, count) + p1 * load_as<A>(v1 + c, count);
-              const Pack<A> second = p2 * load_as<A>(v2 + c, count) + p3 * load_as<A>(v3 + c, count);
+              const Pack<A> first = p0 * detail::load_as<A>(v0 + c, count) + p1 * detail::load_as<A>(v1 + c, count);
+              const Pack<A> second = p2 * detail::load_as<A>(v2 + c, count) + p3 * detail::load_as<A>(v3 + c, count);
               detail::store(sum + c, Pack<A>(detail::load(sum + c, count) + (first + second)), count);
             });
       }
@@ -578,7 +535,8 @@ struct Attention<cpu> {
         lse[r] = at.lse(token, head);
         const A *dy = d_out + r * tile.head_dim, *y = &at.out(token, head * tile.head_dim);
         Pack<A> sum = {};
-        for_packs<A>(tile.head_dim, [&](Index c, auto n) { sum += detail::load(dy + c, n) * detail::load(y + c, n); });
+        detail::for_packs<A>(tile.head_dim,
+                             [&](Index c, auto n) { sum += detail::load(dy + c, n) * detail::load(y + c, n); });
         dots[r] = detail::sum<A>(sum);
       }
     }
@@ -598,7 +556,7 @@ struct Attention<cpu> {
       for (Index r = 0; r < rows; ++r) {
         A *p_r = p + r * key_tile, *s_r = d_s + r * key_tile;
         const Index visible = std::clamp(position + r / tile.group + 1, Index{0}, n);
-        for_packs<A>(visible, [&](Index c, auto count) {
+        detail::for_packs<A>(visible, [&](Index c, auto count) {
           const Pack<A> e = detail::exp<A>(detail::load(p_r + c, count) - lse[r]);
           detail::store(p_r + c, e, count);
           detail::store(s_r + c, Pack<A>(e * (detail::load(s_r + c, count) - dots[r])), count);

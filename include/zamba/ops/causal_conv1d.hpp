@@ -115,7 +115,7 @@ struct CausalConv1d<cpu> {
     });
     const Matrix<A> total = partial[0];
     for (Index group = 1; group < groups; ++group)
-      for_packs<A>(total.size(), [&, from = &partial(group, 0, 0)](Index i, auto n) {
+      detail::for_packs<A>(total.size(), [&, from = &partial(group, 0, 0)](Index i, auto n) {
         detail::store(total.data + i, Pack<A>(detail::load(total.data + i, n) + detail::load(from + i, n)), n);
       });
     for (Index j = 0; j < K; ++j)
@@ -141,15 +141,6 @@ struct CausalConv1d<cpu> {
   struct Tile {
     Index channel, width;
   };
-
-  /// f(first, count) for each register of [0, n); a full one has its count as a constant, so loads need no test.
-  template <class A, class F>
-  [[gnu::always_inline]] static void for_packs(Index n, F&& f) {
-    constexpr std::integral_constant<Index, detail::lanes<A>> full;
-    Index i = 0;
-    for (; i + full <= n; i += full) f(i, full);
-    if (i < n) f(i, n - i);
-  }
 
   /// sum + sum_j w_j * x_j over K rows of weights, `next` apart, and of inputs.
   template <class A, class N>
@@ -232,7 +223,7 @@ struct CausalConv1d<cpu> {
       const A* const* from = window(row, t, tile, worker);
       const A* w = &weight(0, tile.channel);
       const Index next = weight.stride[0];
-      for_packs<A>(tile.width, [&, K = K](Index c, auto n) {
+      detail::for_packs<A>(tile.width, [&, K = K](Index c, auto n) {
         f(c, n, add_taps<A>(detail::load(w + K * next + c, n), K, w, next, from, c, n));
       });
     }
@@ -260,7 +251,7 @@ struct CausalConv1d<cpu> {
                            Matrix<A> sums) {
     const A* const* from = in.window(row, t, tile, worker);
     const Index next = sums.stride[0];
-    for_packs<A>(tile.width, [&, K = in.K](Index c, auto n) {
+    detail::for_packs<A>(tile.width, [&, K = in.K](Index c, auto n) {
       const Pack<A> d = detail::load(d_p + c, n);
       A* to = sums.data + c;
       for (Index j = 0; j < K; ++j, to += next)
@@ -276,7 +267,7 @@ struct CausalConv1d<cpu> {
     const A** from = &in.windows(Index{worker}, 0);
     for (Index j = 0; j < in.K; ++j) from[j] = &d_p(t + in.K - 1 - j, 0);
     const A* w = &in.weight(0, tile.channel);
-    for_packs<A>(tile.width, [&, K = in.K, next = in.weight.stride[0]](Index c, auto n) {
+    detail::for_packs<A>(tile.width, [&, K = in.K, next = in.weight.stride[0]](Index c, auto n) {
       const Pack<A> past = d_state ? detail::load(d_state + c, n) : Pack<A>{};
       detail::store(d_x + c, add_taps<A>(past, K, w, next, from, c, n), n);
     });
@@ -297,7 +288,7 @@ struct CausalConv1d<cpu> {
         continue;
       }
       const A* kept = slot >= length ? &d_state(row, slot - length, tile.channel) : nullptr;
-      for_packs<A>(tile.width, [&](Index c, auto n) {
+      detail::for_packs<A>(tile.width, [&](Index c, auto n) {
         Pack<A> sum = kept ? detail::load(kept + c, n) : Pack<A>{};
         for (Index j = 0; j <= slot; ++j)
           sum += detail::load(&in.weight(j, tile.channel + c), n) * detail::load(&d_p(slot - j, c), n);

@@ -62,9 +62,9 @@ struct CrossEntropy<cpu> {
         const Softmax result = softmax(row, target, true);
         losses[t] = result.loss;
         const A factor = static_cast<A>(scale / result.sum);
-        for_packs(
-            row, [&](A * at, Index count) __attribute__((always_inline)) {
-              detail::store<A>(at, detail::load<A>(at, count) * factor, count);
+        detail::for_packs<A>(
+            row.cols(), [&](Index v, auto count) __attribute__((always_inline)) {
+              detail::store<A>(row.data + v, detail::load<A>(row.data + v, count) * factor, count);
             });
         row[target] -= static_cast<A>(scale);
       });
@@ -125,25 +125,17 @@ struct CrossEntropy<cpu> {
     constexpr Index chunk = 1024;  // summed in the activation type
     for (Index first = 0; first < row.cols(); first += chunk) {
       detail::Pack<A> part = {};
-      const Vector<A> values(row.data + first, std::min(chunk, row.cols() - first));
-      for_packs(
-          values, [&](A * at, Index count) __attribute__((always_inline)) {
-            detail::Pack<A> e = detail::exp<A>(detail::load<A>(at, count) - largest);
-            if (replace) detail::store<A>(at, e, count);
+      A* at = row.data + first;
+      detail::for_packs<A>(
+          std::min(chunk, row.cols() - first), [&](Index v, auto count) __attribute__((always_inline)) {
+            detail::Pack<A> e = detail::exp<A>(detail::load<A>(at + v, count) - largest);
+            if (replace) detail::store<A>(at + v, e, count);
             for (Index i = count; i < detail::lanes<A>; ++i) e[i] = 0;
             part += e;
           });
       sum += static_cast<double>(detail::sum<A>(part));
     }
     return {std::log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target)), sum};
-  }
-
-  /// f(pointer, how many) for each register's worth of a row.
-  template <class A, class F>
-  static void for_packs(Vector<A> row, F&& f) {
-    Index v = 0;
-    for (; v + detail::lanes<A> <= row.cols(); v += detail::lanes<A>) f(row.data + v, detail::lanes<A>);
-    if (v < row.cols()) f(row.data + v, row.cols() - v);
   }
 };
 

@@ -36,7 +36,7 @@ struct GatedActivation<cpu> {
   static void forward(Context<cpu>& ctx, Activation activation, Matrix<const A> gate, Matrix<const A> up,
                       Matrix<A> out) {
     with_activation<A>(activation, [&](auto act) {
-      for_packs<A>(
+      for_all<A>(
           ctx, out.rows(), out.cols(), [&](Index t, Index j, Index count) __attribute__((always_inline)) {
             const auto a = act(load(gate, t, j, count));
             store(out, t, j, count, a.value * load(up, t, j, count));
@@ -48,7 +48,7 @@ struct GatedActivation<cpu> {
   static void backward(Context<cpu>& ctx, Activation activation, Matrix<const A> d_out, Matrix<const A> gate,
                        Matrix<const A> up, Matrix<A> d_gate, Matrix<A> d_up) {
     with_activation<A>(activation, [&](auto act) {
-      for_packs<A>(
+      for_all<A>(
           ctx, d_out.rows(), d_out.cols(), [&](Index t, Index j, Index count) __attribute__((always_inline)) {
             const auto a = act(load(gate, t, j, count));
             const auto u = load(up, t, j, count), d = load(d_out, t, j, count);
@@ -102,17 +102,15 @@ struct GatedActivation<cpu> {
 
   /// f(row, column, count) for every register's worth of a (rows, cols) matrix.
   template <class A, class F>
-  static void for_packs(Context<cpu>& ctx, Index rows, Index cols, F&& f) {
-    constexpr Index width = 4096, step = detail::lanes<A>;  // of a task: some 10 us of work
+  static void for_all(Context<cpu>& ctx, Index rows, Index cols, F&& f) {
+    constexpr Index width = 4096;  // of a task: some 10 us of work
     const Index across = (cols + width - 1) / width;
     const Index height = std::clamp<Index>(4 * width / std::max<Index>(cols, 1), 1, 256);
     ctx.parallel_for((rows + height - 1) / height * across, [&](Index i, int) {
       const Index row = i / across * height, col = i % across * width, end = std::min(cols, col + width);
-      for (Index t = row; t < std::min(rows, row + height); ++t) {
-        Index j = col;
-        for (; j + step <= end; j += step) f(t, j, step);
-        if (j < end) f(t, j, end - j);
-      }
+      for (Index t = row; t < std::min(rows, row + height); ++t)
+        detail::for_packs<A>(
+            end - col, [&](Index j, auto count) __attribute__((always_inline)) { f(t, col + j, count); });
     });
   }
 

@@ -19,7 +19,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -179,29 +178,8 @@ struct Linear<cpu> {
   template <class W, class A>
   static void convert_row(const W* from, A* to, Index count) {
     constexpr Index step = detail::lanes<A>;
-    for (Index k = 0; k < count; k += step) detail::store<A>(to + k, load_weights<A>(from + k, count - k), count - k);
-  }
-
-  /// The next weights as a register of A; zeros beyond `count`.
-  template <class A, class W>
-  [[gnu::always_inline]] static detail::Pack<A> load_weights(const W* from, Index count) {
-    constexpr Index step = detail::lanes<A>;
-    if constexpr (std::is_same_v<A, W>) {
-      return count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
-    } else if constexpr (std::is_same_v<A, float> && std::is_same_v<W, bf16>) {
-      typedef std::uint16_t Halves __attribute__((vector_size(detail::register_bytes / 2)));
-      typedef std::uint32_t Words __attribute__((vector_size(detail::register_bytes)));
-      Halves halves = {};
-      if (count >= step)
-        std::memcpy(&halves, from, sizeof(halves));
-      else
-        std::memcpy(&halves, from, static_cast<std::size_t>(count) * sizeof(bf16));
-      return (detail::Pack<float>)(__builtin_convertvector(halves, Words) << 16);
-    } else {
-      A values[step] = {};
-      for (Index k = 0; k < std::min(step, count); ++k) values[k] = static_cast<A>(static_cast<compute_t<W>>(from[k]));
-      return detail::load<A>(values);
-    }
+    for (Index k = 0; k < count; k += step)
+      detail::store<A>(to + k, detail::load_as<A>(from + k, count - k), count - k);
   }
 
   /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
@@ -254,7 +232,7 @@ struct Linear<cpu> {
       unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
         const W* from = weight.data + (o + r) * weight.stride[0] + k;
         __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
-        weights[r] = load_weights<A>(from, count);
+        weights[r] = detail::load_as<A>(from, count);
       });
       unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;

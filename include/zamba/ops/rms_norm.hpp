@@ -162,31 +162,23 @@ struct RmsNorm<cpu> {
     for_groups(ctx, n, group_size, [&](Index i, Index group) { f(i, row(partial, group)); });
     for (Index group = 0; group < groups; ++group) {
       const F* from = row(partial, group);
-      for_packs<F>(width, [&](Index c, auto count) {
+      detail::for_packs<F>(width, [&](Index c, auto count) {
         detail::store(d_weight.data + c,
                       Pack<F>(detail::load(d_weight.data + c, count) + detail::load(from + c, count)), count);
       });
     }
   }
 
-  /// f(first, count) for each register of [0, n); a full one has its count as a constant, so loads need no test.
-  template <class A, class F>
-  [[gnu::always_inline]] static void for_packs(Index n, F&& f) {
-    constexpr std::integral_constant<Index, detail::lanes<A>> full;
-    Index i = 0;
-    for (; i + full <= n; i += full) f(i, full);
-    if (i < n) f(i, n - i);
-  }
-
   /// f(first, count, v) for each register of v.
   template <class A, class F>
   [[gnu::always_inline]] static void for_values(const Segment<A>& segment, F&& f) {
     if (segment.t)
-      for_packs<A>(segment.width, [&](Index i, auto count) {
+      detail::for_packs<A>(segment.width, [&](Index i, auto count) {
         f(i, count, Pack<A>(detail::load(segment.x + i, count) + detail::load(segment.t + i, count)));
       });
     else
-      for_packs<A>(segment.width, [&](Index i, auto count) { f(i, count, detail::load(segment.x + i, count)); });
+      detail::for_packs<A>(segment.width,
+                           [&](Index i, auto count) { f(i, count, detail::load(segment.x + i, count)); });
   }
 
   template <class A>
