@@ -29,6 +29,12 @@ if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=" AND cpu_features MATCHES " avx2 ")
   set(processor_flag -march=x86-64-v3)
 endif()
 
+set(gcc12_constants OFF)
+if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13 AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12
+   AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(gcc12_constants ON)
+endif()
+
 add_library(zamba_own_flags INTERFACE)
 target_link_libraries(zamba_own_flags INTERFACE zamba::zamba)
 target_compile_options(
@@ -39,6 +45,8 @@ target_compile_options(
             # g++ 12 warns about its own AVX-512 intrinsics, whose undefined registers are meant to be so.
             $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-uninitialized>
             $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized>
+            # g++ 12 with AVX-512 fills some 32-byte constants wrongly when it copies them (docs/gcc12_constants.cpp).
+            $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<BOOL:${gcc12_constants}>>:-mmove-max=128;-mstore-max=128>
             # Spelled out, because CMake 3.25 does not know that nvcc has C++20.
             $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
             $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>

@@ -146,10 +146,12 @@ Vector<F> save_rewritten(Context<Device>& ctx, State state) {
     if (rows != per_position) size += tensor.size();
   });
   const Vector<F> saved = ctx.arena().template tensor<F>(size);
-  visit_state<B>(state, [&](const Name&, auto& tensor, Index rows, Index) {
-    if (rows == per_position) return;
-    ctx.copy(tensor.flat(), saved.slice(at, tensor.size()));
-    at += tensor.size();
+  visit_state<B>(state, [&]<class Element>(const Name&, Tensor<Element, 3>& tensor, Index rows, Index) {
+    if constexpr (std::is_same_v<Element, F>) {  // what is rewritten is of type F; a cache of another type is not
+      if (rows == per_position) return;
+      ctx.copy(tensor.flat(), saved.slice(at, tensor.size()));
+      at += tensor.size();
+    }
   });
   return saved;
 }
