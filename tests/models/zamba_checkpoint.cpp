@@ -63,15 +63,25 @@ TEST_CASE("zamba_checkpoint: every key that matters is compared") {
                       {"tie_word_embeddings", false}};
   const std::string all = refusal(wrong);
   CAPTURE(all);
-  for (const auto& [key, value] : wrong.items()) {
+  for (const auto& item : wrong.items()) {
+    const std::string key = item.key();
     CAPTURE(key);
-    const std::string alone = refusal({{key, value}});
+    const std::string alone = refusal({{key, item.value()}});
     CHECK(contains(alone, "\n  " + key + ": the type has "));
     CHECK(std::count(alone.begin(), alone.end(), '\n') == 1);
     CHECK(contains(all, "\n  " + key + ": the type has "));
   }
   CHECK(contains(all, "vocab_size: the type has 96, the file 97"));
   CHECK(contains(all, "layers_block_type: the type has \"mmhmmmmhm\", the file \"mh\""));
+}
+
+TEST_CASE("zamba_checkpoint: one norm_eps for all norms, the final one too") {
+  using Net = LanguageModel<
+      11, PatternStack<"mh", MambaBlock<MambaConfig{.d_model = 16, .norm_eps = 1e-3}>,
+                       SharedAttention<SharedAttentionConfig{.d_model = 16, .n_heads = 2, .norm_eps = 1e-3}>>>;
+  static_assert(Net::norm_eps == 1e-3);
+  const auto layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, float>());
+  CHECK(json::parse(detail::config_text(layout, "float32"))["rms_norm_eps"] == 1e-3);
 }
 
 TEST_CASE("zamba_checkpoint: keys of a wrong JSON type") {
@@ -213,10 +223,11 @@ TEST_CASE("zamba_checkpoint: the saved config describes its own type, and no oth
   const json ours = json::parse(zamba), theirs = json::parse(config_of_case());
   const std::set<std::string> left_out{"attn_layer_offset", "attn_layer_period", "time_step_floor",
                                        "time_step_max",     "time_step_min",     "transformers_version"};
-  for (const auto& [key, value] : theirs.items()) {
+  for (const auto& item : theirs.items()) {
+    const std::string key = item.key();
     CAPTURE(key);
     if (left_out.contains(key)) continue;
     REQUIRE(ours.contains(key));
-    if (key != "layers_block_type" && key != "use_mamba_kernels") CHECK(ours[key] == value);
+    if (key != "layers_block_type" && key != "use_mamba_kernels") CHECK(ours[key] == item.value());
   }
 }
