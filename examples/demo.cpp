@@ -32,10 +32,12 @@ using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{.d_model = wi
 using Hybrid = zamba::LanguageModel<256, zamba::HybridStack<layers, 4, Mixer, Shared>>;
 using Plain = zamba::LanguageModel<256, zamba::UniformStack<layers, Mixer>>;
 
+constexpr Index measurements = 8;  // of the held-out loss: at the beginning, at the end of each phase, and between
+
 struct Options {
   std::string text;
   std::string folder = "zamba-demo";
-  double minutes = 4;
+  double minutes = 3.5;
   Index tokens = 0;
   int threads = 0;
   bool resume = false;
@@ -94,12 +96,12 @@ Texts prepare(const Options& options) {
   return texts;
 }
 
-zamba::TrainerOptions training() { return {.rows = 4, .length = 256, .seed = {42}}; }
+zamba::TrainerOptions training() { return {.rows = 2, .length = 256, .seed = {42}}; }
 
 /// Pretraining on everything; annealing, re-warmed, on 60 % of the same and 40 % of the last tenth of the text, which
 /// stands for the better data of a real run.
 std::vector<zamba::Phase> phases(const TokenRange& all, const TokenRange& late, Index tokens) {
-  constexpr double peak = 3e-3;
+  constexpr double peak = 6e-3;  // high, as short runs of small batches want it
   return {{.name = "pretraining",
            .tokens = tokens * 8 / 10,
            .rate = LearningRate::warm_up(peak, {.fraction = 0.04}).then(LearningRate::cosine(peak, 0.4 * peak)),
@@ -186,7 +188,6 @@ void run(const Options& options) {
     zamba::require(bool(std::ifstream(plan) >> tokens), "there is no run to resume in '", options.folder, "'");
   } else if (tokens == 0) {
     // Measuring what is held out takes a third of the time of training on as much.
-    constexpr Index measurements = 8;
     tokens = static_cast<Index>(training_speeds[0] * (60 * options.minutes - seconds_since(begin))) -
              measurements * held_out.size() / 3;
     tokens = std::max<Index>(tokens, 100'000);
@@ -203,7 +204,9 @@ void run(const Options& options) {
   training_options.held_out = held_out;
   training_options.progress = &std::cerr;
   training_options.progress_fd = 2;
-  training_options.checkpoint_every_steps = 200;
+  training_options.checkpoint_every_steps = 400;
+  training_options.evaluate_every_steps =
+      tokens / (measurements - 2) / (training_options.rows * training_options.length);
   const auto both = phases(all, texts.late, tokens);
   zamba::Trainer trainer(ctx, model, both, training_options);
   const auto report = [&] {
