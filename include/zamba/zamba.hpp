@@ -11,3 +11,4 @@
 #include <zamba/model.hpp>
 #include <zamba/models/zamba_7b.hpp>
 #include <zamba/pattern_stack.hpp>
+#include <zamba/train/trainer.hpp>
