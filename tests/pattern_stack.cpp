@@ -67,7 +67,7 @@ TEST_SUITE("pattern_stack") {
   TEST_CASE("Zamba-7B-v1 has its published sizes") {
     CHECK(parameter_count<Zamba7B> == 7'232'490'496);
     CHECK(parameter_count<Zamba7B::Stack::SharedType> == 358'263'680);
-    CHECK(active_parameter_count<Zamba7B> == 7'232'490'496 + 12 * 358'263'680);  // 13 uses: 23.06 GFLOP a token
+    CHECK(active_parameter_count<Zamba7B> == 7'232'490'496 + Index{12} * 358'263'680);  // 13 uses: 23.06 GFLOP a token
     // 386,048 bytes a token in bf16, and 36.1 MB a sequence whatever its length.
     constexpr Index of_token = state_bytes<Zamba7B, bf16>(1, 2) - state_bytes<Zamba7B, bf16>(1, 1);
     CHECK(of_token == 386'048);
