@@ -28,8 +28,10 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/attention_stream.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
+#include <zamba/detail/softmax.hpp>
 #include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -109,9 +111,6 @@ struct Attention<cpu> {
   static constexpr Index query_tile = 64;
   /// Keys of one product.
   static constexpr Index key_tile = 512;
-  /// Keys that a task streams at decode.
-  static constexpr Index piece = 128;
-
   /// Where the keys and values of a row and a key head are; position j is at k + j * k_stride.
   template <class S>
   struct Keys {
@@ -225,7 +224,9 @@ struct Attention<cpu> {
     Index most_keys = 0;  // of a row of one token
     for (Index row = 0; row < sequences.rows; ++row)
       if (sequences.length(row) == 1) most_keys = std::max(most_keys, source(row, 0).past + 1);
-    if (most_keys > 0) attend_single(ctx, shape, (most_keys + piece - 1) / piece, q, source, sequences, out, lse);
+    if (most_keys > 0)
+      detail::AttentionStream{shape.heads, shape.kv_heads, shape.head_dim, shape.scale}.attend(
+          ctx, most_keys, q, source, sequences, out, lse);
   }
 
   /// Rows of several tokens.
@@ -269,64 +270,9 @@ struct Attention<cpu> {
       for (Index r = 0; r < tile.rows(); ++r) {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
         lse(token, head) = maxima[r] + std::log(totals[r]);
-        scale(sums + r * head_dim, A(1) / totals[r], head_dim, &out(token, head * head_dim));
+        detail::scale(sums + r * head_dim, A(1) / totals[r], head_dim, &out(token, head * head_dim));
       }
     });
-  }
-
-  /// Rows of one token (decode): a task streams one piece of the keys and values, all heads of them; then the pieces of
-  /// a row are put together in order.
-  template <class A, class Source>
-  static void attend_single(Context<cpu>& ctx, const AttentionShape& shape, Index pieces, Matrix<const A> q,
-                            const Source& source, const Sequences& sequences, Matrix<A> out, Matrix<A> lse) {
-    const Index heads = shape.heads, head_dim = shape.head_dim, width = heads * head_dim;
-    ArenaScope scope(ctx.arena());
-    auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, width + heads * piece);
-    auto sums = ctx.arena().template tensor<A>(sequences.rows, pieces, width);        // of exp(score - maximum) * v
-    auto extents = ctx.arena().template tensor<A>(sequences.rows, pieces, heads, 2);  // maximum; sum of exponentials
-    ctx.parallel_for(sequences.rows * pieces, [&](Index task, int worker) {
-      const Index row = task / pieces, part = task % pieces, first = part * piece;
-      const auto keys = source(row, 0);
-      if (sequences.length(row) != 1 || first > keys.past) return;
-      const Index n = std::min(piece, keys.past + 1 - first);
-      A *query = scratch[worker].data, *scores = query + width;  // (heads, head_dim); (heads, piece)
-      scale(&q(sequences.begin(row), 0), static_cast<A>(shape.scale), width, query);
-      stream_scores(shape, query, keys.k + first * keys.k_stride, keys.k_stride, n, scores);
-      for (Index head = 0; head < heads; ++head) {
-        A* s = scores + head * piece;
-        extents(row, part, head, 0) = largest(s, n);
-        extents(row, part, head, 1) = exponentials(s, extents(row, part, head, 0), n);
-      }
-      A* sum = &sums(row, part, 0);
-      std::fill_n(sum, width, A(0));
-      stream_values(shape, scores, keys.v + first * keys.v_stride, keys.v_stride, n, sum);
-    });
-    ctx.parallel_for(sequences.rows, [&](Index row, int) {
-      if (sequences.length(row) != 1) return;
-      const Index token = sequences.begin(row), parts = source(row, 0).past / piece + 1;
-      for (Index head = 0; head < heads; ++head) {
-        const Index column = head * head_dim;
-        A maximum = extents(row, 0, head, 0), total = 0;
-        for (Index part = 1; part < parts; ++part) maximum = std::max(maximum, extents(row, part, head, 0));
-        std::fill_n(&out(token, column), head_dim, A(0));
-        for (Index part = 0; part < parts; ++part) {
-          const A factor = std::exp(extents(row, part, head, 0) - maximum);
-          total += factor * extents(row, part, head, 1);
-          detail::for_packs<A>(head_dim, [&, from = &sums(row, part, column), to = &out(token, column)](Index c,
-                                                                                                        auto count) {
-            detail::store(to + c, Pack<A>(detail::load(to + c, count) + factor * detail::load(from + c, count)), count);
-          });
-        }
-        lse(token, head) = maximum + std::log(total);
-        scale(&out(token, column), A(1) / total, head_dim, &out(token, column));
-      }
-    });
-  }
-
-  template <class A>
-  static void scale(const A* from, A factor, Index n, A* to) {
-    detail::for_packs<A>(
-        n, [&](Index c, auto count) { detail::store(to + c, Pack<A>(detail::load(from + c, count) * factor), count); });
   }
 
   /// Scores of a block become exponentials relative to the running maximum; what was summed before is rescaled to it.
@@ -338,116 +284,14 @@ struct Attention<cpu> {
       const Index visible = std::clamp(position + r / tile.group + 1, Index{0}, n);
       std::fill(s + visible, s + n, A(0));
       if (visible == 0) continue;
-      const A before = maxima[r], maximum = std::max(before, largest(s, visible));
+      const A before = maxima[r], maximum = std::max(before, detail::largest(s, visible));
       if (maximum != before) {
         const A factor = std::exp(before - maximum);
         totals[r] *= factor;
-        scale(sums + r * tile.head_dim, factor, tile.head_dim, sums + r * tile.head_dim);
+        detail::scale(sums + r * tile.head_dim, factor, tile.head_dim, sums + r * tile.head_dim);
         maxima[r] = maximum;
       }
-      totals[r] += exponentials(s, maximum, visible);
-    }
-  }
-
-  template <class A>
-  static A largest(const A* s, Index n) {
-    Pack<A> most = Pack<A>{} + s[0];
-    Index i = 0;
-    for (; i + detail::lanes<A> <= n; i += detail::lanes<A>) {
-      const Pack<A> x = detail::load(s + i);
-      most = x > most ? x : most;
-    }
-    A maximum = s[0];
-    for (Index lane = 0; lane < detail::lanes<A>; ++lane) maximum = std::max(maximum, most[lane]);
-    for (; i < n; ++i) maximum = std::max(maximum, s[i]);
-    return maximum;
-  }
-
-  /// s = exp(s - shift); returns the sum.
-  template <class A>
-  static A exponentials(A* s, A shift, Index n) {
-    Pack<A> total = {};
-    Index i = 0;
-    for (; i + detail::lanes<A> <= n; i += detail::lanes<A>) {
-      const Pack<A> e = detail::exp<A>(detail::load(s + i) - shift);
-      detail::store(s + i, e);
-      total += e;
-    }
-    if (i < n) {
-      detail::store(s + i, detail::exp<A>(detail::load(s + i, n - i) - shift), n - i);
-      total += detail::load(s + i, n - i);
-    }
-    return detail::sum<A>(total);
-  }
-
-  /// The rows of n keys or values from j on, at most four; beyond the last one it is named again.
-  template <class S>
-  struct Four {
-    const S* row[4];
-
-    Four(const S* rows, Index stride, Index j, Index n) {
-      for (Index i = 0; i < 4; ++i) row[i] = rows + std::min(j + i, n - 1) * stride;
-    }
-
-    /// Asks for element c of each row: a row is too short for the hardware to foresee the next one in time.
-    [[gnu::always_inline]] void prefetch(Index c) const {
-      __builtin_prefetch(row[0] + c);
-      __builtin_prefetch(row[1] + c);
-      __builtin_prefetch(row[2] + c);
-      __builtin_prefetch(row[3] + c);
-    }
-  };
-
-  /// scores (heads, piece) of n keys.
-  template <class A, class S>
-  static void stream_scores(const AttentionShape& shape, const A* query, const S* keys, Index stride, Index n,
-                            A* scores) {
-    const Index head_dim = shape.head_dim, group = shape.heads / shape.kv_heads;
-    for (Index j = 0; j < n; j += 4) {
-      const Four<S> four(keys, stride, j, n), next(keys, stride, j + 4, n);
-      for (Index head = 0; head < shape.heads; ++head) {
-        const Index column = head / group * head_dim;
-        const S *k0 = four.row[0] + column, *k1 = four.row[1] + column, *k2 = four.row[2] + column,
-                *k3 = four.row[3] + column;
-        const A* x = query + head * head_dim;
-        Pack<A> s0 = {}, s1 = {}, s2 = {}, s3 = {};
-        detail::for_packs<A>(
-            head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
-              const Pack<A> x_c = detail::load(x + c, count);
-              next.prefetch(column + c);
-              s0 += x_c * detail::load_as<A>(k0 + c, count);
-              s1 += x_c * detail::load_as<A>(k1 + c, count);
-              s2 += x_c * detail::load_as<A>(k2 + c, count);
-              s3 += x_c * detail::load_as<A>(k3 + c, count);
-            });
-        const A dots[4] = {detail::sum<A>(s0), detail::sum<A>(s1), detail::sum<A>(s2), detail::sum<A>(s3)};
-        std::copy_n(dots, std::min(Index{4}, n - j), scores + head * piece + j);
-      }
-    }
-  }
-
-  /// sums (heads, head_dim) += exponentials (heads, piece) of n keys times their values.
-  template <class A, class S>
-  static void stream_values(const AttentionShape& shape, const A* exponentials, const S* values, Index stride, Index n,
-                            A* sums) {
-    const Index head_dim = shape.head_dim, group = shape.heads / shape.kv_heads;
-    for (Index j = 0; j < n; j += 4) {
-      const Four<S> four(values, stride, j, n), next(values, stride, j + 4, n);
-      for (Index head = 0; head < shape.heads; ++head) {
-        const Index column = head / group * head_dim;
-        const S *v0 = four.row[0] + column, *v1 = four.row[1] + column, *v2 = four.row[2] + column,
-                *v3 = four.row[3] + column;
-        const A* p = exponentials + head * piece + j;
-        const A p0 = p[0], p1 = n - j > 1 ? p[1] : A(0), p2 = n - j > 2 ? p[2] : A(0), p3 = n - j > 3 ? p[3] : A(0);
-        A* sum = sums + head * head_dim;
-        detail::for_packs<A>(
-            head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
-              next.prefetch(column + c);
-              const Pack<A> first = p0 * detail::load_as<A>(v0 + c, count) + p1 * detail::load_as<A>(v1 + c, count);
-              const Pack<A> second = p2 * detail::load_as<A>(v2 + c, count) + p3 * detail::load_as<A>(v3 + c, count);
-              detail::store(sum + c, Pack<A>(detail::load(sum + c, count) + (first + second)), count);
-            });
-      }
+      totals[r] += detail::exponentials(s, maximum, visible);
     }
   }
 
@@ -491,8 +335,8 @@ struct Attention<cpu> {
                           past ? at.d_cache_v.stride[1] : at.d_v.stride[0]);
         }
         for (Index t = 0; t < tile.tokens; ++t)
-          scale(work.d_q + t * tile.group * head_dim, static_cast<A>(shape.scale), tile.group * head_dim,
-                &at.d_q(tile.token + t, tile.column()));
+          detail::scale(work.d_q + t * tile.group * head_dim, static_cast<A>(shape.scale), tile.group * head_dim,
+                        &at.d_q(tile.token + t, tile.column()));
       }
     });
   }
