@@ -17,7 +17,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/detail/softmax.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/ops/linear.hpp>
@@ -42,7 +42,7 @@ struct CrossEntropy<cpu> {
     return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
       ctx.parallel_for(logits.rows(), [&](Index t, int) {
         const Token target = targets[first + t];
-        losses[t] = target < 0 ? 0 : softmax(logits[t], target, false).loss;
+        losses[t] = target < 0 ? 0 : softmax(logits[t], target).loss;
       });
     });
   }
@@ -59,13 +59,9 @@ struct CrossEntropy<cpu> {
           std::fill_n(row.data, row.cols(), A(0));
           return;
         }
-        const Softmax result = softmax(row, target, true);
+        const Softmax result = softmax(row, target);
         losses[t] = result.loss;
-        const A factor = static_cast<A>(scale / result.sum);
-        detail::for_packs<A>(
-            row.cols(), [&](Index v, auto count) __attribute__((always_inline)) {
-              detail::store<A>(row.data + v, detail::load<A>(row.data + v, count) * factor, count);
-            });
+        detail::scale(row.data, static_cast<A>(scale / result.sum), row.cols(), row.data);
         row[target] -= static_cast<A>(scale);
       });
       const Index rows = logits.rows();
@@ -106,35 +102,14 @@ struct CrossEntropy<cpu> {
     return total;
   }
 
-  /// The loss of one row of logits, and the sum of e^(z - max z); these exponentials replace the logits where wanted.
+  /// The loss of one row of logits, and the sum of e^(z - max z); these exponentials replace the logits.
   template <class A>
-  static Softmax softmax(Vector<A> row, Token target, bool replace) {
-    const A at_target = row[target];
-    const Index whole = row.cols() / detail::lanes<A> * detail::lanes<A>;
-    A largest = row[0];
-    if (whole > 0) {
-      detail::Pack<A> most = detail::load<A>(row.data);
-      for (Index v = detail::lanes<A>; v < whole; v += detail::lanes<A>) {
-        const auto z = detail::load<A>(row.data + v);
-        most = z > most ? z : most;
-      }
-      for (Index i = 0; i < detail::lanes<A>; ++i) largest = std::max<A>(largest, most[i]);
-    }
-    for (Index v = whole; v < row.cols(); ++v) largest = std::max(largest, row[v]);
+  static Softmax softmax(Vector<A> row, Token target) {
+    const A at_target = row[target], largest = detail::largest(row.data, row.cols());
     double sum = 0;
     constexpr Index chunk = 1024;  // summed in the activation type
-    for (Index first = 0; first < row.cols(); first += chunk) {
-      detail::Pack<A> part = {};
-      A* at = row.data + first;
-      detail::for_packs<A>(
-          std::min(chunk, row.cols() - first), [&](Index v, auto count) __attribute__((always_inline)) {
-            detail::Pack<A> e = detail::exp<A>(detail::load<A>(at + v, count) - largest);
-            if (replace) detail::store<A>(at + v, e, count);
-            for (Index i = count; i < detail::lanes<A>; ++i) e[i] = 0;
-            part += e;
-          });
-      sum += static_cast<double>(detail::sum<A>(part));
-    }
+    for (Index first = 0; first < row.cols(); first += chunk)
+      sum += static_cast<double>(detail::exponentials(row.data + first, largest, std::min(chunk, row.cols() - first)));
     return {std::log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target)), sum};
   }
 };
