@@ -190,7 +190,7 @@ void run(const Options& options) {
     // Measuring what is held out takes a third of the time of training on as much.
     tokens = static_cast<Index>(training_speeds[0] * (60 * options.minutes - seconds_since(begin))) -
              measurements * held_out.size() / 3;
-    tokens = std::max<Index>(tokens, 100'000);
+    tokens = std::max<Index>(tokens, 20'000);
   }
   std::ofstream(plan) << tokens << '\n';
   std::printf(
