@@ -3,9 +3,14 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <zamba/device.hpp>
 
@@ -22,8 +27,17 @@ struct Memory;
 
 template <>
 struct Memory<cpu> {
-  /// Throws std::bad_alloc.
-  static void* allocate(std::size_t bytes) { return ::operator new (bytes, std::align_val_t{alignment}); }
+  /// Asks for huge pages, without which decode spends its time finding pages. Throws std::bad_alloc.
+  static void* allocate(std::size_t bytes) {
+    void* pointer = ::operator new (bytes, std::align_val_t{alignment});
+#if defined(__linux__)
+    constexpr std::size_t page = std::size_t{1} << 21;
+    const std::size_t to_page = (page - reinterpret_cast<std::uintptr_t>(pointer) % page) % page;
+    if (bytes >= to_page + page)
+      ::madvise(static_cast<std::byte*>(pointer) + to_page, (bytes - to_page) / page * page, MADV_HUGEPAGE);
+#endif
+    return pointer;
+  }
   static void release(void* pointer) noexcept { ::operator delete (pointer, std::align_val_t{alignment}); }
   static void copy_from_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   static void copy_to_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }

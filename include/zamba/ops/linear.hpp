@@ -183,7 +183,7 @@ struct Linear<cpu> {
   }
 
   /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
-  static constexpr Index rows_at_once = detail::register_bytes == 64 ? 4 : 2, tokens_at_once = 4;
+  static constexpr Index rows_at_once = 4, tokens_at_once = detail::register_bytes == 64 ? 4 : 2;
 
   /// How far ahead of its use a weight is asked for: bf16 has too few loads in flight without.
   static constexpr Index prefetch_bytes = 512;

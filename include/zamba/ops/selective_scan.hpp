@@ -271,14 +271,16 @@ struct SelectiveScan<cpu> {
     detail::store(&to(row, strip.channel), pack, strip.width);
   }
 
-  /// a = -exp(A_log) of a strip, (N, lanes).
+  /// a = -exp(A_log) log2(e) of a strip, (N, lanes): the decay is 2^(dt a).
   template <class T, class F>
   static void load_decay(const SelectiveScanInputs<T, F>& in, Strip strip, Index N, T* a) {
-    for (Index n = 0; n < N; ++n) {
-      T column[lanes<T>] = {};
-      for (Index c = 0; c < strip.width; ++c) column[c] = in.A_log(strip.channel + c, n);
-      detail::store(a + n * lanes<T>, Pack<T>(-detail::exp<T>(load(column))));
+    if (strip.width < lanes<T>) std::fill_n(a, N * lanes<T>, T(0));
+    for (Index c = 0; c < strip.width; ++c) {
+      const F* from = &in.A_log(strip.channel + c, 0);
+      for (Index n = 0; n < N; ++n) a[n * lanes<T> + c] = from[n];
     }
+    for (Index n = 0; n < N; ++n)
+      detail::store(a + n * lanes<T>, Pack<T>(detail::exp<T>(load(a + n * lanes<T>)) * T(-1.44269504088896340736)));
   }
 
   /// A row's state of a strip, (N, lanes); zeros where there is none.
@@ -291,17 +293,24 @@ struct SelectiveScan<cpu> {
     for (Index n = 0; n < N; ++n) store(state, n, strip, load(s + n * lanes<T>));
   }
 
-  /// dt = softplus(delta + bias) and u of a chunk, (strips, scan_chunk, lanes).
+  /// dt = softplus(delta + bias) and u of a chunk, (strips, scan_chunk, lanes). Asks for what is read after: rows lie
+  /// further apart than the processor looks ahead by itself.
   template <class T, class F>
   static void load_chunk(const SelectiveScanInputs<T, F>& in, const Tile<T>& strips, Index first, Index count, T* dt,
                          T* u) {
-    for (Index t = 0; t < count; ++t)
+    for (Index t = 0; t < count; ++t) {
+      const Index bytes = strips.width * static_cast<Index>(sizeof(T));
+      detail::prefetch(&in.z(first + t, strips.channel), bytes);
+      const Index next = std::min(first + t + scan_chunk, in.u.rows() - 1);
+      detail::prefetch(&in.delta(next, strips.channel), bytes);
+      detail::prefetch(&in.u(next, strips.channel), bytes);
       for (Index i = 0; i < strips.count; ++i) {
         const Index at = (i * scan_chunk + t) * lanes<T>;
         detail::store(dt + at,
                       detail::softplus<T>(load(in.delta, first + t, strips[i]) + load(in.delta_bias, strips[i])));
         detail::store(u + at, load(in.u, first + t, strips[i]));
       }
+    }
   }
 
   /// One strip through one chunk: s is advanced, and dt_t replaced by sum_n C_t[n] s_t[n] + D u_t.
@@ -315,7 +324,7 @@ struct SelectiveScan<cpu> {
       const Pack<T> dt_t = load(dt + t * lanes<T>), u_t = load(u + t * lanes<T>), dt_u = dt_t * u_t;
       Pack<T> sum = skip * u_t;
       for (Index n = 0; n < N; ++n) {
-        const Pack<T> decay = detail::exp<T>(dt_t * load(a + n * lanes<T>));
+        const Pack<T> decay = detail::exp2_of_negative<T>(dt_t * load(a + n * lanes<T>));
         const Pack<T> s_t = decay * load(s + n * lanes<T>) + dt_u * B[n];
         detail::store(s + n * lanes<T>, s_t);
         sum += s_t * C[n];
@@ -340,7 +349,7 @@ struct SelectiveScan<cpu> {
       Pack<T> sum = skip * u;
       for (Index n = 0; n < N; ++n) {
         const Index k = t * step + n * lanes<T>;
-        const Pack<T> decay = detail::exp<T>(dt * load(at.a + n * lanes<T>));
+        const Pack<T> decay = detail::exp2_of_negative<T>(dt * load(at.a + n * lanes<T>));
         const Pack<T> s = decay * load(at.states + k) + dt_u * B[n];
         detail::store(at.decays + k, decay);
         detail::store(at.states + k + step, s);
@@ -368,7 +377,7 @@ struct SelectiveScan<cpu> {
         detail::store(at.d_a + n * lanes<T>, Pack<T>(load(at.d_a + n * lanes<T>) + through_decay * dt));
         detail::store(at.adjoint + n * lanes<T>, carried);
       }
-      d_dt += g_B * u;
+      d_dt = d_dt * T(0.69314718055994530942) + g_B * u;  // a is A log2(e)
       const Pack<T> delta = load(in.delta, first + t, strip) + bias;
       const Pack<T> d_delta = d_dt * (delta > T(20) ? Pack<T>{} + T(1) : detail::sigmoid<T>(delta));
       store(out.delta, first + t, strip, d_delta);
