@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Traits::columns)
   using F = typename Traits::F;
   const Index c = Index{blockIdx.x} * Traits::columns + threadIdx.x, group = blockIdx.y;
   if (c >= in.width()) return;
-  const Index end = min(d_out.rows(), (group + 1) * group_size);
+  const Index end = ::min(d_out.rows(), (group + 1) * group_size);
   F sum = 0;
   for (Index i = group * group_size; i < end; ++i) sum += F(d_out(i, c)) * in.value(i, c) * rstd[i];
   partial(group, c) = sum;
