@@ -141,9 +141,9 @@ void decode(benchmark::State& state) {
       Counter(bytes / bench::read_bandwidth(ctx.threads()), Counter::kIsIterationInvariantRate);
 }
 
-BENCHMARK(train_step)->Unit(benchmark::kMillisecond)->UseRealTime()->Repetitions(3);
-BENCHMARK(prefill)->Unit(benchmark::kMillisecond)->UseRealTime()->Repetitions(3);
-BENCHMARK(decode<float>)->Unit(benchmark::kMillisecond)->UseRealTime()->Repetitions(3);
-BENCHMARK(decode<bf16>)->Unit(benchmark::kMillisecond)->UseRealTime()->Repetitions(3);
+BENCHMARK(train_step)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
+BENCHMARK(prefill)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
+BENCHMARK(decode<float>)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
+BENCHMARK(decode<bf16>)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
 
 }  // namespace

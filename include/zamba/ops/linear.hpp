@@ -185,9 +185,6 @@ struct Linear<cpu> {
   /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
   static constexpr Index rows_at_once = 4, tokens_at_once = detail::register_bytes == 64 ? 4 : 2;
 
-  /// How far ahead of its use a weight is asked for: bf16 has too few loads in flight without.
-  static constexpr Index prefetch_bytes = 512;
-
   template <class A, class W>
   static void forward_few(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
                           Matrix<const A> residual, Vector<const A> bias) {
@@ -231,7 +228,7 @@ struct Linear<cpu> {
       detail::Pack<A> weights[Rows];
       unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
         const W* from = weight.data + (o + r) * weight.stride[0] + k;
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
+        __builtin_prefetch(from + Rows * weight.stride[0], 0, 2);  // of the next rows, into the second-level cache
         weights[r] = detail::load_as<A>(from, count);
       });
       unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
