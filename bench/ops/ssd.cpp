@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // ssd over 2048 positions on 1 and 2 threads: D 1024 and Zamba2-2.7B's 5120, heads of 64, N 64, one group.
-// `recurrence` is the baseline: the same sums position after position, vectorised over channels. selective_scan/forward
-// has the same D, with its N of 16.
+// `scalar` is the baseline: the same recurrence as a plain loop. selective_scan/forward has the same D, with its N
+// of 16.
 #include <zamba/ops/ssd.hpp>
 
 #include <cmath>
@@ -68,10 +68,6 @@ struct Data {
   void forward(Tensor<float, 3> keep = {}) {
     ssd(ctx, inputs(), sequences(), Tensor<float, 3>(state.data(), 1, N, D), Matrix<float>(y.data(), T, D), keep);
   }
-  /// Chunks of one position: the recurrence.
-  void recurrence() {
-    ssd(ctx, inputs(), sequences(), Tensor<float, 3>(state.data(), 1, N, D), Matrix<float>(y.data(), T, D), {}, 1);
-  }
   void backward() {
     const SsdGradients<float, float> gradients{{d_u.data(), T, D},    {d_delta.data(), T, H}, {d_B.data(), T, G, N},
                                                {d_C.data(), T, G, N}, {d_A_log.data(), H},    {d_skip.data(), H},
@@ -130,10 +126,10 @@ void forward(benchmark::State& state) {
   report(state, data, 5, 2);
 }
 
-void recurrence(benchmark::State& state) {
+void scalar(benchmark::State& state) {
   Data data(state, 2048, 0);
   for (auto _ : state) {
-    data.recurrence();
+    data.scalar(data.y);
     benchmark::ClobberMemory();
   }
   report(state, data, 5, 2);
@@ -164,7 +160,12 @@ void sizes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"D", "threads"})->ArgsProduct({{1024, 5120}, {1, 2}})->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
-BENCHMARK(recurrence)->Name("ssd/recurrence")->Apply(sizes);
+BENCHMARK(scalar)
+    ->Name("ssd/scalar")
+    ->ArgNames({"D", "threads"})
+    ->Args({1024, 1})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 BENCHMARK(forward)->Name("ssd/forward")->Apply(sizes);
 BENCHMARK(backward)->Name("ssd/backward")->Apply(sizes);
 BENCHMARK(step)->Name("ssd/step")->Apply(sizes);

@@ -241,6 +241,21 @@ TEST_CASE_TEMPLATE("ssd is its definition, for ragged rows, whatever the chunk",
     }
 }
 
+TEST_CASE_TEMPLATE("ssd: strong decays, and weak ones after them in the same chunk", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  Problem p = random_problem({64}, {3});
+  for (double& value : p.A_log) value += 2.5;  // A near -12
+  for (Index t = 0; t < 64; ++t)
+    for (Index h = 0; h < p.heads; ++h) p.delta[t * p.heads + h] += t < 40 ? 12 : -6;
+  // 40 decays near e^-150, then some near 1: logarithms that add up to 6000 would leave no digits for the latter.
+  Values expected = plain_ssd(p), y = run<Device, T>(p, true).y;
+  const Index weak = 40 * p.channels();
+  CHECK(relative_error(Values(y.begin() + weak, y.end()), Values(expected.begin() + weak, expected.end())) <
+        Where::definition);
+  CHECK(relative_error(y, expected) < Where::definition);
+}
+
 TEST_CASE_TEMPLATE("ssd: gradients do not depend on the chunk", Where, ZAMBA_TEST_ON) {
   using Device = typename Where::device;
   using T = typename Where::type;

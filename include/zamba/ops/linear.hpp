@@ -20,7 +20,6 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 
 #include <zamba/context.hpp>
 #include <zamba/detail/eigen.hpp>
@@ -222,37 +221,28 @@ struct Linear<cpu> {
     detail::Pack<A> sums[Rows][Tokens] = {};
     const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
       detail::Pack<A> weights[Rows];
-      unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
         const W* from = weight.data + (o + r) * weight.stride[0] + k;
         __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
         weights[r] = detail::load_as<A>(from, count);
       });
-      unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+      detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;
         const detail::Pack<A> inputs = count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
-        unrolled<Rows>([&](auto r) __attribute__((always_inline)) { sums[r][s] += weights[r] * inputs; });
+        detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) { sums[r][s] += weights[r] * inputs; });
       });
     };
     const Index whole = x.cols() / step * step;
     for (Index k = 0; k < whole; k += step) add(k, step);
     if (whole < x.cols()) add(whole, x.cols() - whole);
-    unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
-      unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+    detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         A value = detail::sum<A>(sums[r][s]);
         if (bias) value += bias[o + r];
         if (residual) value += residual(t + s, o + r);
         y(t + s, o + r) = value;
       });
     });
-  }
-
-  /// f(0), ..., f(N - 1) with constant arguments, so that arrays indexed by them stay in registers at -O2.
-  template <Index N, class F>
-  __attribute__((always_inline)) static void unrolled(F&& f) {
-    [&]<Index... I>(std::integer_sequence<Index, I...>) __attribute__((always_inline)) {
-      (f(std::integral_constant<Index, I>{}), ...);
-    }
-    (std::make_integer_sequence<Index, N>{});
   }
 };
 

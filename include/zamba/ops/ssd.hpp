@@ -6,17 +6,21 @@
 //   y_t  = sum_n C_t[n] s_t[n] + D u_t
 //
 // Source: Mamba-2 (arXiv 2405.21060), listing 1. H heads of P channels, G groups of H / G heads.
-// In chunks, with l_t = sum of dt A up to t within the chunk and s the state before it, a chunk is matrix products:
+// Forwards this recurrence runs as it stands, some tokens and channels at once in registers: on a CPU, where products
+// of matrices are no cheaper than other arithmetic, that takes no more time than the chunks of the paper. Backwards,
+// with a_t = exp(dt_t A), v_t = dt_t u_t and s the state before a chunk, a chunk is matrix products:
 //
-//   y_t = exp(l_t) C_t s  +  sum_{j <= t} exp(l_t - l_j) (C_t . B_j) dt_j u_j  +  D u_t
-//   s   = exp(l_end) s  +  sum_j exp(l_end - l_j) dt_j B_j u_j
+//   y_t  = e_t C_t s + sum_{j <= t} K_tj (C_t . B_j) v_j + D u_t,   e_t the product of the chunk's a up to t,
+//   s    = e_last s + sum_j f_j B_j v_j                             K_tj that of those after j, and f_j = K_last,j
 //
 // Kept for the backward pass: the state at the start of every chunk of a row ("checkpoints"); the rest is computed
 // again.
 //
-// Numeric contract: everything in compute_t (float, or double for double). Exponents are never positive, so nothing
-// overflows. Chunks are another order of the same sums: results for two chunk lengths, or for a sequence cut in two,
-// agree to rounding. No order depends on the number of threads.
+// Numeric contract: everything in compute_t (float, or double for double). Sums over n run in order, over time too; a
+// sequence that is cut in two agrees to rounding. Backwards the decay from one position to another is the product of
+// those between them, as accurate however strong the decays before were, which differences of sums of dt A would not
+// be; below 1e-31 (float; 1e-292) it is 0. Gradients for two chunk lengths agree to rounding. No order depends on the
+// number of threads.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +30,7 @@
 #include <zamba/context.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
+#include <zamba/detail/ssd_chunk.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/sequences.hpp>
@@ -54,7 +59,7 @@ struct SsdGradients {
   Vector<F> A_log, D, dt_bias;
 };
 
-/// Positions computed together as matrix products.
+/// Positions between two kept states, and computed together backwards.
 inline constexpr Index ssd_chunk = 64;
 
 /// How many states a batch keeps at most; row r's chunk k is kept at offsets[r] / chunk + r + k.
@@ -83,7 +88,7 @@ void ssd_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_
   Ssd<Device>::backward(ctx, d_y, in, sequences, checkpoints, gradients, d_state, chunk);
 }
 
-/// A task takes some neighbouring heads of a group, so that products with B and C are wide, through a row in chunks.
+/// A task takes some neighbouring heads of a group, which share B and C, through a row in chunks.
 template <>
 struct Ssd<cpu> {
   template <class T, class F>
@@ -91,38 +96,45 @@ struct Ssd<cpu> {
                       Matrix<T> y, Tensor<F, 3> checkpoints, Index chunk) {
     static_assert(std::is_same_v<T, F>, "zamba: on the CPU activations are of the compute type");
     const Blocks blocks(in);
+    const Index N = blocks.N, P = blocks.P;
     ArenaScope scope(ctx.arena());
-    const Index N = blocks.N, W = blocks.most_channels();
     const auto memory =
-        ctx.arena().tensor<T>(Index{ctx.threads()}, Chunk<T>::size(chunk, blocks) + padded(N * W) + padded(chunk * W));
+        ctx.arena().tensor<T>(Index{ctx.threads()}, Chunk<T>::size(chunk, blocks) + padded(blocks.heads * N * P));
     ctx.parallel_for(sequences.rows * blocks.count(), [&](Index task, int worker) {
       const Index row = task / blocks.count(), length = sequences.length(row);
       if (length == 0) return;
       const Block block = blocks[task % blocks.count()];
       T* scratch = memory[worker].data;
-      const Matrix<T> own(take(scratch, N * W), N, block.channels());
-      const Matrix<T> weighted(take(scratch, chunk * W), chunk, block.channels());
-      const Matrix<F> s = state ? state[row].columns(block.channel(), block.channels()) : own;
-      if (!state || sequences.start(row) == 0)
-        for (Index n = 0; n < N; ++n) std::fill_n(&s(n, 0), s.cols(), F(0));
+      const Tensor<T, 3> own(take(scratch, block.heads * N * P), block.heads, N, P);
+      // Rows of a state in its place are far apart, which is slow to come back to: one that is met often is copied.
+      const bool in_place = state && length <= few_tokens;
+      const auto kept = [&](Index h) { return state[row].columns((block.head + h) * P, P); };
+      const auto s = [&](Index h) { return in_place ? kept(h) : own[h]; };
+      for (Index h = 0; h < block.heads; ++h) {
+        if (!state || sequences.start(row) == 0)
+          for (Index n = 0; n < N; ++n) std::fill_n(&s(h)(n, 0), P, T(0));
+        else if (!in_place)
+          copy(kept(h), s(h));
+      }
       Index number = sequences.offsets[row] / chunk + row;
       for (Index at = 0; at < length; at += chunk, ++number) {
         const Chunk<T> c(in, block, sequences.offsets[row] + at, std::min(chunk, length - at), scratch);
-        if (checkpoints) copy(s, checkpoints[number].columns(block.channel(), block.channels()));
-        const Matrix<T> y_c = y.slice(c.first, c.count).columns(block.channel(), block.channels());
-        if (c.count <= few_tokens)
-          step(in, c, s, y_c);
-        else
-          products(in, c, s, y_c, weighted.slice(0, c.count));
+        for (Index h = 0; h < block.heads; ++h) {
+          const Index channel = (block.head + h) * P;
+          if (checkpoints) copy(s(h), checkpoints[number].columns(channel, P));
+          recur(in, c, h, s(h), y.slice(c.first, c.count).columns(channel, P));
+        }
       }
+      if (state && !in_place)
+        for (Index h = 0; h < block.heads; ++h) copy(s(h), kept(h));
     });
   }
 
-  /// Per chunk, last to first, with the gradient g of the state after the chunk, e_t = exp(l_t), f_j = exp(l_end -
-  /// l_j), v_j = dt_j u_j, K = exp(l_t - l_j) for j <= t, and M = K * (C B^T):
+  /// Per chunk, last to first, with the gradient g of the state after the chunk, M = K * (C B^T), and the logarithms
+  /// l_t = log e_t, so that K_tj = exp(l_t - l_j):
   ///   dC = (e dy) s^T + dCB B        dB = (f v) g^T + dCB^T C       dCB = sum over heads of K * (dy v^T)
-  ///   dv = f (B g) + M^T dy          g_before = exp(l_end) g + C^T (e dy)
-  ///   dl: each of e, f, K, exp(l_end) is its own derivative; d(dt A)_j = sum_{t >= j} dl_t
+  ///   dv = f (B g) + M^T dy          g_before = e_last g + C^T (e dy)
+  ///   dl: each of e, f and K is its own derivative; d(dt A)_j = sum_{t >= j} dl_t
   /// A task owns its heads over all rows, so parameter gradients have one writer.
   template <class T, class F>
   static void backward(Context<cpu>& ctx, Matrix<const T> d_y, const SsdInputs<T, F>& in, const Sequences& sequences,
@@ -148,6 +160,7 @@ struct Ssd<cpu> {
           std::fill_n(adjoint.g.data, adjoint.g.size(), T(0));
         for (Index k = (length - 1) / chunk; k >= 0; --k) {
           const Chunk<T> c(in, block, begin + k * chunk, std::min(chunk, length - k * chunk), scratch);
+          c.prepare_products(in);
           const auto s = checkpoints[begin / chunk + row + k].columns(block.channel(), block.channels());
           const Matrix<T> d_BC = partial[task].slice(c.first, c.count);
           differentiate(in, c, s, d_y.slice(c.first, c.count).columns(block.channel(), block.channels()), adjoint, out,
@@ -177,105 +190,21 @@ struct Ssd<cpu> {
   template <class T>
   using Pack = detail::Pack<T>;
 
-  /// Up to so many tokens the recurrence itself, bound by reading the state, is quicker than products.
+  template <class T>
+  using Chunk = detail::SsdChunk<T>;
+  using Block = detail::SsdBlock;
+  using Blocks = detail::SsdBlocks;
+
+  /// Up to so many tokens of a row leave its state in its place.
   static constexpr Index few_tokens = 4;
-  /// Channels of a task, about.
-  static constexpr Index task_channels = 256;
+  /// Tokens and registers of channels that are advanced at once: as many sums as registers allow.
+  static constexpr Index tokens_at_once = 4, packs_at_once = detail::register_bytes == 64 ? 2 : 1;
 
-  /// Neighbouring heads of one group.
-  struct Block {
-    Index group, head, heads, P;
-    Index channel() const { return head * P; }
-    Index channels() const { return heads * P; }
-  };
-
-  struct Blocks {
-    Index G, N, H, P, per_group, heads;
-
-    template <class T, class F>
-    explicit Blocks(const SsdInputs<T, F>& in)
-        : G(in.B.shape[1]), N(in.B.shape[2]), H(in.delta.cols()), P(in.u.cols() / H) {
-      const Index of_group = H / G, most = std::clamp<Index>(task_channels / P, 1, of_group);
-      per_group = (of_group + most - 1) / most;
-      heads = (of_group + per_group - 1) / per_group;
-      per_group = (of_group + heads - 1) / heads;
-    }
-    Index count() const { return G * per_group; }
-    Index most_channels() const { return heads * P; }
-    Block operator[](Index i) const {
-      const Index group = i / per_group, first = i % per_group * heads, of_group = H / G;
-      return {group, group * of_group + first, std::min(heads, of_group - first), P};
-    }
-  };
-
-  /// Scratch begins at a cache line, whichever worker's it is: Eigen sums in an order that depends on alignment.
-  static Index padded(Index count) { return (count + 15) / 16 * 16; }
-
+  static Index padded(Index count) { return detail::padded_to_line(count); }
   template <class T>
   static T* take(T*& memory, Index count) {
-    T* const taken = memory;
-    memory += padded(count);
-    return taken;
+    return detail::take_line(memory, count);
   }
-
-  /// What both passes need of a chunk.
-  template <class T>
-  struct Chunk {
-    Index first, count;
-    Block block;
-    Matrix<T> dt, l;       // (count, heads)
-    Vector<T> a;           // (heads): A
-    Matrix<T> CB;          // (count, count): C_t . B_j
-    Matrix<T> M;           // (count, count): of one head at a time
-    Matrix<const T> B, C;  // (count, N)
-
-    static Index size(Index chunk, const Blocks& blocks) {
-      return 2 * padded(chunk * blocks.heads) + padded(blocks.heads) + 2 * padded(chunk * chunk);
-    }
-
-    template <class F>
-    Chunk(const SsdInputs<T, F>& in, const Block& of, Index at, Index tokens, T* memory)
-        : first(at),
-          count(tokens),
-          block(of),
-          dt(take(memory, count * block.heads), count, block.heads),
-          l(take(memory, count * block.heads), count, block.heads),
-          a(take(memory, block.heads), block.heads),
-          CB(take(memory, count * count), count, count),
-          M(take(memory, count * count), count, count),
-          B(group_of(in.B, at, tokens, of.group)),
-          C(group_of(in.C, at, tokens, of.group)) {
-      for (Index h = 0; h < block.heads; ++h) a[h] = -std::exp(in.A_log[block.head + h]);
-      for (Index t = 0; t < count; ++t)
-        detail::for_packs<T>(block.heads, [&](Index h, auto lanes) {
-          const Index head = block.head + h;
-          const Pack<T> x =
-              detail::load(&in.delta(first + t, head), lanes) + detail::load(in.dt_bias.data + head, lanes);
-          const Pack<T> step = detail::max<T>(Pack<T>{} + static_cast<T>(in.dt_min), detail::softplus<T>(x));
-          const Pack<T> before = t > 0 ? detail::load(&l(t - 1, h), lanes) : Pack<T>{};
-          detail::store(&dt(t, h), step, lanes);
-          detail::store(&l(t, h), Pack<T>(before + step * detail::load(a.data + h, lanes)), lanes);
-        });
-    }
-
-    static Matrix<const T> group_of(Tensor<const T, 3> x, Index at, Index tokens, Index group) {
-      Matrix<const T> m(&x(at, group, 0), tokens, x.shape[2]);
-      m.stride[0] = x.stride[0];
-      return m;
-    }
-
-    /// row[j] = scale_j * exp(l_t - l_j) for j <= t, 0 beyond, of head h.
-    template <class Scale>
-    void decays(Index t, Index h, T* row, Scale scale) const {
-      const T l_t = l(t, h);
-      for (Index j = 0; j <= t; ++j) row[j] = l_t - l(j, h);
-      detail::for_packs<T>(t + 1, [&](Index j, auto lanes) {
-        detail::store(row + j, detail::exp<T>(detail::load(row + j, lanes)), lanes);
-      });
-      for (Index j = 0; j <= t; ++j) row[j] *= scale(j);
-      std::fill(row + t + 1, row + count, T(0));
-    }
-  };
 
   /// Memory of a backward task.
   template <class T>
@@ -287,7 +216,7 @@ struct Ssd<cpu> {
 
     static Index size(Index chunk, const Blocks& blocks) {
       const Index W = blocks.most_channels();
-      return 2 * padded(blocks.N * W) + 4 * padded(chunk * W) + 2 * padded(chunk * chunk) +
+      return 2 * padded(blocks.N * W) + 4 * padded(chunk * W) + padded(chunk * chunk) + chunk * padded(chunk) +
              padded(chunk * blocks.heads);
     }
     Adjoint(const Block& block, Index N, Index chunk, T*& memory)
@@ -298,7 +227,7 @@ struct Ssd<cpu> {
           work(take(memory, chunk * block.channels()), chunk, block.channels()),
           d_v(take(memory, chunk * block.channels()), chunk, block.channels()),
           d_CB(take(memory, chunk * chunk), chunk, chunk),
-          K(take(memory, chunk * chunk), chunk, chunk),
+          K(take(memory, chunk * padded(chunk)), chunk, padded(chunk)),
           d_l(take(memory, chunk * block.heads), chunk, block.heads) {}
   };
 
@@ -307,50 +236,75 @@ struct Ssd<cpu> {
     for (Index i = 0; i < from.rows(); ++i) std::copy_n(&from(i, 0), from.cols(), &to(i, 0));
   }
 
-  /// The recurrence, token by token; s (N, W) is advanced.
-  template <class T, class F>
-  static void step(const SsdInputs<T, F>& in, const Chunk<T>& c, Matrix<F> s, Matrix<T> y) {
-    for (Index t = 0; t < c.count; ++t)
-      for (Index h = 0; h < c.block.heads; ++h) {
-        const Index head = c.block.head + h, from = h * c.block.P;
-        const T dt = c.dt(t, h), decay = std::exp(dt * c.a[h]);
-        detail::for_packs<T>(c.block.P, [&](Index p, auto lanes) {
-          const Pack<T> u = detail::load(&in.u(c.first + t, head * c.block.P + p), lanes), dt_u = dt * u;
-          Pack<T> sum = in.D[head] * u;
-          for (Index n = 0; n < s.rows(); ++n) {
-            T* at = &s(n, from + p);
-            const Pack<T> s_n = decay * detail::load<T>(at, lanes) + c.B(t, n) * dt_u;
-            detail::store(at, s_n, lanes);
-            sum += c.C(t, n) * s_n;
-          }
-          detail::store(&y(t, from + p), sum, lanes);
-        });
-      }
+  /// The recurrence of head h over a chunk; s (N, P) is advanced.
+  template <class T>
+  static void recur(const SsdInputs<T, T>& in, const Chunk<T>& c, Index h, Matrix<T> s, Matrix<T> y) {
+    const Index P = c.block.P, bytes = P * static_cast<Index>(sizeof(T)), end = in.u.rows();
+    const Matrix<const T> u = in.u.columns((c.block.head + h) * P, P);
+    // Rows are pages apart, so the processor does not foresee them: the next chunk's of u, the next rows of y.
+    const auto ask_ahead = [&](Index t) {
+      if (c.first + c.count + t < end) detail::prefetch(&u(c.first + c.count + t, 0), bytes);
+      if (t + tokens_at_once < c.count) detail::prefetch(&y(t + tokens_at_once, 0), bytes);
+    };
+    Index t = 0;
+    for (; t + tokens_at_once <= c.count; t += tokens_at_once) {
+      for (Index r = 0; r < tokens_at_once; ++r) ask_ahead(t + r);
+      steps<tokens_at_once>(in, c, h, t, s, y);
+    }
+    for (; t < c.count; ++t) steps<1>(in, c, h, t, s, y);
   }
 
-  /// The chunk as products; s (N, W) is advanced. weighted (count, W) is scratch.
-  template <class T, class F>
-  static void products(const SsdInputs<T, F>& in, const Chunk<T>& c, Matrix<F> s, Matrix<T> y, Matrix<T> weighted) {
-    const Index P = c.block.P, last = c.count - 1;
-    const Matrix<const T> u = in.u.slice(c.first, c.count).columns(c.block.channel(), c.block.channels());
-    detail::map(c.CB).noalias() = detail::map(c.C) * detail::map(c.B).transpose();
-    detail::map(y).noalias() = detail::map(c.C) * detail::map(s);
-    for (Index h = 0; h < c.block.heads; ++h) {
-      const T skip = in.D[c.block.head + h];
-      for (Index t = 0; t < c.count; ++t) {
-        c.decays(t, h, &c.M(t, 0), [&](Index j) { return c.CB(t, j) * c.dt(j, h); });
-        c.M(t, t) += skip;
-        const T from_before = std::exp(c.l(t, h)), to_end = std::exp(c.l(last, h) - c.l(t, h)) * c.dt(t, h);
-        detail::for_packs<T>(P, [&](Index p, auto lanes) {
-          const Index at = h * P + p;
-          detail::store(&y(t, at), Pack<T>(detail::load(&y(t, at), lanes) * from_before), lanes);
-          detail::store(&weighted(t, at), Pack<T>(detail::load(&u(t, at), lanes) * to_end), lanes);
-        });
-      }
-      detail::map(y.columns(h * P, P)).noalias() += detail::map(c.M) * detail::map(u.columns(h * P, P));
-      detail::map(s.columns(h * P, P)) *= std::exp(c.l(last, h));
+  /// Tokens [t, t + Tokens) of the chunk: each part of the state is read and written once for all of them.
+  template <Index Tokens, class T>
+  static void steps(const SsdInputs<T, T>& in, const Chunk<T>& c, Index h, Index t, Matrix<T> s, Matrix<T> y) {
+    constexpr std::integral_constant<Index, detail::lanes<T>> full;
+    constexpr Index packs = Tokens == 1 ? 2 * packs_at_once : packs_at_once;
+    const Index P = c.block.P;
+    Index p = 0;
+    for (; p + packs * full <= P; p += packs * full) advance<Tokens, packs>(in, c, h, t, s, y, p, full);
+    for (; p + full <= P; p += full) advance<Tokens, 1>(in, c, h, t, s, y, p, full);
+    if (p < P) advance<Tokens, 1>(in, c, h, t, s, y, p, P - p);
+  }
+
+  /// Channels from p on: Packs registers of them, the last of `lanes` channels.
+  template <Index Tokens, Index Packs, class T, class Lanes>
+  static void advance(const SsdInputs<T, T>& in, const Chunk<T>& c, Index h, Index t, Matrix<T> s, Matrix<T> y, Index p,
+                      Lanes lanes) {
+    const Index head = c.block.head + h, channel = head * c.block.P + p;
+    const T *B[Tokens], *C[Tokens];
+    T decay[Tokens];
+    Pack<T> v[Tokens][Packs], sums[Tokens][Packs];
+    const auto all = [](auto&& f) __attribute__((always_inline)) {
+      detail::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
+        detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) { f(r, i); });
+      });
+    };
+    detail::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
+      B[r] = &in.B(c.first + t + r, c.block.group, 0);
+      C[r] = &in.C(c.first + t + r, c.block.group, 0);
+      decay[r] = c.decay(t + r, h);
+    });
+    all([&](auto r, auto i) __attribute__((always_inline)) {
+      const Pack<T> u = detail::load(&in.u(c.first + t + r, channel + i * detail::lanes<T>), lanes);
+      v[r][i] = c.dt(t + r, h) * u;
+      sums[r][i] = in.D[head] * u;
+    });
+    for (Index n = 0; n < s.rows(); ++n) {
+      Pack<T> s_n[Packs];
+      T* at = &s(n, p);
+      detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
+        s_n[i] = detail::load<T>(at + i * detail::lanes<T>, lanes);
+      });
+      all([&](auto r, auto i) __attribute__((always_inline)) {
+        s_n[i] = decay[r] * s_n[i] + B[r][n] * v[r][i];
+        sums[r][i] += C[r][n] * s_n[i];
+      });
+      detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
+        detail::store(at + i * detail::lanes<T>, s_n[i], lanes);
+      });
     }
-    detail::map(s).noalias() += detail::map(c.B).transpose() * detail::map(weighted);
+    all([&](auto r, auto i)
+            __attribute__((always_inline)) { detail::store(&y(t + r, p + i * detail::lanes<T>), sums[r][i], lanes); });
   }
 
   /// One chunk of the backward pass: s (N, W) is the state before it; at.g is taken back over the chunk.
@@ -361,12 +315,13 @@ struct Ssd<cpu> {
     const Matrix<const T> u = in.u.slice(c.first, c.count).columns(c.block.channel(), c.block.channels());
     const auto part = [&](Matrix<T> m) { return m.slice(0, c.count); };
     const Matrix<T> v = part(at.v), e_dy = part(at.e_dy), work = part(at.work), d_v = part(at.d_v), d_l = part(at.d_l);
-    const Matrix<T> d_CB(at.d_CB.data, c.count, c.count), K(at.K.data, c.count, c.count);
+    const Matrix<T> d_CB(at.d_CB.data, c.count, c.count);
+    const Matrix<T> padded_K(at.K.data, c.count, padded(c.count)), K = padded_K.columns(0, c.count);
     const auto of_head = [&](auto m, Index h) { return detail::map(m.columns(h * P, P)); };
 
     for (Index h = 0; h < heads; ++h)
       for (Index t = 0; t < c.count; ++t) {
-        const T e = std::exp(c.l(t, h)), dt = c.dt(t, h);
+        const T e = c.e(t, h), dt = c.dt(t, h);
         detail::for_packs<T>(P, [&](Index p, auto lanes) {
           const Index i = h * P + p;
           detail::store(&e_dy(t, i), Pack<T>(detail::load(&d_y(t, i), lanes) * e), lanes);
@@ -385,7 +340,7 @@ struct Ssd<cpu> {
     detail::map(work).noalias() = detail::map(c.B) * detail::map(at.g);
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < c.count; ++t) {
-        const T f = std::exp(c.l(last, h) - c.l(t, h));
+        const T f = c.f(t, h);
         Pack<T> product = {};
         detail::for_packs<T>(P, [&](Index p, auto lanes) {
           const Index i = h * P + p;
@@ -398,7 +353,7 @@ struct Ssd<cpu> {
         d_l(t, h) -= d_f;
         d_l(last, h) += d_f;
       }
-      const T decay = std::exp(c.l(last, h));
+      const T decay = c.e(last, h);
       d_l(last, h) += decay * (of_head(s, h).array() * of_head(at.g, h).array()).sum();
       of_head(at.g_before, h) += decay * of_head(at.g, h);
     }
@@ -406,16 +361,16 @@ struct Ssd<cpu> {
     copy(at.g_before, at.g);
 
     // Within the chunk.
-    detail::map(c.CB).noalias() = detail::map(c.C) * detail::map(c.B).transpose();
+    const Matrix<T> CB = c.CB.columns(0, c.count), M = c.M.columns(0, c.count);
     detail::map(d_CB).setZero();
     for (Index h = 0; h < heads; ++h) {
-      for (Index t = 0; t < c.count; ++t) c.decays(t, h, &K(t, 0), [](Index) { return T(1); });
-      detail::map(c.M).array() = detail::map(K).array() * detail::map(c.CB).array();
-      of_head(d_v, h).noalias() += detail::map(c.M).transpose() * of_head(d_y, h);
-      detail::map(c.M).noalias() = of_head(d_y, h) * of_head(v, h).transpose();
-      detail::map(K).array() *= detail::map(c.M).array();
+      c.decays(h, padded_K);
+      detail::map(M).array() = detail::map(K).array() * detail::map(CB).array();
+      of_head(d_v, h).noalias() += detail::map(M).transpose() * of_head(d_y, h);
+      detail::map(M).noalias() = of_head(d_y, h) * of_head(v, h).transpose();
+      detail::map(K).array() *= detail::map(M).array();
       detail::map(d_CB) += detail::map(K);
-      detail::map(K).array() *= detail::map(c.CB).array();
+      detail::map(K).array() *= detail::map(CB).array();
       detail::map(d_l).col(h) += detail::map(K).rowwise().sum() - detail::map(K).colwise().sum().transpose();
     }
     detail::map(d_C).noalias() += detail::map(d_CB) * detail::map(c.B);
@@ -445,13 +400,13 @@ struct Ssd<cpu> {
       d_dtA += d_l(t, h);
       d_a += d_dtA * dt;
       d_skip += detail::sum<T>(through_skip);
-      const T d_dt = c.a[h] * d_dtA + detail::sum<T>(through_v), x = in.delta(c.first + t, head) + in.dt_bias[head];
+      const T d_dt = c.A[h] * d_dtA + detail::sum<T>(through_v), x = in.delta(c.first + t, head) + in.dt_bias[head];
       const T slope = x > T(20) ? T(1) : T(1) / (T(1) + std::exp(-x));
       const T d_delta = dt > static_cast<T>(in.dt_min) ? d_dt * slope : T(0);
       out.delta(c.first + t, head) = d_delta;
       d_bias += d_delta;
     }
-    out.A_log[head] += d_a * c.a[h];
+    out.A_log[head] += d_a * c.A[h];
     out.D[head] += d_skip;
     out.dt_bias[head] += d_bias;
   }
