@@ -5,6 +5,8 @@
 
 #include <zamba/testing/conformance.hpp>
 
+#include <tests/support/extend_properties.hpp>
+
 using namespace zamba;
 
 namespace {
@@ -35,6 +37,10 @@ TEST_SUITE("mamba2_block") {
     const auto report = testing::conformance<B>();
     CHECK_MESSAGE(report.passed(), report.text());
     CHECK(report.lines().size() > 15);
+  }
+
+  TEST_CASE("extend: Mamba-2 layers with a shared block, in float") {
+    zamba_test::check_extend<zamba_test::Hybrid2, float>();
   }
 
   TEST_CASE("sizes") {

@@ -5,6 +5,8 @@
 
 #include <zamba/testing/conformance.hpp>
 
+#include <tests/support/extend_properties.hpp>
+
 using namespace zamba;
 
 namespace {
@@ -24,6 +26,13 @@ TEST_SUITE("transformer_block") {
     const auto report = testing::conformance<B>();
     CHECK_MESSAGE(report.passed(), report.text());
     CHECK(report.lines().size() > 15);
+  }
+
+  TEST_CASE("extend: transformer layers stored in bf16, a head of its own") {
+    zamba_test::check_extend<zamba_test::Transformer, bf16>();
+  }
+  TEST_CASE("extend: stacks of transformer layers with a shared block") {
+    zamba_test::check_extend<zamba_test::NestedTransformer, double>();
   }
 
   TEST_CASE("sizes") {
