@@ -80,7 +80,7 @@ TEST_CASE("llama_checkpoint: the published Llama-2-7B") {
   const CheckpointLayout layout = CheckpointFormat<Llama2_7B>::layout(entries);
   std::set<std::string> names;
   Index elements = 0;
-  for (const auto& part : detail::checkpoint_parts(entries, layout)) {
+  for (const auto& part : detail::parameter_parts(entries, layout)) {
     names.insert(part.tensor->name);
     elements += part.rows * part.cols;
   }

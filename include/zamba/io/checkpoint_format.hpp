@@ -25,6 +25,8 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/json_object.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
@@ -84,18 +86,18 @@ struct CheckpointFormat {
 namespace detail {
 
 /// A tensor of a file as rows [first, first + rows) of a parameter, each of `cols` elements.
-struct CheckpointPart {
+struct ParameterPart {
   const CheckpointTensor* tensor;
   const ParameterEntry* entry;
   Index first, rows, cols;
 };
 
 /// The parts of all parameters, in order. They refer to both arguments.
-inline std::vector<CheckpointPart> checkpoint_parts(const std::vector<ParameterEntry>& entries,
-                                                    const CheckpointLayout& layout) {
+inline std::vector<ParameterPart> parameter_parts(const std::vector<ParameterEntry>& entries,
+                                                  const CheckpointLayout& layout) {
   require(layout.parameters.size() == entries.size(), "CheckpointLayout: ", entries.size(), " parameters wanted, came ",
           layout.parameters.size());
-  std::vector<CheckpointPart> parts;
+  std::vector<ParameterPart> parts;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const ParameterEntry& entry = entries[i];
     const Index rows = entry.shape.front(), cols = entry.size / rows;
@@ -104,65 +106,14 @@ inline std::vector<CheckpointPart> checkpoint_parts(const std::vector<ParameterE
       const Index size = std::accumulate(tensor.shape.begin(), tensor.shape.end(), Index{1}, std::multiplies<>());
       require(size % cols == 0, "CheckpointLayout: ", tensor.name, " must hold whole rows of ", cols,
               " elements of parameter ", entry.name, ", came ", size, " elements");
+      require(!tensor.interleaved || size / cols % 2 == 0, "CheckpointLayout: ", tensor.name,
+              " is interleaved, which wants an even number of rows, came ", size / cols);
       parts.push_back({&tensor, &entry, first, size / cols, cols});
       first += size / cols;
     }
     require(first == rows, "CheckpointLayout: parameter ", entry.name, " has ", rows, " rows, its parts hold ", first);
   }
   return parts;
-}
-
-inline constexpr std::size_t longest_config = 16 << 20;
-inline constexpr int deepest_config = 64;
-
-/// A JSON value as part of a message: bounded.
-inline std::string value_text(const nlohmann::json& value) {
-  constexpr std::size_t longest = 120;
-  std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  return text.size() > longest ? text.substr(0, longest) + "..." : text;
-}
-
-/// An infinite number in a config.json, as transformers spells it now.
-inline nlohmann::json infinite_number() { return {{"__float__", "Infinity"}}; }
-
-/// `text` with the bare word Infinity, which Python writes and JSON does not know, in that spelling.
-inline std::string spell_infinities(std::string_view text) {
-  constexpr std::string_view word = "Infinity";
-  std::string spelled;
-  bool quoted = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (!quoted && text.substr(i, word.size()) == word) {
-      spelled += infinite_number().dump();
-      i += word.size() - 1;
-      continue;
-    }
-    spelled += text[i];
-    if (text[i] == '"')
-      quoted = !quoted;
-    else if (quoted && text[i] == '\\' && i + 1 < text.size())
-      spelled += text[++i];
-  }
-  return spelled;
-}
-
-/// Text as a JSON object. Nesting is bounded here, since values are compared and printed recursively.
-inline nlohmann::json parse_config(std::string_view text, const std::string& origin) {
-  using json = nlohmann::json;
-  require(text.size() <= longest_config, origin, ": at most ", longest_config, " bytes are allowed, came ",
-          text.size());
-  // The JSON parser takes a zero byte for the end of its input.
-  require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
-  json config;
-  try {
-    config = json::parse(spell_infinities(text), [&](int depth, json::parse_event_t, json&) {
-      require(depth <= deepest_config, origin, ": nested deeper than ", deepest_config, " levels");
-      return true;
-    });
-  } catch (const json::exception& error) {
-    fail(origin, ": not valid JSON: ", quote(error.what()));
-  }
-  require(config.is_object(), origin, ": wanted a JSON object, came ", config.type_name());
-  return config;
 }
 
 /// Equal, and of the same JSON type. Numbers with a fraction to six digits: some programs write them through float.
@@ -172,19 +123,26 @@ inline bool same_value(const nlohmann::json& wanted, const nlohmann::json& found
   return found.is_number() && std::abs(wanted.get<double>() - found.get<double>()) <= 1e-6 * wanted.get<double>();
 }
 
-/// Throws one Error with every key whose value in the file is not the type's.
-inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+/// One line for every key whose value in the file is not the type's.
+inline std::vector<std::string> config_differences(const nlohmann::json& config, const std::vector<ConfigKey>& keys) {
   using json = nlohmann::json;
-  std::string problems;
+  std::vector<std::string> differences;
   for (const ConfigKey& key : keys) {
     const auto at = config.find(key.key);
     json found = key.read ? key.read(config, key.wanted) : at != config.end() ? *at : json();
     if (found.is_null() && key.absent) found = *key.absent;
     if (same_value(key.wanted, found)) continue;
-    problems += "\n  " + key.key + ": the type has " + value_text(key.wanted) + ", the file " +
-                (found.is_null() ? std::string("none") : value_text(found));
+    differences.push_back(key.key + ": the type has " + value_text(key.wanted) + ", the file " +
+                          (found.is_null() ? std::string("none") : value_text(found)));
   }
-  require(problems.empty(), origin, " does not describe this model:", problems);
+  return differences;
+}
+
+/// Throws one Error with all differences.
+inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+  Problems problems;
+  for (const std::string& difference : config_differences(config, keys)) problems.add(difference);
+  problems.check(origin + " does not describe this model:");
 }
 
 /// The text of config.json.
@@ -202,7 +160,7 @@ inline std::string config_text(const CheckpointLayout& layout, std::string_view 
 template <class Net>
 void check_config(std::string_view text, const std::string& origin = "config.json") {
   static const CheckpointLayout layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, float>());
-  detail::check_config(detail::parse_config(text, origin), layout.config, origin);
+  detail::check_config(detail::parse_object(text, origin), layout.config, origin);
 }
 
 }  // namespace zamba
