@@ -67,6 +67,38 @@ TEST_CASE("llama_checkpoint: both spellings of how positions are turned") {
 
 TEST_CASE("llama_checkpoint: loaded and saved again, files are the same") { Llama("llama").round_trip(); }
 
+TEST_CASE("llama_checkpoint: a head of its own, and the frequencies that older files hold") {
+  using Untied = LanguageModel<96, LlamaCase::Stack, Head::own>;
+  const CaseCopy copy("llama");
+  copy.edit("model.safetensors", [](HeldTensors& tensors) {
+    tensors.add_copy("model.embed_tokens.weight", "lm_head.weight");
+    tensors["lm_head.weight"].element<float>(5) += 1;
+    tensors.add_copy("model.norm.weight", "model.layers.3.self_attn.rotary_emb.inv_freq");
+  });
+  CHECK(contains(message_of([&] { load_huggingface<LlamaCase>(copy.path()); }), "lm_head.weight: wanted the same"));
+  CHECK(contains(message_of([&] { load_huggingface<Untied>(copy.path()); }), "tie_word_embeddings"));
+  json config = json::parse(read_text(copy.path() / "config.json"));
+  config["tie_word_embeddings"] = false;
+  replace_file(copy.path() / "config.json", [&](FileWriter& out) { out.write(config.dump()); });
+  const auto model = load_huggingface<Untied>(copy.path());
+  CHECK(model.read(model.entries().back())[5] ==
+        doctest::Approx(model.read(model.entries().front())[5] + 1).epsilon(1e-6));
+  const TemporaryFolder saved;
+  save_huggingface(model, saved.path);
+  HeldTensors tensors(copy.path() / "model.safetensors");
+  tensors.erase("model.layers.3.self_attn.rotary_emb.inv_freq");
+  CHECK(HeldTensors(saved.path / "model.safetensors").tensors.size() == tensors.tensors.size());
+  CHECK(HeldTensors(saved.path / "model.safetensors")["lm_head.weight"] == tensors["lm_head.weight"]);
+
+  copy.edit("model.safetensors", [](HeldTensors& held) {
+    held.add_copy("model.norm.weight", "model.layers.4.self_attn.rotary_emb.inv_freq");
+  });
+  const std::string refusal = message_of([&] { load_huggingface<Untied>(copy.path()); });
+  CHECK(contains(refusal, "surplus"));
+  CHECK(contains(refusal, "model.layers.4.self_attn.rotary_emb.inv_freq"));
+  CHECK_FALSE(contains(refusal, "layers.3"));
+}
+
 TEST_CASE("llama_checkpoint: the published Llama-2-7B") {
   const std::string config = R"({
     "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",

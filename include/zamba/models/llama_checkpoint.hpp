@@ -6,6 +6,8 @@
 //   final norm     model.norm.weight
 //   layer i        model.layers.i.{input_layernorm, self_attn.{q,k,v,o}_proj, post_attention_layernorm,
 //                  mlp.{gate,up,down}_proj}.weight
+//
+// Older files also hold model.layers.i.self_attn.rotary_emb.inv_freq, which follows from theta: passed over.
 #pragma once
 
 #include <array>
@@ -116,6 +118,8 @@ inline CheckpointLayout llama_layout(const LlamaFacts& facts, const std::vector<
                        {"rope_theta", facts.layer.rope_theta},  // for programs that do not know rope_parameters
                        {"use_cache", true}};
   for (const ParameterEntry& entry : entries) layout.parameters.push_back(llama_parameter(facts, entry));
+  for (Index i = 0; i < facts.layers; ++i)
+    layout.derived.push_back("model.layers." + std::to_string(i) + ".self_attn.rotary_emb.inv_freq");
   return layout;
 }
 
