@@ -2,7 +2,8 @@
 // CheckpointFormat<Net>: how a family of models is written in the Hugging Face layout.
 //
 //   config.json        keys whose values follow from the type
-//   *.safetensors      one tensor a parameter, under the family's names and in its order of rows
+//   *.safetensors      one tensor a parameter, or several whose rows follow each other in it, under the family's names
+//                      and in its order of rows
 //
 // A family is one header in models/, which specialises CheckpointFormat for the networks it describes:
 //
@@ -15,12 +16,17 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include <zamba/detail/json_object.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
@@ -40,25 +46,35 @@ struct ConfigKey {
   json saved = {};  // what is written; null: wanted
 };
 
-/// Where a file holds one parameter.
+/// A tensor of a file: a parameter, or some of its rows.
 struct CheckpointTensor {
   std::string name;
   std::vector<Index> shape;              // as saved; loading ignores extents of 1
   std::vector<std::string> copies = {};  // names under which a file may hold the same values once more
-  bool interleaved = false;              // file rows 2c and 2c + 1 are rows c and rows / 2 + c of the parameter
+  bool interleaved = false;              // file rows 2c and 2c + 1 are rows c and rows / 2 + c of ours
 
-  /// The row of the file that holds row `row` of the parameter's `rows`.
+  /// The row of the file's tensor that holds our row `row` of `rows`.
   Index file_row(Index row, Index rows) const {
     if (!interleaved) return row;
     return row < rows / 2 ? 2 * row : 2 * (row - rows / 2) + 1;
   }
 };
 
+/// Where files hold one parameter: its rows are those of the parts, one part after the other. Nearly all have one part;
+/// a parameter gate_up (2 d_ff, d) may have {"gate_proj.weight", {d_ff, d}} and {"up_proj.weight", {d_ff, d}}.
+struct CheckpointParameter {
+  std::vector<CheckpointTensor> parts;
+
+  CheckpointParameter(CheckpointTensor whole) : parts{std::move(whole)} {}
+  CheckpointParameter(std::vector<CheckpointTensor> parts_in_order) : parts(std::move(parts_in_order)) {}
+};
+
 /// What the files of one network look like.
 struct CheckpointLayout {
-  std::vector<ConfigKey> config;          // compared on loading, written on saving
-  nlohmann::json saved_only;              // an object: further keys that others' programs expect
-  std::vector<CheckpointTensor> tensors;  // in the order of Model::entries()
+  std::vector<ConfigKey> config;                // compared on loading, written on saving
+  nlohmann::json saved_only;                    // an object: further keys that others' programs expect
+  std::vector<CheckpointParameter> parameters;  // in the order of Model::entries()
+  std::vector<std::string> derived = {};  // names of tensors that some files hold and the type implies: passed over
 };
 
 template <class Net>
@@ -70,34 +86,35 @@ struct CheckpointFormat {
 
 namespace detail {
 
-inline constexpr std::size_t longest_config = 16 << 20;
-inline constexpr int deepest_config = 64;
+/// A tensor of a file as rows [first, first + rows) of a parameter, each of `cols` elements.
+struct ParameterPart {
+  const CheckpointTensor* tensor;
+  const ParameterEntry* entry;
+  Index first, rows, cols;
+};
 
-/// A JSON value as part of a message: bounded.
-inline std::string value_text(const nlohmann::json& value) {
-  constexpr std::size_t longest = 120;
-  std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  return text.size() > longest ? text.substr(0, longest) + "..." : text;
-}
-
-/// Text as a JSON object. Nesting is bounded here, since values are compared and printed recursively.
-inline nlohmann::json parse_config(std::string_view text, const std::string& origin) {
-  using json = nlohmann::json;
-  require(text.size() <= longest_config, origin, ": at most ", longest_config, " bytes are allowed, came ",
-          text.size());
-  // The JSON parser takes a zero byte for the end of its input.
-  require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
-  json config;
-  try {
-    config = json::parse(text, [&](int depth, json::parse_event_t, json&) {
-      require(depth <= deepest_config, origin, ": nested deeper than ", deepest_config, " levels");
-      return true;
-    });
-  } catch (const json::exception& error) {
-    fail(origin, ": not valid JSON: ", quote(error.what()));
+/// The parts of all parameters, in order. They refer to both arguments.
+inline std::vector<ParameterPart> parameter_parts(const std::vector<ParameterEntry>& entries,
+                                                  const CheckpointLayout& layout) {
+  require(layout.parameters.size() == entries.size(), "CheckpointLayout: ", entries.size(), " parameters wanted, came ",
+          layout.parameters.size());
+  std::vector<ParameterPart> parts;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const ParameterEntry& entry = entries[i];
+    const Index rows = entry.shape.front(), cols = entry.size / rows;
+    Index first = 0;
+    for (const CheckpointTensor& tensor : layout.parameters[i].parts) {
+      const Index size = std::accumulate(tensor.shape.begin(), tensor.shape.end(), Index{1}, std::multiplies<>());
+      require(size % cols == 0, "CheckpointLayout: ", tensor.name, " must hold whole rows of ", cols,
+              " elements of parameter ", entry.name, ", came ", size, " elements");
+      require(!tensor.interleaved || size / cols % 2 == 0, "CheckpointLayout: ", tensor.name,
+              " is interleaved, which wants an even number of rows, came ", size / cols);
+      parts.push_back({&tensor, &entry, first, size / cols, cols});
+      first += size / cols;
+    }
+    require(first == rows, "CheckpointLayout: parameter ", entry.name, " has ", rows, " rows, its parts hold ", first);
   }
-  require(config.is_object(), origin, ": wanted a JSON object, came ", config.type_name());
-  return config;
+  return parts;
 }
 
 /// Equal, and of the same JSON type. Numbers with a fraction to six digits: some programs write them through float.
@@ -107,19 +124,26 @@ inline bool same_value(const nlohmann::json& wanted, const nlohmann::json& found
   return found.is_number() && std::abs(wanted.get<double>() - found.get<double>()) <= 1e-6 * wanted.get<double>();
 }
 
-/// Throws one Error with every key whose value in the file is not the type's.
-inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+/// One line for every key whose value in the file is not the type's.
+inline std::vector<std::string> config_differences(const nlohmann::json& config, const std::vector<ConfigKey>& keys) {
   using json = nlohmann::json;
-  std::string problems;
+  std::vector<std::string> differences;
   for (const ConfigKey& key : keys) {
     const auto at = config.find(key.key);
     json found = key.read ? key.read(config, key.wanted) : at != config.end() ? *at : json();
     if (found.is_null() && key.absent) found = *key.absent;
     if (same_value(key.wanted, found)) continue;
-    problems += "\n  " + key.key + ": the type has " + value_text(key.wanted) + ", the file " +
-                (found.is_null() ? std::string("none") : value_text(found));
+    differences.push_back(key.key + ": the type has " + value_text(key.wanted) + ", the file " +
+                          (found.is_null() ? std::string("none") : value_text(found)));
   }
-  require(problems.empty(), origin, " does not describe this model:", problems);
+  return differences;
+}
+
+/// Throws one Error with all differences.
+inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+  Problems problems;
+  for (const std::string& difference : config_differences(config, keys)) problems.add(difference);
+  problems.check(origin + " does not describe this model:");
 }
 
 /// The text of config.json.
@@ -137,7 +161,7 @@ inline std::string config_text(const CheckpointLayout& layout, std::string_view 
 template <class Net>
 void check_config(std::string_view text, const std::string& origin = "config.json") {
   static const CheckpointLayout layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, float>());
-  detail::check_config(detail::parse_config(text, origin), layout.config, origin);
+  detail::check_config(detail::parse_object(text, origin), layout.config, origin);
 }
 
 }  // namespace zamba
