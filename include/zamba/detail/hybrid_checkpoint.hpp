@@ -2,7 +2,8 @@
 // What checkpoints of model_type "zamba" and "zamba2" have alike: the names of a PatternStack's tensors, the list of
 // layers in config.json, and most keys of attention.
 //
-//   embedding, tied head    model.embed_tokens.weight         lm_head.weight: absent, or equal
+//   embedding               model.embed_tokens.weight
+//   head                    lm_head.weight                    where it is tied: absent, or equal
 //   final norm              model.final_layernorm.weight
 //   layer i, plain          model.layers.i.{input_layernorm.weight, mamba.*}
 //   layer i, hybrid         model.layers.i.linear.weight, model.layers.i.mamba_decoder.{input_layernorm.weight,
@@ -29,8 +30,8 @@ inline constexpr bool is_shared_attention<SharedAttention<C>> = true;
 class HybridNames {
  public:
   /// shared: what stands for SHARED above.
-  HybridNames(std::string_view pattern, Index copies, std::string shared)
-      : pattern_(pattern), copies_(copies), shared_(std::move(shared)) {}
+  HybridNames(std::string_view pattern, Index copies, bool tied, std::string shared)
+      : pattern_(pattern), copies_(copies), tied_(tied), shared_(std::move(shared)) {}
 
   /// A parameter of a stack by its owner, "shared" or "layers", with the owner's number, and its name there.
   struct Place {
@@ -75,7 +76,10 @@ class HybridNames {
   /// What is neither a shared block's nor a mixer's.
   CheckpointTensor of_rest(const ParameterEntry& entry) const {
     const auto [owner, number, own] = place_of(entry.name);
-    if (owner == "embedding.weight") return {"model.embed_tokens.weight", entry.shape, {"lm_head.weight"}};
+    CheckpointTensor embedding{"model.embed_tokens.weight", entry.shape};
+    if (tied_) embedding.copies = {"lm_head.weight"};
+    if (owner == "embedding.weight") return embedding;
+    if (owner == "head.weight") return {"lm_head.weight", entry.shape};
     if (owner == "final_norm.weight") return {"model.final_layernorm.weight", entry.shape};
     require(own == "linear.weight", "HybridNames: no name is known for parameter ", entry.name);
     return {of_layer(number) + "linear.weight", entry.shape};
@@ -86,6 +90,7 @@ class HybridNames {
 
   std::string_view pattern_;
   Index copies_;
+  bool tied_;
   std::string shared_;
 };
 
@@ -117,13 +122,13 @@ inline nlohmann::json hybrid_layer_types(std::string_view pattern) {
 }
 
 /// Keys that mean the same in both families, absent ones too.
-inline std::vector<ConfigKey> hybrid_config(const SharedAttentionConfig& shared) {
+inline std::vector<ConfigKey> hybrid_config(const SharedAttentionConfig& shared, bool tied) {
   return {{"num_key_value_heads", shared.kv_heads(), shared.n_heads},
           {"attention_head_dim", shared.head_dim(), shared.head_dim()},
           {"attention_hidden_size", 2 * shared.d_model, 2 * shared.d_model},
           {"hidden_act", "gelu", "gelu"},
           {"rms_norm_eps", shared.norm_eps, 1e-5},
-          {"tie_word_embeddings", true, true}};
+          {"tie_word_embeddings", tied, true}};
 }
 
 /// Keys that other programs expect, as both families publish them.

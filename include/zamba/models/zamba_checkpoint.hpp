@@ -36,6 +36,7 @@ concept ZambaNetwork = is_mamba_block<typename Net::Stack::MixerType> &&
 /// What a type of this family says, as data.
 struct ZambaFacts {
   Index vocabulary;
+  bool tied;
   std::string_view pattern;
   MambaConfig mixer;
   SharedAttentionConfig shared;
@@ -63,9 +64,9 @@ inline nlohmann::json zamba_dt_rank_of(const nlohmann::json& config, const nlohm
 }
 
 inline std::vector<ConfigKey> zamba_config(const ZambaFacts& facts) {
-  const auto& [vocabulary, pattern, mixer, shared] = facts;
+  const auto& [vocabulary, tied, pattern, mixer, shared] = facts;
   // What an absent key means is the default of ZambaConfig in transformers.
-  std::vector<ConfigKey> keys = hybrid_config(shared);
+  std::vector<ConfigKey> keys = hybrid_config(shared, tied);
   keys.insert(keys.begin(),
               {{"model_type", "zamba"},
                {"vocab_size", vocabulary},
@@ -115,7 +116,7 @@ inline CheckpointLayout zamba_layout(const ZambaFacts& facts, const std::vector<
   layout.saved_only["architectures"] = {"ZambaForCausalLM"};
   // The slow path of transformers computes the same on every machine; users who have its kernels switch them on.
   layout.saved_only["use_mamba_kernels"] = false;
-  const HybridNames names(facts.pattern, 1, "shared_transf");
+  const HybridNames names(facts.pattern, 1, facts.tied, "shared_transf");
   for (const ParameterEntry& entry : entries) layout.parameters.push_back(zamba_parameter(names, entry));
   return layout;
 }
@@ -137,7 +138,7 @@ struct CheckpointFormat<Net> {
 
   static CheckpointLayout layout(const std::vector<ParameterEntry>& entries) {
     const std::string_view pattern(Stack::pattern.letters, static_cast<std::size_t>(Stack::layers));
-    return detail::zamba_layout({Net::vocabulary, pattern, mixer, shared}, entries);
+    return detail::zamba_layout({Net::vocabulary, Net::tied, pattern, mixer, shared}, entries);
   }
 };
 
