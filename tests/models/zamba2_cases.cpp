@@ -24,3 +24,5 @@ void passes(const std::string& name) {
 TEST_CASE("zamba2_cases: zamba2 in double") { passes<Zamba2Case, double>("zamba2"); }
 TEST_CASE("zamba2_cases: zamba2 in float") { passes<Zamba2Case, float>("zamba2"); }
 TEST_CASE("zamba2_cases: zamba2 in bfloat16") { passes<Zamba2Case, bf16>("zamba2"); }
+TEST_CASE("zamba2_cases: zamba2-two-blocks in double") { passes<Zamba2TwoBlocksCase, double>("zamba2-two-blocks"); }
+TEST_CASE("zamba2_cases: zamba2-two-blocks in float") { passes<Zamba2TwoBlocksCase, float>("zamba2-two-blocks"); }
