@@ -118,6 +118,27 @@ TEST_CASE("zamba_checkpoint: absent keys, and other spellings of the same") {
   CHECK(refusal_of_text(text) == "");
 }
 
+TEST_CASE("zamba_checkpoint: both spellings of a key, and both at once") {
+  const json layers = json::parse(config_of_case())["layers_block_type"];
+  json other = layers;
+  other[4] = "hybrid";
+  const json without = {{"layers_block_type", nullptr}, {"attention_head_dim", nullptr}};
+  const auto spelled = [&](json changes, const json& further) {
+    changes.update(further);
+    return refusal(changes);
+  };
+  CHECK(spelled(without, {{"layer_types", layers}, {"head_dim", 16}}) == "");
+  CHECK(contains(spelled(without, {{"layer_types", other}}),
+                 "layer_types: the type has \"mmhmmmmhm\", the file \"mmhmhmmhm\""));
+  CHECK(contains(spelled(without, {{"head_dim", 8}}), "head_dim: the type has 16, the file 8"));
+  CHECK(refusal({{"layer_types", layers}, {"head_dim", 16}}) == "");
+  CHECK(contains(refusal({{"layer_types", other}}), "\n  layer_types: "));
+  CHECK(contains(refusal({{"layers_block_type", other}, {"layer_types", layers}}), "\n  layers_block_type: "));
+  CHECK(contains(refusal({{"attention_head_dim", 8}, {"head_dim", 16}}), "\n  attention_head_dim: "));
+  for (const char* key : {"dtype", "torch_dtype"})
+    for (const char* value : {"float32", "bfloat16"}) CHECK(refusal({{"dtype", nullptr}, {key, value}}) == "");
+}
+
 TEST_CASE("zamba_checkpoint: the rule of period and offset where the list of layers is absent") {
   CHECK(refusal({{"layers_block_type", nullptr}}) == "");  // the file says period 6, offset 4
   CHECK(refusal({{"layers_block_type", nullptr}, {"attn_layer_period", nullptr}, {"attn_layer_offset", nullptr}}) ==

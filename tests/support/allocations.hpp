@@ -9,15 +9,7 @@
 #include <new>
 
 #include "allocation_count.hpp"
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define ZAMBA_TEST_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define ZAMBA_TEST_SANITIZED
-#endif
+#include "sanitized.hpp"
 
 #if defined(__GLIBC__) && !defined(ZAMBA_TEST_SANITIZED)
 

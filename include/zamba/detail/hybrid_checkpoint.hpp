@@ -124,7 +124,7 @@ inline nlohmann::json hybrid_layer_types(std::string_view pattern) {
 /// Keys that mean the same in both families, absent ones too.
 inline std::vector<ConfigKey> hybrid_config(const SharedAttentionConfig& shared, bool tied) {
   return {{"num_key_value_heads", shared.kv_heads(), shared.n_heads},
-          {"attention_head_dim", shared.head_dim(), shared.head_dim()},
+          {"attention_head_dim", shared.head_dim(), shared.head_dim(), nullptr, {}, {"head_dim"}},
           {"attention_hidden_size", 2 * shared.d_model, 2 * shared.d_model},
           {"hidden_act", "gelu", "gelu"},
           {"rms_norm_eps", shared.norm_eps, 1e-5},

@@ -15,6 +15,7 @@
 // Loader, saver and the comparison of gradients with a reference case follow from the layout.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -43,7 +44,8 @@ struct ConfigKey {
   std::optional<json> absent = {};  // what a file without the key means; none: the file must have it
   /// The value that a file stands for, where that is not simply the value of the key; null: the key is absent.
   json (*read)(const json& config, const json& wanted) = nullptr;
-  json saved = {};  // what is written; null: wanted
+  json saved = {};                          // what is written; null: wanted
+  std::vector<std::string> spellings = {};  // other names that releases give the key; each that is there must fit
 };
 
 /// A tensor of a file: a parameter, or some of its rows.
@@ -128,13 +130,24 @@ inline bool same_value(const nlohmann::json& wanted, const nlohmann::json& found
 inline std::vector<std::string> config_differences(const nlohmann::json& config, const std::vector<ConfigKey>& keys) {
   using json = nlohmann::json;
   std::vector<std::string> differences;
-  for (const ConfigKey& key : keys) {
-    const auto at = config.find(key.key);
-    json found = key.read ? key.read(config, key.wanted) : at != config.end() ? *at : json();
+  const auto compare = [&](const ConfigKey& key, const std::string& spelling, const json& in) {
+    const auto at = in.find(key.key);
+    json found = key.read ? key.read(in, key.wanted) : at != in.end() ? *at : json();
     if (found.is_null() && key.absent) found = *key.absent;
-    if (same_value(key.wanted, found)) continue;
-    differences.push_back(key.key + ": the type has " + value_text(key.wanted) + ", the file " +
+    if (same_value(key.wanted, found)) return;
+    differences.push_back(spelling + ": the type has " + value_text(key.wanted) + ", the file " +
                           (found.is_null() ? std::string("none") : value_text(found)));
+  };
+  const auto present = [&](const std::string& name) { return config.contains(name) && !config[name].is_null(); };
+  for (const ConfigKey& key : keys) {
+    const bool otherwise = std::any_of(key.spellings.begin(), key.spellings.end(), present);
+    if (!otherwise || present(key.key)) compare(key, key.key, config);
+    for (const std::string& spelling : key.spellings) {
+      if (!present(spelling)) continue;
+      json respelled = config;
+      respelled[key.key] = config[spelling];
+      compare(key, spelling, respelled);
+    }
   }
   return differences;
 }

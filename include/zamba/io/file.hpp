@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -91,11 +92,12 @@ class MappedFile {
         !before(part.data() + part.size(), bytes_.data() + bytes_.size())) {
       return;
     }
-    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    const std::size_t first = static_cast<std::size_t>(part.data() - bytes_.data()) / page * page;
-    const std::size_t end = static_cast<std::size_t>(part.data() - bytes_.data()) + part.size();
+    // From the beginning of a huge page: a fault maps the pages around it, those before it among them.
+    const auto* const first = part.data() - reinterpret_cast<std::uintptr_t>(part.data()) % (std::uintptr_t{1} << 21);
+    const auto* const begin = before(first, bytes_.data()) ? bytes_.data() : first;
     // A hint: where the system does not take it, the pages stay until it needs them.
-    ::madvise(const_cast<std::byte*>(bytes_.data()) + first, end - first, MADV_DONTNEED);
+    ::madvise(const_cast<std::byte*>(begin), static_cast<std::size_t>(part.data() + part.size() - begin),
+              MADV_DONTNEED);
   }
 
  private:

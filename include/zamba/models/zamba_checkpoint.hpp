@@ -67,22 +67,23 @@ inline std::vector<ConfigKey> zamba_config(const ZambaFacts& facts) {
   const auto& [vocabulary, tied, pattern, mixer, shared] = facts;
   // What an absent key means is the default of ZambaConfig in transformers.
   std::vector<ConfigKey> keys = hybrid_config(shared, tied);
-  keys.insert(keys.begin(),
-              {{"model_type", "zamba"},
-               {"vocab_size", vocabulary},
-               {"hidden_size", mixer.d_model},
-               {"num_hidden_layers", pattern.size()},
-               {"layers_block_type", std::string(pattern), {}, zamba_pattern_of, hybrid_layer_types(pattern)},
-               {"intermediate_size", shared.ff()},
-               {"num_attention_heads", shared.n_heads},
-               {"n_mamba_heads", mixer.n_heads, 2},
-               {"mamba_d_state", mixer.d_state, 16},
-               {"mamba_d_conv", mixer.d_conv, 4},
-               {"mamba_expand", mixer.expand, 2},
-               {"mamba_dt_rank", mixer.rank(), {}, zamba_dt_rank_of},
-               {"mamba_conv_bias", mixer.conv_bias, true},
-               {"mamba_proj_bias", mixer.proj_bias, false},
-               {"hidden_mamba_act", "silu", "silu"}});
+  keys.insert(
+      keys.begin(),
+      {{"model_type", "zamba"},
+       {"vocab_size", vocabulary},
+       {"hidden_size", mixer.d_model},
+       {"num_hidden_layers", pattern.size()},
+       {"layers_block_type", std::string(pattern), {}, zamba_pattern_of, hybrid_layer_types(pattern), {"layer_types"}},
+       {"intermediate_size", shared.ff()},
+       {"num_attention_heads", shared.n_heads},
+       {"n_mamba_heads", mixer.n_heads, 2},
+       {"mamba_d_state", mixer.d_state, 16},
+       {"mamba_d_conv", mixer.d_conv, 4},
+       {"mamba_expand", mixer.expand, 2},
+       {"mamba_dt_rank", mixer.rank(), {}, zamba_dt_rank_of},
+       {"mamba_conv_bias", mixer.conv_bias, true},
+       {"mamba_proj_bias", mixer.proj_bias, false},
+       {"hidden_mamba_act", "silu", "silu"}});
   return keys;
 }
 
