@@ -168,7 +168,7 @@ inline CheckpointLayout zamba_layout(const ZambaFacts& facts, const std::vector<
                        {"num_logits_to_keep", 1},
                        {"use_cache", true},
                        {"use_mamba_kernels", false}};
-  for (const ParameterEntry& entry : entries) layout.tensors.push_back(zamba_tensor(facts, entry));
+  for (const ParameterEntry& entry : entries) layout.parameters.push_back(zamba_tensor(facts, entry));
   return layout;
 }
 

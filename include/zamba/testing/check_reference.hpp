@@ -203,17 +203,17 @@ inline void compare_caches(ReferenceCase& reference, const std::vector<StateValu
   for (const auto& [kind, group] : groups) group.report(report, "cache." + kind + how, bound);
 }
 
-/// Values of a parameter in the order of its file.
-inline Values file_order(const Values& values, const CheckpointTensor& place, const ParameterEntry& entry) {
-  Values ordered(values.size());
-  const Index rows = entry.shape.front(), row_bytes = entry.size / rows * static_cast<Index>(sizeof(double));
-  zamba::detail::to_file_order(place, reinterpret_cast<const std::byte*>(values.data()),
-                               reinterpret_cast<std::byte*>(ordered.data()), rows, row_bytes);
+/// The values of one part of a parameter, in the order of its file.
+inline Values file_order(const Values& values, const zamba::detail::CheckpointPart& part) {
+  Values ordered(static_cast<std::size_t>(part.rows * part.cols));
+  zamba::detail::to_file_order(part, reinterpret_cast<const std::byte*>(values.data() + part.first * part.cols),
+                               reinterpret_cast<std::byte*>(ordered.data()),
+                               part.cols * static_cast<Index>(sizeof(double)));
   return ordered;
 }
 
-/// Compares values(entry) of every parameter with prefix + its name in the file. guard: the root mean square below
-/// which a tensor is measured as if it had that one, as a share of the root mean square of all.
+/// Compares values(entry) of every parameter with prefix + the names of its parts in the file. guard: the root mean
+/// square below which a tensor is measured as if it had that one, as a share of the root mean square of all.
 template <class ReadValues>
 void compare_parameters(ReferenceCase& reference, const std::string& prefix, const std::vector<ParameterEntry>& entries,
                         const CheckpointLayout& layout, double guard, ReadValues&& values, Group& group) {
@@ -222,14 +222,13 @@ void compare_parameters(ReferenceCase& reference, const std::string& prefix, con
     for (const double v : read_values<double>(*reference.find(prefix + name))) squares += v * v, ++count;
   }
   std::set<std::string> known;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const std::string name = prefix + layout.tensors[i].name;
+  for (const auto& part : zamba::detail::checkpoint_parts(entries, layout)) {
+    const std::string name = prefix + part.tensor->name;
     known.insert(name);
     const TensorEntry* entry = reference.find(name);
     if (!entry) continue;
-    const Values wanted = read_values<double>(*entry),
-                 got = file_order(values(entries[i]), layout.tensors[i], entries[i]);
-    if (!zamba::detail::same_shape(entry->shape, layout.tensors[i].shape)) {
+    const Values wanted = read_values<double>(*entry), got = file_order(values(*part.entry), part);
+    if (!zamba::detail::same_shape(entry->shape, part.tensor->shape)) {
       group.add(name + " (of another shape)", std::nan(""));
       continue;
     }
