@@ -24,19 +24,18 @@ int main() {
   const zamba::Model<Net> model(zamba::Seed{42});
   const auto draft = model.to<zamba::bf16>();
   const std::vector<zamba::Token> prompt{72, 101, 108, 108, 111};
-  zamba::Context<zamba::cpu> ctx;
 
   std::vector<zamba::Token> plain;
   const double alone = seconds([&] {
     auto state = model.new_state({.max_length = 256});
-    plain = zamba::generate(ctx, model, state, prompt, {.sampling = {.temperature = 0}, .max_new_tokens = 128});
+    plain = zamba::generate(model, state, prompt, {.sampling = {.temperature = 0}, .max_new_tokens = 128});
   });
 
   zamba::SpeculativeOutput output;
   const double together = seconds([&] {
     auto state = model.new_state({.max_length = 256});
     auto draft_state = draft.new_state({.max_length = 256});
-    output = zamba::generate_speculatively(ctx, model, state, draft, draft_state, prompt,
+    output = zamba::generate_speculatively(model, state, draft, draft_state, prompt,
                                            {.max_new_tokens = 128, .draft_tokens = 4});
   });
 

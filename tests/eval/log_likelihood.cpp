@@ -48,7 +48,7 @@ TEST_SUITE("eval/log_likelihood") {
     const std::vector<Token> tokens{3, 1, 4, 1, 5}, targets{1, -1, 1, 5, 28};
     const std::vector<Index> lengths{3, 2};
     auto state = model.new_state({.batch = 2, .max_length = 8});
-    const auto got = log_likelihoods(ctx, model, state, {tokens, lengths}, targets);
+    const auto got = log_likelihoods(model, state, {tokens, lengths}, targets);
     const std::vector<std::vector<Token>> before{{3}, {}, {3, 1, 4}, {1}, {1, 5}};
     REQUIRE(got.size() == 5);
     CHECK(got[1] == 0);
@@ -60,7 +60,7 @@ TEST_SUITE("eval/log_likelihood") {
       CHECK(got[i] == doctest::Approx(logits(0, targets[i]) - std::log(sum)).epsilon(1e-12));
     }
     CHECK(state.length(0) == 3);
-    CHECK_THROWS_WITH_AS(log_likelihoods(ctx, model, state, {tokens, lengths}, std::vector<Token>{1}),
+    CHECK_THROWS_WITH_AS(log_likelihoods(model, state, {tokens, lengths}, std::vector<Token>{1}),
                          "zamba: log_likelihoods: 5 tokens but 1 targets", Error);
     CHECK(state.length(0) == 3);
   }

@@ -2,6 +2,7 @@
 #include <zamba/eval/multiple_choice.hpp>
 
 #include <doctest/doctest.h>
+#include <zamba/any_model.hpp>
 
 #include "tests/support/nets.hpp"
 
@@ -60,8 +61,7 @@ std::vector<MultipleChoiceItem> questions() {
 std::vector<ItemResult> ask(const std::vector<MultipleChoiceItem>& items,
                             const std::vector<MultipleChoiceItem>& shots = {}, Index n = 0,
                             const MultipleChoiceOptions& options = {}) {
-  Context<cpu> ctx(1);
-  return multiple_choice(ctx, model(), encode, items, shots, n, options);
+  return multiple_choice(model(), encode, items, shots, n, options);
 }
 
 }  // namespace
@@ -122,13 +122,12 @@ TEST_SUITE("eval/multiple_choice") {
       std::erase(together, ' ');
       return encode(together);
     };
-    Context<cpu> ctx(1);
-    const auto results = multiple_choice(ctx, model(), joined, std::vector{item}, {}, 0, {});
+    const auto results = multiple_choice(model(), joined, std::vector{item}, {}, 0, {});
     const std::vector<Token> whole = encode("oathot");
     CHECK(results[0].choices[1].tokens == 2);
     CHECK(results[0].choices[1].log_likelihood == near(direct(whole, 3)));
     item.choices[0].text = "h";
-    CHECK_THROWS_WITH_AS(multiple_choice(ctx, model(), joined, std::vector{item}, {}, 0, {}),
+    CHECK_THROWS_WITH_AS(multiple_choice(model(), joined, std::vector{item}, {}, 0, {}),
                          "zamba: multiple_choice: a choice of joined has no token of its own", Error);
   }
 
@@ -153,6 +152,16 @@ TEST_SUITE("eval/multiple_choice") {
     CHECK(accuracy(results, &ItemResult::pick_per_token).right == 3);
   }
 
+  TEST_CASE("a model whose type is chosen at run time gives the same") {
+    const auto small = model().to<float>();
+    const AnyModel any(model().to<float>(), "any");
+    const auto results = multiple_choice(small, encode, questions(), {}, 0, {}),
+               again = multiple_choice(any, encode, questions(), {}, 0, {});
+    for (std::size_t i = 0; i < 3; ++i)
+      for (std::size_t c = 0; c < results[i].choices.size(); ++c)
+        CHECK(results[i].choices[c].log_likelihood == again[i].choices[c].log_likelihood);
+  }
+
   TEST_CASE("wrong input is refused by name") {
     std::vector<MultipleChoiceItem> items = questions();
     const auto refused = [&](const std::vector<MultipleChoiceItem>& asked, const char* message,
@@ -169,9 +178,8 @@ TEST_SUITE("eval/multiple_choice") {
     refused(items, "zamba: multiple_choice: a choice of first is empty");
     CHECK_THROWS_WITH_AS(ask(questions(), {}, -1),
                          "zamba: multiple_choice: the number of shots must be 0 or more, got -1", Error);
-    Context<cpu> ctx(1);
     CHECK_THROWS_WITH_AS(
-        multiple_choice(ctx, model(), encode, questions(), {}, 0, {}, [](Index done, Index) { return done < 2; }),
+        multiple_choice(model(), encode, questions(), {}, 0, {}, [](Index done, Index) { return done < 2; }),
         "zamba: multiple_choice: ended after 2 of 3 items", Error);
   }
 }

@@ -2,6 +2,7 @@
 #include <zamba/generate/speculative.hpp>
 
 #include <doctest/doctest.h>
+#include <zamba/any_model.hpp>
 #include <zamba/generate/generator.hpp>
 
 #include "../support/nets.hpp"
@@ -45,10 +46,9 @@ std::vector<Token> greedy(const std::vector<Token>& prompt, Index count, const s
 template <class Draft>
 SpeculativeOutput run(const Draft& draft, const std::vector<Token>& prompt, const SpeculativeOptions& options,
                       Index max_length = 256) {
-  Context<cpu> ctx(1);
   auto state = model().new_state({.max_length = max_length});
   auto draft_state = draft.new_state({.max_length = max_length});
-  return generate_speculatively(ctx, model(), state, draft, draft_state, prompt, options);
+  return generate_speculatively(model(), state, draft, draft_state, prompt, options);
 }
 
 }  // namespace
@@ -81,11 +81,10 @@ TEST_SUITE("generate/speculative") {
         for (const Index k : {1, 3, 6}) {
           CAPTURE(count);
           CAPTURE(k);
-          Context<cpu> ctx(1);
           auto state = model().new_state({.max_length = 256});
           auto draft_state = near_model().new_state({.max_length = 256});
           const auto output =
-              generate_speculatively(ctx, model(), state, near_model(), draft_state, {3, 1, 4},
+              generate_speculatively(model(), state, near_model(), draft_state, {3, 1, 4},
                                      {.max_new_tokens = count, .draft_tokens = k, .stop_tokens = stops});
           const auto wanted = greedy({3, 1, 4}, count, stops);
           CHECK(output.tokens == wanted);
@@ -93,7 +92,7 @@ TEST_SUITE("generate/speculative") {
           CHECK(state.length() == held);
           CHECK(draft_state.length() == held);
           const Token last = wanted.empty() ? 4 : wanted.back();
-          const auto more = generate_speculatively(ctx, model(), state, near_model(), draft_state, {last},
+          const auto more = generate_speculatively(model(), state, near_model(), draft_state, {last},
                                                    {.max_new_tokens = 10, .draft_tokens = k});
           std::vector<Token> all = wanted;
           all.insert(all.end(), more.tokens.begin(), more.tokens.end());
@@ -106,13 +105,20 @@ TEST_SUITE("generate/speculative") {
             greedy({3, 1, 4}, 40, {}, max_length));
   }
 
+  TEST_CASE("models whose types are chosen at run time") {
+    const AnyModel any(model().to<double>(), "any"), draft(near_model().to<float>(), "draft");
+    auto state = any.new_state({.max_length = 64});
+    auto draft_state = draft.new_state({.max_length = 64});
+    CHECK(generate_speculatively(any, state, draft, draft_state, {3, 1, 4}, {.max_new_tokens = 40}).tokens ==
+          greedy({3, 1, 4}, 40));
+  }
+
   TEST_CASE("wrong input is refused by name") {
-    Context<cpu> ctx(1);
     auto state = model().new_state({.max_length = 8}), two = model().new_state({.batch = 2, .max_length = 8});
     auto draft_state = near_model().new_state({.max_length = 8});
     const auto refused = [&](auto& of_model, const std::vector<Token>& prompt, const SpeculativeOptions& options,
                              const char* message) {
-      CHECK_THROWS_WITH_AS(generate_speculatively(ctx, model(), of_model, near_model(), draft_state, prompt, options),
+      CHECK_THROWS_WITH_AS(generate_speculatively(model(), of_model, near_model(), draft_state, prompt, options),
                            message, Error);
       CHECK(state.length() == 0);
     };
@@ -121,9 +127,10 @@ TEST_SUITE("generate/speculative") {
     refused(
         state, random_tokens(9), {},
         "zamba: generate_speculatively: the state holds 0 positions, and the prompt of 9 would exceed max_length 8");
+    refused(state, {1, 29}, {}, "zamba: generate_speculatively: token 29 is outside the vocabulary of 29");
     refused(state, {1}, {.draft_tokens = -1},
             "zamba: SpeculativeOptions: max_new_tokens and draft_tokens must be 0 or more, got 128 and -1");
-    near_model().extend(ctx, draft_state, {1, 2});
+    near_model().extend(draft_state, {1, 2});
     refused(state, {1}, {}, "zamba: generate_speculatively: the state holds 0 positions, that of the draft 2");
   }
 }

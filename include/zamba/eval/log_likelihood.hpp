@@ -3,7 +3,6 @@
 //
 //   log p(target | all before it) = l[target] - log sum_v e^l[v],    l (V) the logits after the token before the target
 //
-// `model` is whatever has new_state() and extend() as Model has them.
 // Numeric contract: nats, in double. Exponentials of 1024 logits are summed in the logits' type, those sums in double.
 #pragma once
 
@@ -38,19 +37,19 @@ double log_probability(std::span<const A> logits, Token token) {
 
 /// Appends tokens to the rows of a state, as Model::extend does, and gives log p of each one's target, the token wanted
 /// after it; 0 where the target is negative: nothing is wanted there.
-template <class Device, class ModelType, class StateType>
-std::vector<double> log_likelihoods(Context<Device>& ctx, const ModelType& model, StateType& state,
-                                    const Tokens& tokens, std::span<const Token> targets) {
+template <InferenceModel M>
+std::vector<double> log_likelihoods(const M& model, typename M::StateType& state, const Tokens& tokens,
+                                    std::span<const Token> targets) {
   require(targets.size() == tokens.tokens.size(), "log_likelihoods: ", tokens.tokens.size(), " tokens but ",
           targets.size(), " targets");
-  const auto logits = model.extend(ctx, state, tokens, Positions::all);
+  const auto logits = model.extend(state, tokens, Positions::all);
   std::vector<std::remove_const_t<std::remove_pointer_t<decltype(logits.data)>>> room;
   std::vector<float> widened;
   std::vector<double> result(targets.size(), 0.);
   for (std::size_t i = 0; i < targets.size(); ++i)
     if (targets[i] >= 0)
-      result[i] =
-          log_probability(detail::host_logits<Device>(logits, static_cast<Index>(i), room, widened), targets[i]);
+      result[i] = log_probability(
+          detail::host_logits<typename M::DeviceType>(logits, static_cast<Index>(i), room, widened), targets[i]);
   return result;
 }
 

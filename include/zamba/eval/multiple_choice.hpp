@@ -23,8 +23,8 @@
 #include <string_view>
 #include <vector>
 
+#include <zamba/eval/callback.hpp>
 #include <zamba/eval/log_likelihood.hpp>
-#include <zamba/eval/perplexity.hpp>
 
 namespace zamba {
 
@@ -162,13 +162,13 @@ inline EncodedItem encode_item(const MultipleChoiceItem& item, const std::string
 }
 
 /// The choices' scores. `state` holds the first `known` tokens of all rows.
-template <class Device, class ModelType, class StateType>
-std::vector<ChoiceScore> score_item(Context<Device>& ctx, const ModelType& model, const StateType& known_state,
-                                    std::size_t known, const EncodedItem& item) {
-  StateType shared = known_state;
+template <InferenceModel M>
+std::vector<ChoiceScore> score_item(const M& model, const typename M::StateType& known_state, std::size_t known,
+                                    const EncodedItem& item) {
+  auto shared = known_state;
   if (item.common > known)
-    model.extend(ctx, shared, std::span<const Token>(item.rows.front()).subspan(known, item.common - known));
-  StateType rows = shared.gather(std::vector<Index>(item.rows.size(), 0));
+    model.extend(shared, std::span<const Token>(item.rows.front()).subspan(known, item.common - known));
+  auto rows = shared.gather(std::vector<Index>(item.rows.size(), 0));
   std::vector<Token> tokens, targets;
   std::vector<Index> lengths;
   for (std::size_t r = 0; r < item.rows.size(); ++r) {
@@ -179,7 +179,7 @@ std::vector<ChoiceScore> score_item(Context<Device>& ctx, const ModelType& model
       targets.push_back(i + 1 < item.prompts[r] ? -1 : row[i + 1]);
     }
   }
-  const auto values = log_likelihoods(ctx, model, rows, {tokens, lengths}, targets);
+  const auto values = log_likelihoods(model, rows, {tokens, lengths}, targets);
   std::vector<ChoiceScore> scores;
   auto value = values.begin();
   for (std::size_t r = 0; r < item.rows.size(); value += lengths[r++]) {
@@ -196,9 +196,8 @@ inline Index character_count(std::string_view text) {  // the bytes that do not 
 }  // namespace detail
 
 /// Asks every item after n shots. `shots` may hold more than are used; the items are none of them.
-template <class Device, class ModelType, EvaluationCallback Callback = GoOn>
-std::vector<ItemResult> multiple_choice(Context<Device>& ctx, const ModelType& model, const Encode& encode,
-                                        std::span<const MultipleChoiceItem> items,
+template <InferenceModel M, EvaluationCallback Callback = GoOn>
+std::vector<ItemResult> multiple_choice(const M& model, const Encode& encode, std::span<const MultipleChoiceItem> items,
                                         std::span<const MultipleChoiceItem> shots, Index n,
                                         const MultipleChoiceOptions& options, Callback&& callback = {}) {
   require(!items.empty(), "multiple_choice: there are no items");
@@ -217,9 +216,9 @@ std::vector<ItemResult> multiple_choice(Context<Device>& ctx, const ModelType& m
       for (const auto& row : run.back().rows) longest = std::max(longest, row.size());
     }
     auto state = model.new_state({.batch = 1, .max_length = static_cast<Index>(longest)});
-    if (known > 0) model.extend(ctx, state, std::span<const Token>(run.front().rows[0]).first(known));
+    if (known > 0) model.extend(state, std::span<const Token>(run.front().rows[0]).first(known));
     for (std::size_t i = first; i < end; ++i) {
-      results.push_back({items[i].name, items[i].answer, detail::score_item(ctx, model, state, known, run[i - first])});
+      results.push_back({items[i].name, items[i].answer, detail::score_item(model, state, known, run[i - first])});
       for (std::size_t c = 0; c < items[i].choices.size(); ++c)
         results.back().choices[c].characters = detail::character_count(items[i].choices[c].text);
       const auto done = static_cast<Index>(results.size()), all = static_cast<Index>(items.size());

@@ -10,18 +10,18 @@
 // S = L packs the windows: cheapest, but what follows a cut is judged by a model that knows little. Small S judges
 // every token by nearly L others and costs L / S as much. Compare values of equal windows and equal tokenizers only;
 // bits_per_byte() needs no equal tokenizers.
-// Numeric contract: that of log_likelihood.hpp; sums in double, in the order of the text.
+// Numeric contract: that of Model::loss; its sums are added in double, in the order of the text.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include <zamba/eval/bits_per_byte.hpp>
-#include <zamba/eval/log_likelihood.hpp>
+#include <zamba/eval/callback.hpp>
+#include <zamba/model.hpp>
 
 namespace zamba {
 
@@ -31,28 +31,9 @@ struct WindowOptions {
   std::optional<Token> begin{};  // the token that begins a text, before each window
 };
 
-/// Called as callback(done, all) with numbers of windows or items; false ends the work with an Error.
-template <class F>
-concept EvaluationCallback = std::invocable<F&, Index, Index> && requires(F& f) {
-  { f(Index{}, Index{}) } -> std::convertible_to<bool>;
-};
-
-/// The callback that lets the work go on.
-struct GoOn {
-  bool operator()(Index, Index) const { return true; }
-};
-
-namespace detail {
-
-/// The judged logits that exist at a time, in rows.
-inline constexpr Index judged_at_once = 256;
-
-}  // namespace detail
-
 /// The losses of a text's tokens, added up.
-template <class Device, class ModelType, EvaluationCallback Callback = GoOn>
-LossSum text_loss(Context<Device>& ctx, const ModelType& model, std::span<const Token> text,
-                  const WindowOptions& options, Callback&& callback = {}) {
+template <InferenceModel M, EvaluationCallback Callback = GoOn>
+LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
   const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0, length = options.length - before;
   const Index stride = options.stride ? options.stride : length;
   require(size + before >= 2, "text_loss: the text has ", size, " tokens, at least ", 2 - before, " are needed");
@@ -76,13 +57,13 @@ LossSum text_loss(Context<Device>& ctx, const ModelType& model, std::span<const 
     const auto inputs = std::span<const Token>(tokens), wanted = std::span<const Token>(targets);
     const auto known = static_cast<std::size_t>(judged - (begin + 1 - before));  // inputs whose targets were judged
     state.reset();
-    if (known > 0) model.extend(ctx, state, inputs.first(known));
-    for (std::size_t at = known; at < inputs.size(); at += detail::judged_at_once) {
-      const std::size_t count = std::min<std::size_t>(detail::judged_at_once, inputs.size() - at);
-      for (const double value :
-           log_likelihoods(ctx, model, state, inputs.subspan(at, count), wanted.subspan(at, count)))
-        total.sum -= value;
-      total.count += static_cast<Index>(count);
+    if (known > 0) model.extend(state, inputs.first(known));
+    for (std::size_t at = known; at < inputs.size(); at += detail::prefill_chunk) {
+      const std::size_t count = std::min<std::size_t>(detail::prefill_chunk, inputs.size() - at);
+      const Index offsets[] = {0, static_cast<Index>(count)};
+      const LossSum loss = model.loss({inputs.subspan(at, count), wanted.subspan(at, count), offsets}, &state);
+      total.sum += loss.sum;
+      total.count += loss.count;
     }
     judged = end + 1;
     require(callback(window + 1, windows), "text_loss: ended after ", window + 1, " of ", windows, " windows");

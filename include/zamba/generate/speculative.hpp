@@ -49,16 +49,15 @@ Token largest_of_row(Matrix<const A> logits, Index row) {
 }
 
 /// A model, its state of one row, and the known tokens that the state does not hold.
-template <class Device, class ModelType, class StateType>
+template <InferenceModel M>
 struct Reader {
-  Context<Device>& ctx;
-  const ModelType& model;
-  StateType& state;
+  const M& model;
+  typename M::StateType& state;
   std::vector<Token> pending;
 
   /// Reads all pending tokens but the last.
   void catch_up() {
-    if (pending.size() > 1) model.extend(ctx, state, std::span<const Token>(pending).first(pending.size() - 1));
+    if (pending.size() > 1) model.extend(state, std::span<const Token>(pending).first(pending.size() - 1));
     pending.erase(pending.begin(), pending.end() - 1);
   }
 };
@@ -68,12 +67,14 @@ struct Reader {
 /// The new tokens after `prompt`, as generate() gives them with temperature 0. Both states have one row and the same
 /// past; afterwards both hold everything but the last new token. A sequence ends with a stop token (which is returned),
 /// after max_new_tokens, or where one of the states would be full.
-template <class Device, class ModelType, class StateType, class DraftType, class DraftState>
-SpeculativeOutput generate_speculatively(Context<Device>& ctx, const ModelType& model, StateType& state,
-                                         const DraftType& draft, DraftState& draft_state,
-                                         const std::vector<Token>& prompt, const SpeculativeOptions& options) {
+template <InferenceModel M, InferenceModel Draft>
+SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& state, const Draft& draft,
+                                         typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
+                                         const SpeculativeOptions& options) {
   require(state.batch() == 1 && draft_state.batch() == 1, "generate_speculatively: states of one row are needed, got ",
           state.batch(), " and ", draft_state.batch());
+  require(model.vocabulary() == draft.vocabulary(), "generate_speculatively: the model has a vocabulary of ",
+          model.vocabulary(), ", the draft of ", draft.vocabulary());
   require(state.length() == draft_state.length(), "generate_speculatively: the state holds ", state.length(),
           " positions, that of the draft ", draft_state.length());
   require(options.max_new_tokens >= 0 && options.draft_tokens >= 0,
@@ -85,8 +86,12 @@ SpeculativeOutput generate_speculatively(Context<Device>& ctx, const ModelType& 
   require(room >= 0, "generate_speculatively: the state holds ", state.length(), " positions, and the prompt of ",
           prompt.size(), " would exceed max_length ", max_length);
 
-  detail::Reader<Device, ModelType, StateType> reader{ctx, model, state, prompt};
-  detail::Reader<Device, DraftType, DraftState> drafter{ctx, draft, draft_state, prompt};
+  for (const Token token : prompt)
+    require(token >= 0 && token < model.vocabulary(), "generate_speculatively: token ", token,
+            " is outside the vocabulary of ", model.vocabulary());
+
+  detail::Reader<M> reader{model, state, prompt};
+  detail::Reader<Draft> drafter{draft, draft_state, prompt};
   reader.catch_up();
   drafter.catch_up();
   SpeculativeOutput output;
@@ -98,12 +103,12 @@ SpeculativeOutput generate_speculatively(Context<Device>& ctx, const ModelType& 
     std::vector<Token> proposed;
     const Index wanted = std::min(options.draft_tokens, left - 1);
     if (wanted > 0) {
-      auto logits = draft.extend(ctx, draft_state, drafter.pending);
+      auto logits = draft.extend(draft_state, drafter.pending);
       const auto draft_before = draft_state.snapshot();
-      proposed.push_back(detail::largest_of_row<Device>(logits, 0));
+      proposed.push_back(detail::largest_of_row<typename Draft::DeviceType>(logits, 0));
       while (static_cast<Index>(proposed.size()) < wanted) {
-        logits = draft.extend(ctx, draft_state, proposed.back());
-        proposed.push_back(detail::largest_of_row<Device>(logits, 0));
+        logits = draft.extend(draft_state, proposed.back());
+        proposed.push_back(detail::largest_of_row<typename Draft::DeviceType>(logits, 0));
       }
       if (wanted > 1) draft_state.roll_back(draft_before);
       drafter.pending.clear();
@@ -111,11 +116,12 @@ SpeculativeOutput generate_speculatively(Context<Device>& ctx, const ModelType& 
 
     std::vector<Token> tokens = reader.pending, fresh;
     tokens.insert(tokens.end(), proposed.begin(), proposed.end());
-    const auto logits = model.extend(ctx, state, tokens, Positions::all);
+    const auto logits = model.extend(state, tokens, Positions::all);
     bool running = true, agreed = true;
     while (running && agreed) {
       const std::size_t n = fresh.size();
-      fresh.push_back(detail::largest_of_row<Device>(logits, static_cast<Index>(reader.pending.size() + n) - 1));
+      fresh.push_back(
+          detail::largest_of_row<typename M::DeviceType>(logits, static_cast<Index>(reader.pending.size() + n) - 1));
       running = !stops(fresh.back());
       agreed = n < proposed.size() && fresh.back() == proposed[n];
       output.accepted += agreed;
