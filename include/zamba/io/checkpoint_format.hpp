@@ -149,18 +149,25 @@ inline bool same_value(const nlohmann::json& wanted, const nlohmann::json& found
   return found.is_number() && std::abs(wanted.get<double>() - found.get<double>()) <= 1e-6 * wanted.get<double>();
 }
 
-/// Throws one Error with every key whose value in the file is not the type's.
-inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+/// One line for every key whose value in the file is not the type's.
+inline std::vector<std::string> config_differences(const nlohmann::json& config, const std::vector<ConfigKey>& keys) {
   using json = nlohmann::json;
-  std::string problems;
+  std::vector<std::string> differences;
   for (const ConfigKey& key : keys) {
     const auto at = config.find(key.key);
     json found = key.read ? key.read(config, key.wanted) : at != config.end() ? *at : json();
     if (found.is_null() && key.absent) found = *key.absent;
     if (same_value(key.wanted, found)) continue;
-    problems += "\n  " + key.key + ": the type has " + value_text(key.wanted) + ", the file " +
-                (found.is_null() ? std::string("none") : value_text(found));
+    differences.push_back(key.key + ": the type has " + value_text(key.wanted) + ", the file " +
+                          (found.is_null() ? std::string("none") : value_text(found)));
   }
+  return differences;
+}
+
+/// Throws one Error with all differences.
+inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+  std::string problems;
+  for (const std::string& difference : config_differences(config, keys)) problems += "\n  " + difference;
   require(problems.empty(), origin, " does not describe this model:", problems);
 }
 
