@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Perplexity of a text: e to the mean loss of its tokens, in windows that slide over it.
 //
-//   window k      reads tokens [k S, k S + L) from an empty state and is judged by those of the tokens that follow
-//   which
-//                 no window before it was judged by: L of the first window, S of any other
+//   window k      reads tokens [k S, k S + L) from an empty state; judged are those of the tokens behind each that no
+//                 window before it judged: L in the first window, S in any other
 //   perplexity    exp(sum of losses (nats) / number of judged tokens)
 //
 // Every token but the first is judged once; where a token stands before each window (`begin`), the first one too.
