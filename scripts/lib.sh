@@ -10,8 +10,9 @@ build_packages=(g++ cmake ninja-build ccache libeigen3-dev nlohmann-json3-dev li
 test_packages=(git pkg-config doctest-dev libbenchmark-dev)
 clang_packages=(clang libclang-rt-dev libomp-dev)
 text_packages=(bible-kjv bible-kjv-text)
-# Taken where the release has them: the format check asks for this one release of clang-format.
-optional_packages=(clang-format-14)
+# Taken where the release has them: the format check asks for this one release of clang-format, and SentencePiece is one
+# of the ways to tokenize.
+optional_packages=(clang-format-14 libsentencepiece-dev)
 
 die() {
   echo "error: $*" >&2

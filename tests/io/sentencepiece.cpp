@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <zamba/io/sentencepiece.hpp>
+#include <zamba/io/text_stream.hpp>
+
+#include "tests/support/temporary_folder.hpp"
+#include "tests/support/tokenizer_lines.hpp"
+
+using zamba::SentencePiece;
+using zamba::Token;
+
+TEST_SUITE("io/sentencepiece") {
+  TEST_CASE("ids are those of another release of the library, and texts come back, whole and as a stream") {
+    const auto tokenizer = SentencePiece::load(zamba_test::tokenizer_data("llama.model"));
+    const auto lines = zamba_test::tokenizer_lines();
+    const auto wanted = zamba_test::tokenizer_ids("sentencepiece");
+    int wrong_ids = 0, wrong_texts = 0, wrong_streams = 0;
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      const auto tokens = tokenizer.encode(lines[i], {.add_special = false});
+      wrong_ids += tokens != wanted[i];
+      const std::string text = tokenizer.decode(tokens);
+      if (lines[i].find(zamba::detail::space_mark) == std::string::npos) wrong_texts += text != lines[i];
+      zamba::TextStream<SentencePiece> stream(tokenizer);
+      std::string streamed;
+      for (const Token token : tokens) streamed += stream.push(token);
+      wrong_streams += streamed + stream.finish() != text;
+    }
+    CHECK(wanted.size() >= 400);
+    CHECK(wrong_ids == 0);
+    CHECK(wrong_texts == 0);
+    CHECK(wrong_streams == 0);
+  }
+
+  TEST_CASE("special tokens, names and bytes") {
+    const auto tokenizer = SentencePiece::load(zamba_test::tokenizer_data("llama.model"));
+    CHECK(tokenizer.vocabulary() == 700);
+    CHECK(tokenizer.unk() == 0);
+    CHECK(tokenizer.bos() == 1);
+    CHECK(tokenizer.eos() == 2);
+    CHECK(!tokenizer.pad());
+    CHECK(tokenizer.id("<s>") == 1);
+    CHECK(tokenizer.id("<unk>") == 0);
+    CHECK(!tokenizer.id("no such piece"));
+    CHECK(tokenizer.token(1) == "<s>");
+    CHECK(tokenizer.is_special(2));
+    CHECK(!tokenizer.is_special(3));
+    CHECK(tokenizer.encode("a").front() == 1);
+    CHECK(tokenizer.decode(tokenizer.encode(" a")) == " a");
+    CHECK(tokenizer.decode(std::vector<Token>{1, 3 + 'a', 2}) == "a");
+    CHECK(tokenizer.decode(std::vector<Token>{1, 3 + 0xff, 2}, {.special = true}) == "<s>\xff</s>");
+    CHECK_THROWS_WITH(tokenizer.token(700), "zamba: SentencePiece: token 700 is not in the vocabulary of 700");
+    CHECK_THROWS_AS(tokenizer.decode(std::vector<Token>{-1}), zamba::Error);
+  }
+
+  TEST_CASE("files that are no model are refused") {
+    const zamba_test::TemporaryFolder folder;
+    CHECK_THROWS_AS(SentencePiece::load(folder.path), zamba::Error);
+    zamba_test::write_text(folder.path / "tokenizer.model", "no model");
+    CHECK_THROWS_AS(SentencePiece::load(folder.path), zamba::Error);
+    CHECK_THROWS_AS(SentencePiece::parse(""), zamba::Error);
+  }
+}
