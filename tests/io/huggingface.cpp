@@ -2,7 +2,9 @@
 // Checkpoints in the Hugging Face layout: what is loaded, what is saved, and what is refused with which message.
 #include <zamba/io/huggingface.hpp>
 
+#include <iterator>
 #include <limits>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -174,8 +176,6 @@ TEST_CASE("huggingface: all that does not fit is listed, and the model stays as 
     auto& bias = tensors["model.layers.1.mamba.dt_proj_bias"];
     bias.dtype = DType::I64;
     bias.shape = {32};
-    tensors["model.embed_tokens.weight"].element<float>(7) = std::numeric_limits<float>::quiet_NaN();
-    tensors["model.embed_tokens.weight"].element<float>(9) = -std::numeric_limits<float>::infinity();
   });
   CAPTURE(message);
   CHECK(contains(message, "model.layers.0.mamba.D: missing, wanted with shape (2, 32)"));
@@ -183,8 +183,19 @@ TEST_CASE("huggingface: all that does not fit is listed, and the model stays as 
   CHECK(contains(message, "'model.extra?.weight': surplus"));
   CHECK(contains(message, "model.layers.1.mamba.A_log: wanted shape (2, 32, 16), came (2, 16, 32)"));
   CHECK(contains(message, "model.layers.1.mamba.dt_proj_bias: wanted F64, F32, F16 or BF16, came I64"));
-  CHECK(contains(message, "model.embed_tokens.weight: 2 of 3072 values are NaN or infinite"));
-  CHECK(std::count(message.begin(), message.end(), '\n') == 6);
+  CHECK(std::count(message.begin(), message.end(), '\n') == 5);
+}
+
+TEST_CASE("huggingface: all values that are not finite are counted, and the model stays as it was") {
+  const std::string message = refusal_of_tensors([](HeldTensors& tensors) {
+    tensors["model.embed_tokens.weight"].element<float>(7) = std::numeric_limits<float>::quiet_NaN();
+    tensors["model.embed_tokens.weight"].element<float>(9) = -std::numeric_limits<float>::infinity();
+    tensors["model.layers.8.mamba.in_proj.weight"].element<float>(4095) = std::numeric_limits<float>::infinity();
+  });
+  CAPTURE(message);
+  CHECK(contains(message, "model.embed_tokens.weight: 2 of 3072 values are NaN or infinite, wanted none"));
+  CHECK(contains(message, "model.layers.8.mamba.in_proj.weight: 1 of 4096 values are NaN or infinite, wanted none"));
+  CHECK(std::count(message.begin(), message.end(), '\n') == 2);
 }
 
 TEST_CASE("huggingface: NaN weights are taken where that is asked for") {
@@ -242,4 +253,80 @@ TEST_CASE("huggingface: what cannot be written is an error, and the old files st
   CHECK(read_text(folder.path / "file") == "text");
   std::filesystem::create_directories(folder.path / "model" / "model.safetensors");
   CHECK(contains(message_of([&] { save_huggingface(model, folder.path / "model"); }), "cannot write"));
+}
+
+TEST_CASE("huggingface: in shards, the same weights and the same bytes") {
+  const TemporaryFolder folder;
+  const auto model = load_huggingface<ZambaCase, bf16>(case_path("zamba"));
+  for (const char* copy : {"first", "second"}) save_huggingface(model, folder.path / copy, {.max_shard_bytes = 40'000});
+  std::size_t files = 0;
+  for (const auto& file : std::filesystem::directory_iterator(folder.path / "first")) {
+    ++files;
+    CHECK(read_text(file.path()) == read_text(folder.path / "second" / file.path().filename()));
+  }
+  CHECK(files > 4);  // config.json, the index, and shards
+  CHECK_FALSE(std::filesystem::exists(folder.path / "first" / "model.safetensors"));
+  CHECK(all_bytes(load_huggingface<ZambaCase, bf16>(folder.path / "first")) == all_bytes(model));
+
+  save_huggingface(model, folder.path / "first");
+  save_huggingface(model, folder.path / "whole");
+  CHECK(read_text(folder.path / "first" / "model.safetensors") ==
+        read_text(folder.path / "whole" / "model.safetensors"));
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path / "first"), {}) == 2);
+}
+
+TEST_CASE("huggingface: from memory, in one file or several") {
+  const TemporaryFolder folder;
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  save_huggingface(model, folder.path, {.max_shard_bytes = 60'000});
+  std::vector<std::string> texts;
+  CheckpointBytes memory;
+  for (const auto& file : std::filesystem::directory_iterator(folder.path))
+    if (file.path().extension() == ".safetensors") texts.push_back(read_text(file.path()));
+  REQUIRE(texts.size() > 2);
+  const auto bytes_of = [](const std::string& text) { return std::as_bytes(std::span(text)); };
+  for (std::size_t i = 0; i < texts.size(); ++i)
+    memory.safetensors.push_back({"shard " + std::to_string(i), bytes_of(texts[i])});
+  const std::string config = read_text(folder.path / "config.json");
+  memory.config = {"the config", bytes_of(config)};
+  CHECK(all_bytes(load_huggingface<ZambaCase>(memory)) == all_bytes(model));
+  auto other = Model<ZambaCase>(Seed{1});
+  load_huggingface(other, memory);
+  CHECK(all_bytes(other) == all_bytes(model));
+
+  CHECK(contains(message_of([&] { load_huggingface<ZambaGqaCase>(memory); }), "the config does not describe"));
+  memory.safetensors.push_back(memory.safetensors[0]);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(memory); }), "is in another file of this checkpoint"));
+  memory.safetensors.resize(1);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(memory); }), "the checkpoint in memory does not fit"));
+  memory.safetensors[0].bytes = memory.safetensors[0].bytes.first(100);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(memory); }), "shard 0: "));
+}
+
+TEST_CASE("huggingface: progress, and a load that is cancelled") {
+  using Pair = std::pair<std::uint64_t, std::uint64_t>;
+  const CaseCopy copy("zamba");
+  copy.edit("model.safetensors",
+            [](HeldTensors& tensors) { tensors.add_copy("model.embed_tokens.weight", "lm_head.weight"); });
+  std::uint64_t bytes = 0;
+  for (const auto& tensor : HeldTensors(copy.path() / "model.safetensors").tensors) bytes += tensor.bytes.size();
+  std::vector<Pair> calls;
+  const auto load = [&](std::uint64_t until) {
+    calls.clear();
+    Model<ZambaCase, bf16> model(Seed{1});
+    const auto before = all_bytes(model);
+    const std::string message = message_of([&] {
+      load_huggingface(model, copy.path(), {.progress = [&](std::uint64_t done, std::uint64_t total) {
+                         calls.emplace_back(done, total);
+                         return done < until;
+                       }});
+    });
+    CHECK((all_bytes(model) == before) == !message.empty());
+    return message;
+  };
+  CHECK(load(bytes + 1) == "");
+  CHECK(calls == std::vector<Pair>{{0, bytes}, {bytes, bytes}});  // a small model is done between two calls
+  CHECK(contains(load(0), "was cancelled after 0 of " + std::to_string(bytes) + " bytes"));
+  CHECK(calls.size() == 1);
+  CHECK(contains(load(bytes), "the checkpoint in '" + copy.path().string() + "' was cancelled after"));
 }

@@ -16,21 +16,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include <zamba/detail/problems.hpp>
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/dtype.hpp>
 
 namespace zamba::detail {
-
-/// A name from a file, as part of a message: bounded, and without control characters.
-inline std::string quote(std::string_view name) {
-  constexpr std::size_t longest = 120;
-  std::string text = "'";
-  text.append(name.substr(0, longest)).append(name.size() > longest ? "...'" : "'");
-  std::replace_if(
-      text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
-  return text;
-}
 
 inline constexpr std::size_t longest_header = 100'000'000;
 inline constexpr std::size_t highest_rank = 32;

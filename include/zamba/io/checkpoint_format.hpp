@@ -25,6 +25,8 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/json_object.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
@@ -104,42 +106,14 @@ inline std::vector<ParameterPart> parameter_parts(const std::vector<ParameterEnt
       const Index size = std::accumulate(tensor.shape.begin(), tensor.shape.end(), Index{1}, std::multiplies<>());
       require(size % cols == 0, "CheckpointLayout: ", tensor.name, " must hold whole rows of ", cols,
               " elements of parameter ", entry.name, ", came ", size, " elements");
+      require(!tensor.interleaved || size / cols % 2 == 0, "CheckpointLayout: ", tensor.name,
+              " is interleaved, which wants an even number of rows, came ", size / cols);
       parts.push_back({&tensor, &entry, first, size / cols, cols});
       first += size / cols;
     }
     require(first == rows, "CheckpointLayout: parameter ", entry.name, " has ", rows, " rows, its parts hold ", first);
   }
   return parts;
-}
-
-inline constexpr std::size_t longest_config = 16 << 20;
-inline constexpr int deepest_config = 64;
-
-/// A JSON value as part of a message: bounded.
-inline std::string value_text(const nlohmann::json& value) {
-  constexpr std::size_t longest = 120;
-  std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  return text.size() > longest ? text.substr(0, longest) + "..." : text;
-}
-
-/// Text as a JSON object. Nesting is bounded here, since values are compared and printed recursively.
-inline nlohmann::json parse_config(std::string_view text, const std::string& origin) {
-  using json = nlohmann::json;
-  require(text.size() <= longest_config, origin, ": at most ", longest_config, " bytes are allowed, came ",
-          text.size());
-  // The JSON parser takes a zero byte for the end of its input.
-  require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
-  json config;
-  try {
-    config = json::parse(text, [&](int depth, json::parse_event_t, json&) {
-      require(depth <= deepest_config, origin, ": nested deeper than ", deepest_config, " levels");
-      return true;
-    });
-  } catch (const json::exception& error) {
-    fail(origin, ": not valid JSON: ", quote(error.what()));
-  }
-  require(config.is_object(), origin, ": wanted a JSON object, came ", config.type_name());
-  return config;
 }
 
 /// Equal, and of the same JSON type. Numbers with a fraction to six digits: some programs write them through float.
@@ -166,9 +140,9 @@ inline std::vector<std::string> config_differences(const nlohmann::json& config,
 
 /// Throws one Error with all differences.
 inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
-  std::string problems;
-  for (const std::string& difference : config_differences(config, keys)) problems += "\n  " + difference;
-  require(problems.empty(), origin, " does not describe this model:", problems);
+  Problems problems;
+  for (const std::string& difference : config_differences(config, keys)) problems.add(difference);
+  problems.check(origin + " does not describe this model:");
 }
 
 /// The text of config.json.
@@ -186,7 +160,7 @@ inline std::string config_text(const CheckpointLayout& layout, std::string_view 
 template <class Net>
 void check_config(std::string_view text, const std::string& origin = "config.json") {
   static const CheckpointLayout layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, float>());
-  detail::check_config(detail::parse_config(text, origin), layout.config, origin);
+  detail::check_config(detail::parse_object(text, origin), layout.config, origin);
 }
 
 }  // namespace zamba

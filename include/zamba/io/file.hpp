@@ -83,6 +83,21 @@ class MappedFile {
   /// Stays where it is when the MappedFile is moved.
   std::span<const std::byte> bytes() const { return bytes_; }
 
+  /// Lets go of the memory of the pages that hold `part`, if it is of this file: they are read again when they are
+  /// touched again. Whoever reads a file larger than memory once calls this behind the reading.
+  void release(std::span<const std::byte> part) const {
+    const std::less_equal<const std::byte*> before;  // defined for pointers into anything, as < is not
+    if (part.empty() || !before(bytes_.data(), part.data()) ||
+        !before(part.data() + part.size(), bytes_.data() + bytes_.size())) {
+      return;
+    }
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const std::size_t first = static_cast<std::size_t>(part.data() - bytes_.data()) / page * page;
+    const std::size_t end = static_cast<std::size_t>(part.data() - bytes_.data()) + part.size();
+    // A hint: where the system does not take it, the pages stay until it needs them.
+    ::madvise(const_cast<std::byte*>(bytes_.data()) + first, end - first, MADV_DONTNEED);
+  }
+
  private:
   std::span<const std::byte> bytes_;
 };
@@ -138,6 +153,11 @@ class FileWriter {
 
 namespace detail {
 
+/// Returns when the disk has the names in a folder; file systems that cannot flush one say EINVAL.
+inline void sync_folder(int folder) {
+  if (::fsync(folder) != 0 && errno != EINVAL) fail("the folder was not flushed: ", errno_text(errno));
+}
+
 /// A new file in `folder`, removed at the end of the scope unless it was renamed before.
 class TemporaryFile {
  public:
@@ -174,6 +194,17 @@ class TemporaryFile {
 
 }  // namespace detail
 
+/// Removes a file, if there is one, and returns when the disk knows.
+inline void remove_file(const std::filesystem::path& path) {
+  if (::unlink(path.c_str()) != 0) {
+    if (errno == ENOENT) return;
+    fail("cannot remove '", path.string(), "': ", detail::errno_text(errno));
+  }
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  const detail::Descriptor folder(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() >= 0) detail::sync_folder(folder.get());
+}
+
 /// Writes a file under a temporary name in the same folder, flushes it to the disk and renames it over `path`: a
 /// reader, or a machine that stops at any moment, sees the whole old file or the whole new one. Where anything fails,
 /// an exception of `writer` included, the temporary file is removed, the old file stays, and Error names path and
@@ -194,10 +225,7 @@ inline void replace_file(const std::filesystem::path& path, const std::function<
       if (temporary.file().close() != 0) fail(detail::errno_text(errno), " (closing)");
       temporary.rename_to(name);
     }
-    // The rename itself reaches the disk with the folder; file systems that cannot flush a folder say EINVAL.
-    if (::fsync(folder.get()) != 0 && errno != EINVAL) {
-      fail("the new file is in place, but its folder was not flushed: ", detail::errno_text(errno));
-    }
+    detail::sync_folder(folder.get());  // the rename itself reaches the disk with it
     return;
   } catch (const std::exception& error) {
     cause = error.what();

@@ -1,31 +1,38 @@
 // SPDX-License-Identifier: MIT
-// Models from and to the Hugging Face layout: a folder with config.json and model.safetensors.
+// Models from and to the Hugging Face layout: a folder with config.json and model.safetensors, or shards and their
+// index (sharded_safetensors.hpp); or the same files in memory.
 //
 //   auto model = zamba::load_huggingface<zamba::Zamba7B, zamba::bf16>("Zamba-7B-v1");
-//   zamba::save_huggingface(model, "my-model");
+//   zamba::save_huggingface(model, "my-model", {.max_shard_bytes = 5'000'000'000});
 //
-// Loading is strict. config.json must describe the type, and the file must hold every parameter in its shape, finite,
-// and nothing else; an Error lists all that does not fit, and the model stays as it was. The file is mapped, so beside
-// the model at most one tensor is in memory. Values are converted once, to nearest; where the types are equal they are
-// copied bit by bit.
-// Saving writes weights in the model's storage type and parameters kept in higher precision in theirs.
+// Loading is strict. config.json must describe the type, and the files must hold every parameter in its shape, finite,
+// and nothing else. An Error lists all keys that differ, else all tensors that do not fit, else all values that do not.
+// Values are converted once, to nearest; where the types are equal they are copied bit by bit. Files are mapped, read
+// once, and let go of piece by piece, so a load takes the memory of the model and little more.
+// Saving writes weights in the model's storage type and parameters kept in higher precision in theirs. A checkpoint of
+// the same type is replaced whole or not at all; one of another type may be left, by a machine that stops in between,
+// with a config.json that does not fit its tensors, which loading refuses.
 #pragma once
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <set>
-#include <sstream>
+#include <functional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <utility>
 #include <vector>
 
+#include <zamba/detail/json_object.hpp>
+#include <zamba/detail/problems.hpp>
+#include <zamba/detail/weight_loader.hpp>
 #include <zamba/io/checkpoint_format.hpp>
 #include <zamba/io/file.hpp>
 #include <zamba/io/safetensors.hpp>
+#include <zamba/io/sharded_safetensors.hpp>
 #include <zamba/model.hpp>
 #include <zamba/models/zamba_checkpoint.hpp>
 
@@ -33,145 +40,76 @@ namespace zamba {
 
 struct LoadOptions {
   bool allow_non_finite = false;  // take NaN and infinite weights as they are
+  /// Called with the bytes that are done and all of them, at the beginning, every few megabytes, and at the end.
+  /// Loading ends with an Error where it returns false.
+  std::function<bool(std::uint64_t done, std::uint64_t total)> progress = {};
+};
+
+struct SaveOptions {
+  std::uint64_t max_shard_bytes = 0;  // of the tensors in one file; 0: all in one
+};
+
+/// A checkpoint in memory of the caller's. Names are for messages.
+struct CheckpointBytes {
+  NamedBytes config;
+  std::vector<NamedBytes> safetensors;
 };
 
 namespace detail {
 
-/// The tensors of a checkpoint, wherever in its files they are.
-class CheckpointFiles {
- public:
-  explicit CheckpointFiles(const std::vector<std::filesystem::path>& paths) {
-    for (const auto& path : paths) files_.push_back(Safetensors::open(path));
-    for (const Safetensors& file : files_)
-      for (const TensorEntry& tensor : file.tensors())
-        require(names_.insert(tensor.name).second, file.origin(), ": tensor ", quote(tensor.name),
-                " is in another file of this checkpoint too");
-  }
-
-  const TensorEntry* find(const std::string& name) const {
-    for (const Safetensors& file : files_)
-      if (const TensorEntry* found = file.find(name)) return found;
-    return nullptr;
-  }
-  const std::set<std::string>& names() const { return names_; }
-
- private:
-  std::vector<Safetensors> files_;
-  std::set<std::string> names_;
+/// A checkpoint whose config has been read, and whose tensors have not.
+struct CheckpointSource {
+  std::string origin, config_origin;  // for messages
+  nlohmann::json config;
+  std::function<ShardedSafetensors()> open;
 };
 
-/// The files that hold the tensors of a checkpoint.
-inline std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& directory) {
-  return {directory / "model.safetensors"};
+inline std::string_view text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-inline nlohmann::json read_config(const std::filesystem::path& directory) {
-  require(std::filesystem::is_directory(directory), "load_huggingface: '", directory.string(), "' is not a folder");
+inline CheckpointSource source_of(const std::filesystem::path& directory) {
+  std::error_code error;
+  require(std::filesystem::is_directory(directory, error), "load_huggingface: '", directory.string(),
+          "' is not a folder");
+  const std::string origin = (directory / "config.json").string();
   const MappedFile file(directory / "config.json");
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  return parse_config(text, (directory / "config.json").string());
+  return {"the checkpoint in '" + directory.string() + "'", origin, parse_object(text_of(file.bytes()), origin),
+          [directory] { return ShardedSafetensors::open(directory); }};
 }
 
-/// "(96, 4)".
-inline std::string shape_text(const std::vector<Index>& shape) {
-  std::string text = "(";
-  for (const Index extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
-  return text + ")";
+inline CheckpointSource source_of(const CheckpointBytes& checkpoint) {
+  const auto& [name, bytes] = checkpoint.config;
+  return {"the checkpoint in memory", name, parse_object(text_of(bytes), name),
+          [files = std::span(checkpoint.safetensors)] { return ShardedSafetensors::parse(files); }};
 }
 
-inline bool same_shape(std::vector<Index> a, std::vector<Index> b) {
-  std::erase(a, 1);
-  std::erase(b, 1);
-  return a == b;
-}
+template <class Net, class T, class Device>
+Model<Net, T, Device> load_model(const CheckpointSource& source, const LoadOptions& options) {
+  using F = compute_t<T>;
+  const auto entries = list_parameters<Net, T>();
+  const CheckpointLayout layout = CheckpointFormat<Net>::layout(entries);
+  check_config(source.config, layout.config, source.config_origin);
+  const ShardedSafetensors files = source.open();
+  const auto matched = match_tensors(files, parameter_parts(entries, layout), source.origin);
 
-/// How many values of a tensor are NaN or infinite as a model would store them.
-template <class Stored>
-Index count_non_finite(const TensorEntry& tensor) {
-  constexpr Index piece = 1 << 14;
-  std::vector<Stored> values(static_cast<std::size_t>(std::min(piece, tensor.count())));
-  Index count = 0;
-  for (Index first = 0; first < tensor.count(); first += piece) {
-    const Index n = std::min(piece, tensor.count() - first);
-    read_values(tensor, first, n, values.data());
-    for (Index i = 0; i < n; ++i) count += !std::isfinite(static_cast<compute_t<Stored>>(values[i]));
+  Model<Net, T, Device> model{Uninitialised{}};
+  WeightReader reader(files, matched, options.progress, source.origin);
+  Problems problems;
+  for (const MatchedPart& match : matched) {
+    const ParameterEntry& entry = *match.part.entry;
+    const Index first = match.part.first * match.part.cols;
+    std::byte* to = model.data(entry) + first * static_cast<Index>(entry.precise ? sizeof(F) : sizeof(T));
+    const Index non_finite =
+        entry.precise ? reader.template read<F, Device>(match, to) : reader.template read<T, Device>(match, to);
+    if (non_finite > 0 && !options.allow_non_finite)
+      problems.add(match.tensor->name + ": " + std::to_string(non_finite) + " of " +
+                   std::to_string(match.tensor->count()) + " values are NaN or infinite, wanted none");
+    for (const TensorEntry* copy : match.copies)
+      if (!reader.same(*copy, *match.tensor)) problems.add(not_a_copy(*copy, *match.tensor));
   }
-  return count;
-}
-
-inline Index count_non_finite(const TensorEntry& tensor, DType stored) {
-  if (stored == DType::F64) return count_non_finite<double>(tensor);
-  return stored == DType::F32 ? count_non_finite<float>(tensor) : count_non_finite<bf16>(tensor);
-}
-
-inline bool is_weight_type(DType dtype) {
-  return dtype == DType::F64 || dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16;
-}
-
-/// What is wrong with one tensor of a file, or nothing.
-inline std::string problem_of(const TensorEntry& tensor, const CheckpointTensor& wanted) {
-  if (!is_weight_type(tensor.dtype)) return "wanted F64, F32, F16 or BF16, came " + std::string(name_of(tensor.dtype));
-  if (!same_shape(tensor.shape, wanted.shape))
-    return "wanted shape " + shape_text(wanted.shape) + ", came " + shape_text(tensor.shape);
-  return {};
-}
-
-/// The tensor of each part. Throws one Error with everything that is missing, surplus, of another shape or type, not
-/// finite, or differs between copies. `stored` gives the type in which the model keeps a parameter.
-template <class StoredType>
-std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, const std::vector<ParameterPart>& parts,
-                                              StoredType&& stored, const LoadOptions& options,
-                                              const std::string& origin) {
-  std::vector<const TensorEntry*> matched;
-  std::set<std::string> surplus = files.names();
-  std::string problems;
-  const auto complain = [&](const std::string& name, const std::string& problem) {
-    problems += "\n  " + name + ": " + problem;
-  };
-  for (const ParameterPart& part : parts) {
-    const CheckpointTensor& wanted = *part.tensor;
-    const TensorEntry* tensor = matched.emplace_back(files.find(wanted.name));
-    surplus.erase(wanted.name);
-    if (!tensor) {
-      complain(wanted.name, "missing, wanted with shape " + shape_text(wanted.shape));
-    } else if (const auto problem = problem_of(*tensor, wanted); !problem.empty()) {
-      complain(wanted.name, problem);
-    } else if (!options.allow_non_finite) {
-      if (const Index count = count_non_finite(*tensor, stored(*part.entry)); count > 0)
-        complain(wanted.name, std::to_string(count) + " of " + std::to_string(tensor->count()) +
-                                  " values are NaN or infinite, wanted none");
-    }
-    for (const std::string& name : wanted.copies) {
-      surplus.erase(name);
-      const TensorEntry* copy = files.find(name);
-      if (copy && tensor &&
-          (copy->dtype != tensor->dtype || !same_shape(copy->shape, tensor->shape) ||
-           !std::equal(copy->bytes.begin(), copy->bytes.end(), tensor->bytes.begin(), tensor->bytes.end())))
-        complain(name, "wanted the same values as in " + wanted.name + ", of which it is a copy, came others");
-    }
-  }
-  for (const std::string& name : surplus) complain(quote(name), "surplus, the model has no such parameter");
-  require(problems.empty(), origin, " does not fit this model:", problems);
-  return matched;
-}
-
-/// Writes the values of a tensor to the memory of its rows, converted and with the rows in our order.
-template <class Stored, class Device>
-void load_values(const TensorEntry& tensor, const ParameterPart& part, std::byte* to) {
-  const auto& [place, entry, before, rows, cols] = part;
-  if (tensor.dtype == dtype_of<Stored>() && !place->interleaved) {
-    Memory<Device>::copy_from_host(to, tensor.bytes.data(), tensor.bytes.size());
-    return;
-  }
-  const Index at_once = std::max<Index>(1, (1 << 16) / cols);
-  std::vector<Stored> staged(static_cast<std::size_t>(std::min(rows, at_once) * cols));
-  for (Index first = 0; first < rows; first += at_once) {
-    const Index count = std::min(at_once, rows - first);
-    for (Index row = 0; row < count; ++row)
-      read_values(tensor, place->file_row(first + row, rows) * cols, cols, staged.data() + row * cols);
-    Memory<Device>::copy_from_host(to + first * cols * static_cast<Index>(sizeof(Stored)), staged.data(),
-                                   static_cast<std::size_t>(count * cols) * sizeof(Stored));
-  }
+  problems.check(source.origin + " does not fit this model:");
+  return model;
 }
 
 /// The rows of a part, `row_bytes` each, from our order to that of the file.
@@ -183,39 +121,34 @@ inline void to_file_order(const ParameterPart& part, const std::byte* from, std:
 
 }  // namespace detail
 
-/// Replaces the weights of a model by those of a checkpoint: all of them, or, with an Error, none.
-template <class Net, class T, class Device>
-void load_huggingface(Model<Net, T, Device>& model, const std::filesystem::path& directory, LoadOptions options = {}) {
-  using F = compute_t<T>;
-  const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
-  const auto parts = detail::parameter_parts(model.entries(), layout);
-  detail::check_config(detail::read_config(directory), layout.config, (directory / "config.json").string());
-  const detail::CheckpointFiles files(detail::checkpoint_files(directory));
-  const auto stored = [](const ParameterEntry& entry) { return entry.precise ? dtype_of<F>() : dtype_of<T>(); };
-  const auto tensors =
-      detail::match_tensors(files, parts, stored, options, "the checkpoint in '" + directory.string() + "'");
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const auto& [tensor, entry, first, rows, cols] = parts[i];
-    std::byte* to = model.data(*entry) + first * cols * static_cast<Index>(size_of(stored(*entry)));
-    if (entry->precise)
-      detail::load_values<F, Device>(*tensors[i], parts[i], to);
-    else
-      detail::load_values<T, Device>(*tensors[i], parts[i], to);
-  }
-}
-
 /// A model with the weights of a checkpoint.
 template <class Net, class T = float, class Device = cpu>
-Model<Net, T, Device> load_huggingface(const std::filesystem::path& directory, LoadOptions options = {}) {
-  Model<Net, T, Device> model{Uninitialised{}};
-  load_huggingface(model, directory, options);
-  return model;
+Model<Net, T, Device> load_huggingface(const std::filesystem::path& directory, const LoadOptions& options = {}) {
+  return detail::load_model<Net, T, Device>(detail::source_of(directory), options);
+}
+template <class Net, class T = float, class Device = cpu>
+Model<Net, T, Device> load_huggingface(const CheckpointBytes& checkpoint, const LoadOptions& options = {}) {
+  return detail::load_model<Net, T, Device>(detail::source_of(checkpoint), options);
 }
 
-/// Writes config.json and model.safetensors, each beside the old file and renamed over it; makes the folder if there is
+/// Replaces a model by one with the weights of a checkpoint or, with an Error, leaves it as it was. Both are in memory
+/// meanwhile.
+template <class Net, class T, class Device>
+void load_huggingface(Model<Net, T, Device>& model, const std::filesystem::path& directory,
+                      const LoadOptions& options = {}) {
+  model = load_huggingface<Net, T, Device>(directory, options);
+}
+template <class Net, class T, class Device>
+void load_huggingface(Model<Net, T, Device>& model, const CheckpointBytes& checkpoint,
+                      const LoadOptions& options = {}) {
+  model = load_huggingface<Net, T, Device>(checkpoint, options);
+}
+
+/// Writes config.json and the tensors, each file beside the old one and renamed over it; makes the folder if there is
 /// none. Equal models give equal bytes.
 template <class Net, class T, class Device>
-void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory) {
+void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory,
+                      const SaveOptions& options = {}) {
   using F = compute_t<T>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
   const auto parts = detail::parameter_parts(model.entries(), layout);
@@ -238,7 +171,7 @@ void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem:
                          return std::span<const std::byte>(reordered);
                        }});
   }
-  write_safetensors(directory / "model.safetensors", sources, {{"format", "pt"}});
+  write_sharded_safetensors(directory, sources, {{"format", "pt"}}, options.max_shard_bytes);
   constexpr std::string_view dtype = std::is_same_v<T, double>  ? "float64"
                                      : std::is_same_v<T, float> ? "float32"
                                                                 : "bfloat16";

@@ -37,24 +37,32 @@ class Registry {
 
   /// Which of them the config.json in a folder describes. Reads no weights.
   const ModelFacts& match(const std::filesystem::path& directory, std::optional<DType> storage = {}) const {
-    return models_[find(detail::read_config(directory), (directory / "config.json").string(), storage)];
+    return models_[find(detail::source_of(directory), storage)];
   }
 
-  /// The model in a folder; everything else is as load_huggingface has it.
+  /// The model in a folder, or in memory; everything else is as load_huggingface has it.
   AnyModel load(const std::filesystem::path& directory, const LoadOptions& options = {},
                 std::optional<DType> storage = {}) const {
-    const std::size_t i = find(detail::read_config(directory), (directory / "config.json").string(), storage);
-    return types_[i].load(directory, options, models_[i]);
+    return load(detail::source_of(directory), options, storage);
+  }
+  AnyModel load(const CheckpointBytes& checkpoint, const LoadOptions& options = {},
+                std::optional<DType> storage = {}) const {
+    return load(detail::source_of(checkpoint), options, storage);
   }
 
  private:
+  using Source = detail::CheckpointSource;
   struct Type {
     std::vector<ConfigKey> config;
-    AnyModel (*load)(const std::filesystem::path& directory, const LoadOptions& options, const ModelFacts& facts);
+    AnyModel (*load)(const Source& source, const LoadOptions& options, const ModelFacts& facts);
   };
 
-  std::size_t find(const nlohmann::json& config, const std::string& origin, std::optional<DType> wanted) const;
-  [[noreturn]] void refuse(const nlohmann::json& config, const std::string& origin) const;
+  AnyModel load(const Source& source, const LoadOptions& options, std::optional<DType> storage) const {
+    const std::size_t i = find(source, storage);
+    return types_[i].load(source, options, models_[i]);
+  }
+  std::size_t find(const Source& source, std::optional<DType> wanted) const;
+  [[noreturn]] void refuse(const Source& source) const;
 
   std::vector<ModelFacts> models_;
   std::vector<Type> types_;  // beside models_
@@ -91,19 +99,19 @@ Registry& Registry::add(const std::string& name) {
     require(other.name != name || other.storage != dtype_of<T>(), "Registry: ", detail::model_text(other),
             " is there already");
   models_.push_back(ModelFacts::of<Net, T>(name, model_type));
-  types_.push_back({std::move(layout.config), [](const auto& directory, const auto& options, const auto& facts) {
-                      return AnyModel(load_huggingface<Net, T, Device>(directory, options), facts.name,
+  types_.push_back({std::move(layout.config), [](const Source& source, const auto& options, const auto& facts) {
+                      return AnyModel(detail::load_model<Net, T, Device>(source, options), facts.name,
                                       facts.model_type);
                     }});
   return *this;
 }
 
-inline std::size_t Registry::find(const nlohmann::json& config, const std::string& origin,
-                                  std::optional<DType> wanted) const {
+inline std::size_t Registry::find(const Source& source, std::optional<DType> wanted) const {
+  const nlohmann::json& config = source.config;
   std::vector<std::size_t> fitting;
   for (std::size_t i = 0; i < types_.size(); ++i)
     if (detail::config_differences(config, types_[i].config).empty()) fitting.push_back(i);
-  if (fitting.empty()) refuse(config, origin);
+  if (fitting.empty()) refuse(source);
   const auto stored_as = [&](DType storage) {
     return std::find_if(fitting.begin(), fitting.end(), [&](std::size_t i) { return models_[i].storage == storage; });
   };
@@ -111,14 +119,17 @@ inline std::size_t Registry::find(const nlohmann::json& config, const std::strin
     std::string present;
     for (const std::size_t i : fitting) present += "\n  " + detail::model_text(models_[i]);
     const auto at = stored_as(*wanted);
-    require(at != fitting.end(), origin, " is wanted in ", name_of(*wanted), ", but compiled in are:", present);
+    require(at != fitting.end(), source.config_origin, " is wanted in ", name_of(*wanted),
+            ", but compiled in are:", present);
     return *at;
   }
   const auto at = stored_as(detail::config_dtype(config).value_or(models_[fitting[0]].storage));
   return at != fitting.end() ? *at : fitting[0];
 }
 
-inline void Registry::refuse(const nlohmann::json& config, const std::string& origin) const {
+inline void Registry::refuse(const Source& source) const {
+  const nlohmann::json& config = source.config;
+  const std::string& origin = source.config_origin;
   require(!models_.empty(), origin, ": no model is compiled in");
   const auto type = config.find("model_type");
   std::string present, differences;

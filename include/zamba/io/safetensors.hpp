@@ -64,6 +64,8 @@ class Safetensors {
   const Metadata& metadata() const { return metadata_; }
   /// The path, or what parse() was told.
   const std::string& origin() const { return origin_; }
+  /// MappedFile::release for bytes of tensors; does nothing after parse().
+  void release(std::span<const std::byte> bytes) const { file_.release(bytes); }
 
  private:
   MappedFile file_;

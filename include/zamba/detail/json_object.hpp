@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// JSON files of others: parsed within bounds, and their values as parts of messages.
+#pragma once
+
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <zamba/detail/problems.hpp>
+#include <zamba/error.hpp>
+
+namespace zamba::detail {
+
+inline constexpr std::size_t longest_json = 16 << 20;
+inline constexpr int deepest_json = 64;
+
+/// A JSON value as part of a message: bounded.
+inline std::string value_text(const nlohmann::json& value) {
+  constexpr std::size_t longest = 120;
+  std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return text.size() > longest ? text.substr(0, longest) + "..." : text;
+}
+
+/// Text as a JSON object in which no key occurs twice. Nesting is bounded here, since values are compared and printed
+/// recursively.
+inline nlohmann::json parse_object(std::string_view text, const std::string& origin) {
+  using json = nlohmann::json;
+  require(text.size() <= longest_json, origin, ": at most ", longest_json, " bytes are allowed, came ", text.size());
+  // The JSON parser takes a zero byte for the end of its input.
+  require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
+  std::vector<std::set<std::string>> keys;  // of the objects around what is met
+  const auto check = [&](int depth, json::parse_event_t event, const json& met) {
+    require(depth <= deepest_json, origin, ": nested deeper than ", deepest_json, " levels");
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key) {
+      const auto& key = met.get_ref<const std::string&>();
+      require(keys.back().insert(key).second, origin, ": key ", quote(key), " occurs twice");
+    }
+    return true;
+  };
+  json object;
+  try {
+    object = json::parse(text, check);
+  } catch (const json::exception& error) {
+    fail(origin, ": not valid JSON: ", quote(error.what()));
+  }
+  require(object.is_object(), origin, ": wanted a JSON object, came ", object.type_name());
+  return object;
+}
+
+}  // namespace zamba::detail
