@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <signal.h>
@@ -41,6 +42,7 @@ struct Console {
 class Interrupt {
  public:
   static void listen() {
+    came_ = 0;
     struct sigaction action {};
     action.sa_handler = [](int) { came_ = 1; };
     action.sa_flags = static_cast<int>(SA_RESETHAND);
@@ -50,6 +52,31 @@ class Interrupt {
 
  private:
   inline static volatile std::sig_atomic_t came_ = 0;
+};
+
+/// A line of progress, where messages go to a terminal; it disappears at the end of its scope. What it returns says
+/// whether to go on: not after Ctrl-C.
+class Watch {
+ public:
+  Watch(Console& console, std::string what) : console_(console), what_(std::move(what)) {}
+  ~Watch() {
+    if (console_.err_terminal) console_.err << "\r\x1b[K" << std::flush;
+  }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+  template <class Number>
+  bool operator()(Number done, Number all) const {
+    if (console_.err_terminal && all > 0) {
+      const auto percent = 100. * static_cast<double>(done) / static_cast<double>(all);
+      console_.err << "\r" << what_ << " " << static_cast<int>(percent) << " %\x1b[K" << std::flush;
+    }
+    return !Interrupt::came();
+  }
+
+ private:
+  Console& console_;
+  std::string what_;
 };
 
 /// How many letters must be added, left out or replaced to make b of a.

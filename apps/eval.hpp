@@ -72,29 +72,12 @@ inline nlohmann::ordered_json to_json(const zamba::ItemResult& result) {
           {"choices", choices}};
 }
 
-/// A line of progress on a terminal; false where Ctrl-C came.
-class Watch {
- public:
-  Watch(Console& console, std::string what) : console_(console), what_(std::move(what)) {}
-  ~Watch() {
-    if (console_.err_terminal) console_.err << "\r\x1b[K" << std::flush;
-  }
-  bool operator()(Index done, Index all) const {
-    if (console_.err_terminal) console_.err << "\r" << what_ << " " << done << "/" << all << "\x1b[K" << std::flush;
-    return !Interrupt::came();
-  }
-
- private:
-  Console& console_;
-  std::string what_;
-};
-
 inline void eval_text(const zamba::AnyModel& model, const Text& text, const EvalOptions& options,
                       const std::string& read, Console& console) {
   const std::vector<Token> tokens = text.encode(read);
   zamba::WindowOptions windows{.length = options.length, .stride = options.stride};
   if (!options.no_begin) windows.begin = text.begin();
-  const auto loss = zamba::text_loss(model, tokens, windows, Watch(console, "window"));
+  const auto loss = zamba::text_loss(model, tokens, windows, Watch(console, options.text));
   const double bytes_per_token = static_cast<double>(read.size()) / static_cast<double>(tokens.size());
   console.out << options.text << "\n";
   print_table(console.out, {{"  bytes", grouped(static_cast<Index>(read.size()))},
@@ -138,7 +121,7 @@ inline int eval(std::vector<std::string> arguments, const zamba::Registry& regis
     std::vector<Questions> questions;
     for (const std::string& path : options.items) questions.push_back(read_questions(path, options));
 
-    const zamba::AnyModel model = options.model.load(registry);
+    const zamba::AnyModel model = options.model.load(registry, console);
     const Text text(options.model.directory, model.vocabulary());
     if (text.of_bytes()) console.err << "no tokenizer.json: a byte is a token\n";
     if (!options.text.empty()) eval_text(model, text, options, read, console);

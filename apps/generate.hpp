@@ -11,7 +11,9 @@
 #include <vector>
 
 #include <nlohmann/json.hpp>
+#include <zamba/detail/json_object.hpp>
 #include <zamba/generate/generator.hpp>
+#include <zamba/io/json_lines.hpp>
 
 #include "models.hpp"
 #include "numbers.hpp"
@@ -161,18 +163,13 @@ inline void chat(const zamba::AnyModel& model, const Text& text, const GenerateO
 /// The objects of a file of JSON lines, each with a text "prompt".
 inline std::vector<nlohmann::ordered_json> read_prompts(const std::string& path) {
   std::vector<nlohmann::ordered_json> prompts;
-  const std::string text = read_text_file(path);
-  Index number = 1;
-  for (std::size_t begin = 0; begin < text.size(); ++number) {
-    const std::size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string line = text.substr(begin, end - begin);
-    begin = end + 1;
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
-    auto object = nlohmann::ordered_json::parse(line, nullptr, false);
-    zamba::require(object.is_object() && object.contains("prompt") && object["prompt"].is_string(), path, ", line ",
-                   number, ": wanted a JSON object with a text \"prompt\"");
-    prompts.push_back(std::move(object));
-  }
+  zamba::for_each_json_line(path, [&](std::string_view line, const std::string& place) {
+    const auto object = zamba::detail::parse_object(line, place);
+    zamba::require(object.contains("prompt") && object["prompt"].is_string(), place,
+                   ": field 'prompt': wanted a text, came ",
+                   object.contains("prompt") ? zamba::detail::value_text(object["prompt"]) : "none");
+    prompts.push_back(nlohmann::ordered_json::parse(line));  // its fields in their order
+  });
   zamba::require(!prompts.empty(), "'", path, "' holds no prompts");
   return prompts;
 }
@@ -237,7 +234,7 @@ inline int generate(std::vector<std::string> arguments, const zamba::Registry& r
     }
     if (app.count("--prompt-file")) options.prompt = read_text_file(options.prompt_file);
     if (app.count("--batch")) read_prompts(options.batch);  // before the weights, which take a while
-    const zamba::AnyModel model = options.model.load(registry);
+    const zamba::AnyModel model = options.model.load(registry, console);
     const Text text(options.model.directory, model.vocabulary());
     if (text.of_bytes() && !options.quiet) console.err << "no tokenizer.json: a byte is a token\n";
     Statistics statistics;

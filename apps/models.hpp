@@ -2,6 +2,7 @@
 // The models that the programs have compiled in: a unit for each family, models/<family>.cpp, which lists its sizes.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -39,9 +40,10 @@ struct ModelOptions {
   }
 
   /// The model, which computes with as many threads as were asked for.
-  zamba::AnyModel load(const zamba::Registry& registry) const {
+  zamba::AnyModel load(const zamba::Registry& registry, Console& console) const {
     zamba::this_thread_context<zamba::cpu>() = zamba::Context<zamba::cpu>(threads);
-    return registry.load(directory, {}, storage_of(dtype));
+    const Watch watch(console, "loading");
+    return registry.load(directory, {.progress = std::cref(watch)}, storage_of(dtype));
   }
 };
 

@@ -232,10 +232,20 @@ TEST_SUITE("programs/programs") {
       return generate({m, "--batch", file("bad.jsonl", lines), "--output", output});
     };
     refused(batch("{\"prompt\": \"a\"}\n{\"prompt\": 3}\n"), 1,
-            "bad.jsonl, line 2: wanted a JSON object with a text \"prompt\"");
+            "bad.jsonl, line 2: field 'prompt': wanted a text, came 3");
     refused(batch("{\"prompt\": \"a\"}\n{\"prompt\": \"\"}\n"), 1, "bad.jsonl, prompt 2 is empty");
+    refused(batch("{}"), 1, "bad.jsonl, line 1: field 'prompt': wanted a text, came none");
+    refused(batch("[\"a\"]"), 1, "bad.jsonl, line 1: wanted a JSON object, came array");
     refused(batch(""), 1, "holds no prompts");
     CHECK(!std::filesystem::exists(output));
+  }
+
+  TEST_CASE("Ctrl-C while a model loads") {
+    zamba_apps::Interrupt::listen();
+    std::raise(SIGINT);
+    refused(generate({model_folder(), "--prompt", "a"}), 130, "zamba-generate: ");
+    zamba_apps::Interrupt::listen();
+    CHECK(generate({model_folder(), "--prompt", "a"}).status == 0);
   }
 
   TEST_CASE("eval: a text and its bits a byte") {

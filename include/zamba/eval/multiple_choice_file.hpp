@@ -21,9 +21,9 @@
 #include <vector>
 
 #include <nlohmann/json.hpp>
+#include <zamba/detail/json_object.hpp>
 #include <zamba/eval/multiple_choice.hpp>
-#include <zamba/io/checkpoint_format.hpp>
-#include <zamba/io/file.hpp>
+#include <zamba/io/json_lines.hpp>
 
 namespace zamba {
 
@@ -33,7 +33,7 @@ namespace detail {
 class ItemReader {
  public:
   ItemReader(std::string_view line, std::string origin)
-      : origin_(std::move(origin)), fields_(parse_config(line, origin_)) {}
+      : origin_(std::move(origin)), fields_(parse_object(line, origin_)) {}
 
   MultipleChoiceItem read() const {
     MultipleChoiceItem item;
@@ -198,18 +198,10 @@ class ItemReader {
 
 /// All items of a file. Throws for the first line that is no item, naming file, line and field.
 inline std::vector<MultipleChoiceItem> read_multiple_choice(const std::filesystem::path& path) {
-  const MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   std::vector<MultipleChoiceItem> items;
-  Index number = 1;
-  for (std::size_t begin = 0; begin < text.size(); ++number) {
-    const std::size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view line = text.substr(begin, end - begin);
-    begin = end + 1;
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
-    const std::string origin = path.string() + ", line " + std::to_string(number);
-    items.push_back(detail::ItemReader(line, origin).read());
-  }
+  for_each_json_line(path, [&](std::string_view line, const std::string& place) {
+    items.push_back(detail::ItemReader(line, place).read());
+  });
   require(!items.empty(), "'", path.string(), "' holds no items");
   return items;
 }
