@@ -187,6 +187,23 @@ void check_gradients() {
 
 TEST_SUITE("language_model") {
   TEST_CASE("gradients: two shared blocks, the first layer hybrid") { check_gradients<TwoCopies>(); }
+  TEST_CASE("gradients: Mamba-2 layers with a shared block") { check_gradients<Hybrid2>(); }
+  TEST_CASE("gradients: transformer layers, a head of its own") { check_gradients<Transformer>(); }
+
+  TEST_CASE("a head of its own") {
+    using Tied = LanguageModel<vocabulary, Transformer::Stack>;
+    CHECK(parameter_count<Transformer> == parameter_count<Tied> + vocabulary * 16);
+    CHECK(active_parameter_count<Transformer> == active_parameter_count<Tied>);
+    // With the embedding's numbers it computes what the tied head does.
+    auto own = random_model<Transformer, double>();
+    const auto tied = random_model<Tied, double>();
+    for (std::size_t i = 0; i < tied.entries().size(); ++i) own.write(own.entries()[i], tied.read(tied.entries()[i]));
+    REQUIRE(own.entries().back().name == "head.weight");
+    own.write(own.entries().back(), tied.read(tied.entries().front()));
+    auto state = own.new_state({.max_length = 9});
+    auto state_of_tied = tied.new_state({.max_length = 9});
+    CHECK(values(own.extend(state, random_tokens(9))) == values(tied.extend(state_of_tied, random_tokens(9))));
+  }
 
   TEST_CASE("wrong input to loss is refused by name and leaves the state as it was") {
     const auto model = random_model<TwoCopies, double>();

@@ -12,9 +12,9 @@ namespace {
 using namespace zamba_test;
 
 /// A step's allocations in a batch of `rows`, after the first: at most, over twenty steps.
-template <class T>
+template <class Net, class T>
 long allocations_of_a_step(Index rows, int threads, const SamplerOptions& sampling) {
-  const auto model = random_model<Hybrid, T>();
+  const auto model = random_model<Net, T>();
   Context<cpu> ctx(threads);
   auto state = model.new_state({.batch = rows, .max_length = 64});
   std::vector<std::vector<Token>> prompts;
@@ -47,8 +47,11 @@ TEST_SUITE("decode_allocations") {
       for (const Index rows : {1, 5, 20}) {
         CAPTURE(threads);
         CAPTURE(rows);
-        CHECK(allocations_of_a_step<float>(rows, threads, {.temperature = 0}) == 0);
-        CHECK(allocations_of_a_step<bf16>(rows, threads, {.top_k = 9, .top_p = 0.9, .repetition_penalty = 1.2}) == 0);
+        CHECK(allocations_of_a_step<Hybrid, float>(rows, threads, {.temperature = 0}) == 0);
+        CHECK(allocations_of_a_step<Hybrid2, float>(rows, threads, {.temperature = 0}) == 0);
+        CHECK(allocations_of_a_step<Transformer, float>(rows, threads, {.temperature = 0}) == 0);
+        CHECK(allocations_of_a_step<Hybrid, bf16>(rows, threads,
+                                                  {.top_k = 9, .top_p = 0.9, .repetition_penalty = 1.2}) == 0);
       }
   }
 }

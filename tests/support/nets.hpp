@@ -6,8 +6,10 @@
 #include <cstring>
 #include <vector>
 
+#include <zamba/blocks/mamba2_block.hpp>
 #include <zamba/blocks/mamba_block.hpp>
 #include <zamba/blocks/shared_attention.hpp>
+#include <zamba/blocks/transformer_block.hpp>
 #include <zamba/model.hpp>
 #include <zamba/testing/report.hpp>
 
@@ -29,6 +31,17 @@ using TwoCopies = LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, Shared, 
 using Plain = LanguageModel<vocabulary, UniformStack<2, WideMixer>>;
 /// A stack whose layers are stacks, with shared blocks inside and outside.
 using Nested = LanguageModel<vocabulary, PatternStack<"mhm", HybridStack<2, 2, Mixer, Shared>, Shared>>;
+
+using Mixer2 = Mamba2Block<Mamba2Config{.d_model = 16, .d_state = 4, .n_heads = 4, .n_groups = 2}>;
+using Attending =
+    TransformerBlock<TransformerConfig{.d_model = 16, .n_heads = 4, .n_kv_heads = 2, .d_ff = 24, .rope_theta = 50}>;
+
+/// Mamba-2 layers in groups, m h m h, one shared block.
+using Hybrid2 = LanguageModel<vocabulary, HybridStack<4, 2, Mixer2, Shared>>;
+/// Transformer layers, and a head of its own.
+using Transformer = LanguageModel<vocabulary, UniformStack<2, Attending>, Head::own>;
+/// Stacks of transformer layers as the layers of a stack with a shared block: t enters their first layer.
+using NestedTransformer = LanguageModel<vocabulary, PatternStack<"mh", UniformStack<2, Attending>, Shared>>;
 
 /// Draws every parameter anew: products normal with deviation 1 / sqrt(columns), so that they keep their input's size;
 /// decay rates between 0.2 and 8; other vectors near what they usually are.

@@ -24,6 +24,29 @@ inline std::string value_text(const nlohmann::json& value) {
   return text.size() > longest ? text.substr(0, longest) + "..." : text;
 }
 
+/// An infinite number, as transformers spells it now.
+inline nlohmann::json infinite_number() { return {{"__float__", "Infinity"}}; }
+
+/// `text` with the bare word Infinity, which Python writes and JSON does not know, in that spelling.
+inline std::string spell_infinities(std::string_view text) {
+  constexpr std::string_view word = "Infinity";
+  std::string spelled;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (!quoted && text.substr(i, word.size()) == word) {
+      spelled += infinite_number().dump();
+      i += word.size() - 1;
+      continue;
+    }
+    spelled += text[i];
+    if (text[i] == '"')
+      quoted = !quoted;
+    else if (quoted && text[i] == '\\' && i + 1 < text.size())
+      spelled += text[++i];
+  }
+  return spelled;
+}
+
 /// Text as a JSON object in which no key occurs twice. Nesting is bounded here, since values are compared and printed
 /// recursively.
 inline nlohmann::json parse_object(std::string_view text, const std::string& origin) {
@@ -44,7 +67,7 @@ inline nlohmann::json parse_object(std::string_view text, const std::string& ori
   };
   json object;
   try {
-    object = json::parse(text, check);
+    object = json::parse(spell_infinities(text), check);
   } catch (const json::exception& error) {
     fail(origin, ": not valid JSON: ", quote(error.what()));
   }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -96,7 +97,8 @@ template <class T>
 
 template <class T>
 [[gnu::always_inline]] inline void store(T* to, const Pack<T>& pack, Index count) {
-  std::memcpy(to, &pack, static_cast<std::size_t>(count < lanes<T> ? count : lanes<T>) * sizeof(T));
+  if (count >= lanes<T>) return store(to, pack);
+  std::memcpy(to, &pack, static_cast<std::size_t>(count) * sizeof(T));
 }
 
 /// A register of floats from bf16, which is the upper half of a float.
@@ -145,6 +147,15 @@ template <class T, class F>
   Index i = 0;
   for (; i + full <= n; i += full) f(i, full);
   if (i < n) f(i, n - i);
+}
+
+/// f(0), ..., f(N - 1) with constant arguments, so that arrays indexed by them stay in registers at -O2.
+template <Index N, class F>
+[[gnu::always_inline]] inline void unrolled(F&& f) {
+  [&]<Index... I>(std::integer_sequence<Index, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<Index, I>{}), ...);
+  }
+  (std::make_integer_sequence<Index, N>{});
 }
 
 /// A register of T that may be a part of the machine's. A type of its own: nvcc deduces nothing through an attribute on

@@ -56,9 +56,10 @@ inline std::string not_a_copy(const TensorEntry& copy, const TensorEntry& tensor
 
 /// The tensors of all parts. Throws one Error with everything that is missing, surplus, or of another shape or type.
 inline std::vector<MatchedPart> match_tensors(const ShardedSafetensors& files, const std::vector<ParameterPart>& parts,
-                                              const std::string& origin) {
+                                              const std::vector<std::string>& derived, const std::string& origin) {
   std::vector<MatchedPart> matched;
   std::set<std::string> surplus = files.names();
+  for (const std::string& name : derived) surplus.erase(name);
   Problems problems;
   for (const ParameterPart& part : parts) {
     const CheckpointTensor& wanted = *part.tensor;

@@ -74,6 +74,7 @@ struct CheckpointLayout {
   std::vector<ConfigKey> config;                // compared on loading, written on saving
   nlohmann::json saved_only;                    // an object: further keys that others' programs expect
   std::vector<CheckpointParameter> parameters;  // in the order of Model::entries()
+  std::vector<std::string> derived = {};  // names of tensors that some files hold and the type implies: passed over
 };
 
 template <class Net>

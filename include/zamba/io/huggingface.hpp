@@ -34,6 +34,8 @@
 #include <zamba/io/safetensors.hpp>
 #include <zamba/io/sharded_safetensors.hpp>
 #include <zamba/model.hpp>
+#include <zamba/models/llama_checkpoint.hpp>
+#include <zamba/models/mamba_checkpoint.hpp>
 #include <zamba/models/zamba_checkpoint.hpp>
 
 namespace zamba {
@@ -91,7 +93,7 @@ Model<Net, T, Device> load_model(const CheckpointSource& source, const LoadOptio
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(entries);
   check_config(source.config, layout.config, source.config_origin);
   const ShardedSafetensors files = source.open();
-  const auto matched = match_tensors(files, parameter_parts(entries, layout), source.origin);
+  const auto matched = match_tensors(files, parameter_parts(entries, layout), layout.derived, source.origin);
 
   Model<Net, T, Device> model{Uninitialised{}};
   WeightReader reader(files, matched, options.progress, source.origin);

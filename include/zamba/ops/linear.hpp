@@ -20,7 +20,6 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 
 #include <zamba/context.hpp>
 #include <zamba/detail/eigen.hpp>
@@ -54,8 +53,8 @@ struct Linear<cpu> {
     if (d_x) backward_input(ctx, d_y, weight, d_x, accumulate);
     if (d_weight && d_y.rows() > 0) {
       for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int) {
-        map(block(d_weight, out, in)).noalias() +=
-            map(d_y.columns(out.first, out.count)).transpose() * map(x.columns(in.first, in.count));
+        detail::map(block(d_weight, out, in)).noalias() +=
+            detail::map(d_y.columns(out.first, out.count)).transpose() * detail::map(x.columns(in.first, in.count));
       });
     }
     if (d_bias) {
@@ -77,14 +76,6 @@ struct Linear<cpu> {
   static constexpr Index tile_rows = 256, tile_cols = 384;
   /// Extent of a product's sum taken at a time: it bounds the scratch for converted weights.
   static constexpr Index depth = 1024;
-
-  template <class T>
-  static auto map(Matrix<T> m) {
-    using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    using Mapped = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
-    return Eigen::Map<Mapped, Eigen::Unaligned, Eigen::OuterStride<>>(m.data, m.rows(), m.cols(),
-                                                                      Eigen::OuterStride<>(m.stride[0]));
-  }
 
   template <class T>
   static Matrix<T> block(Matrix<T> m, Range rows, Range cols) {
@@ -122,15 +113,15 @@ struct Linear<cpu> {
     ArenaScope scope(ctx.arena());
     const auto scratch = converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * depth);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
-      auto tile = map(block(y, tokens, out));
+      auto tile = detail::map(block(y, tokens, out));
       if (!residual)
         tile.setZero();
       else if (residual.data != y.data)
-        tile = map(block(residual, tokens, out));
-      if (bias) tile.rowwise() += map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
+        tile = detail::map(block(residual, tokens, out));
+      if (bias) tile.rowwise() += detail::map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
       for_depth(x.cols(), [&](Range in) {
-        tile.noalias() +=
-            map(block(x, tokens, in)) * map(converted<A>(block(weight, out, in), scratch, worker)).transpose();
+        tile.noalias() += detail::map(block(x, tokens, in)) *
+                          detail::map(converted<A>(block(weight, out, in), scratch, worker)).transpose();
       });
     });
   }
@@ -141,10 +132,11 @@ struct Linear<cpu> {
     ArenaScope scope(ctx.arena());
     const auto scratch = converted_scratch<A, W>(ctx, depth * piece_size(d_x.cols(), tile_cols));
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
-      auto tile = map(block(d_x, tokens, in));
+      auto tile = detail::map(block(d_x, tokens, in));
       if (accumulate == Accumulate::no) tile.setZero();
       for_depth(d_y.cols(), [&](Range out) {
-        tile.noalias() += map(block(d_y, tokens, out)) * map(converted<A>(block(weight, out, in), scratch, worker));
+        tile.noalias() +=
+            detail::map(block(d_y, tokens, out)) * detail::map(converted<A>(block(weight, out, in), scratch, worker));
       });
     });
   }
@@ -229,37 +221,28 @@ struct Linear<cpu> {
     detail::Pack<A> sums[Rows][Tokens] = {};
     const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
       detail::Pack<A> weights[Rows];
-      unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
         const W* from = weight.data + (o + r) * weight.stride[0] + k;
         __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
         weights[r] = detail::load_as<A>(from, count);
       });
-      unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+      detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;
         const detail::Pack<A> inputs = count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
-        unrolled<Rows>([&](auto r) __attribute__((always_inline)) { sums[r][s] += weights[r] * inputs; });
+        detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) { sums[r][s] += weights[r] * inputs; });
       });
     };
     const Index whole = x.cols() / step * step;
     for (Index k = 0; k < whole; k += step) add(k, step);
     if (whole < x.cols()) add(whole, x.cols() - whole);
-    unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
-      unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+    detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         A value = detail::sum<A>(sums[r][s]);
         if (bias) value += bias[o + r];
         if (residual) value += residual(t + s, o + r);
         y(t + s, o + r) = value;
       });
     });
-  }
-
-  /// f(0), ..., f(N - 1) with constant arguments, so that arrays indexed by them stay in registers at -O2.
-  template <Index N, class F>
-  __attribute__((always_inline)) static void unrolled(F&& f) {
-    [&]<Index... I>(std::integer_sequence<Index, I...>) __attribute__((always_inline)) {
-      (f(std::integral_constant<Index, I>{}), ...);
-    }
-    (std::make_integer_sequence<Index, N>{});
   }
 };
 
