@@ -204,6 +204,7 @@ TEST_SUITE("language_model") {
     auto state_of_tied = tied.new_state({.max_length = 9});
     CHECK(values(own.extend(state, random_tokens(9))) == values(tied.extend(state_of_tied, random_tokens(9))));
   }
+  TEST_CASE("gradients: two shared blocks with rope, and adapters for each use") { check_gradients<TwoAdapted>(); }
 
   TEST_CASE("wrong input to loss is refused by name and leaves the state as it was") {
     const auto model = random_model<TwoCopies, double>();
