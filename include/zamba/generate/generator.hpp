@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/host_logits.hpp>
 #include <zamba/generate/sampler.hpp>
 #include <zamba/model.hpp>
 
@@ -68,21 +69,6 @@ void check_generation(const StateType& state, std::span<const std::vector<Token>
       require(prompt[static_cast<std::size_t>(i)] >= 0 && prompt[static_cast<std::size_t>(i)] < vocabulary,
               "generate: token ", prompt[static_cast<std::size_t>(i)], " at position ", i, " of row ", row,
               " is outside the vocabulary of ", vocabulary);
-  }
-}
-
-/// A row of logits as the sampler reads it: in place on the CPU, else copied into `room` and widened to float.
-template <class Device, class A>
-auto host_logits(Matrix<const A> logits, Index row, [[maybe_unused]] std::vector<A>& room,
-                 [[maybe_unused]] std::vector<float>& widened) {
-  const auto count = static_cast<std::size_t>(logits.cols());
-  if constexpr (std::is_same_v<Device, cpu>) {
-    return std::span<const A>(logits[row].data, count);
-  } else {
-    room.resize(count);
-    Memory<Device>::copy_to_host(room.data(), logits[row].data, count * sizeof(A));
-    widened.assign(room.begin(), room.end());
-    return std::span<const float>(widened);
   }
 }
 

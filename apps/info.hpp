@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+// zamba-info: what a model costs, from its type alone; no weights are read.
+#pragma once
+
+#include <cctype>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <zamba/io/line_plot.hpp>
+#include <zamba/io/registry.hpp>
+
+#include "console.hpp"
+#include "models.hpp"
+#include "numbers.hpp"
+
+namespace zamba_apps {
+
+struct InfoOptions {
+  std::string model, dtype = "auto", svg;
+  std::vector<Index> lengths{1024, 4096, 16384, 65536};
+  bool list = false;
+};
+
+/// A transformer to compare with: of the same width, whose layers hold 12 d^2 weights each (attention 4 d^2, a gated
+/// MLP of width 8/3 d 8 d^2), as many layers as the model's weights beside its embedding make.
+struct PlainTransformer {
+  Index layers, bytes_per_position;
+
+  explicit PlainTransformer(const zamba::ModelFacts& facts) {
+    const Index d = facts.d_model, weights = facts.parameters - facts.vocabulary * d, layer = 12 * d * d;
+    layers = std::max<Index>(1, (weights + layer / 2) / layer);
+    bytes_per_position = layers * 2 * d * static_cast<Index>(zamba::size_of(facts.storage));  // a key and a value each
+  }
+};
+
+inline std::string lower(std::string text) {
+  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return text;
+}
+
+/// The model that a folder's config.json describes, or that is compiled in under a name.
+inline const zamba::ModelFacts& find_model(const zamba::Registry& registry, const std::string& model,
+                                           std::optional<zamba::DType> storage) {
+  if (std::filesystem::is_directory(model)) return registry.match(model, storage);
+  std::vector<std::string> names;
+  for (const zamba::ModelFacts& facts : registry.models()) {
+    if (lower(facts.name) == lower(model) && (!storage || facts.storage == *storage)) return facts;
+    names.push_back(facts.name);
+  }
+  const auto meant = nearest(model, names);
+  zamba::fail("'", model, "' is no folder, and no model of that name is compiled in",
+              storage ? " in " + std::string(name_of(*storage)) : "", meant ? "; did you mean " + *meant + "?" : "",
+              "; --list shows all");
+}
+
+inline void print_facts(std::ostream& out, const zamba::ModelFacts& facts, const std::vector<Index>& lengths) {
+  const PlainTransformer plain(facts);
+  const double element = static_cast<double>(zamba::size_of(facts.storage));
+  const double read = static_cast<double>(facts.weight_bytes) +
+                      element * static_cast<double>(facts.active_parameters - facts.parameters);
+  out << facts.name << ", model_type " << facts.model_type << ", " << grouped(facts.layers) << " layers of width "
+      << grouped(facts.d_model) << ", vocabulary " << grouped(facts.vocabulary) << ", weights in "
+      << name_of(facts.storage) << "\n\n";
+  print_table(out, {{"parameters", grouped(facts.parameters)},
+                    {"parameters that a token meets", grouped(facts.active_parameters)},
+                    {"FLOPs a token, without attention over what was before", grouped(facts.flops_per_token)},
+                    {"weights in memory", bytes_text(static_cast<double>(facts.weight_bytes))},
+                    {"weights read a decoded token, one sequence at a time", bytes_text(read)}});
+  out << "\nState of one sequence, beside the cache of a transformer of the same width and as many parameters ("
+      << plain.layers << " layers):\n\n";
+  std::vector<std::vector<std::string>> rows{{"tokens", "state", "transformer", "share"}};
+  for (const Index length : lengths) {
+    const double state = static_cast<double>(facts.state_bytes(1, length)),
+                 cache = static_cast<double>(length * plain.bytes_per_position);
+    rows.push_back({grouped(length), bytes_text(state), bytes_text(cache), rounded(100 * state / cache) + " %"});
+  }
+  print_table(out, rows);
+}
+
+inline zamba::LinePlot state_plot(const zamba::ModelFacts& facts, Index longest) {
+  const PlainTransformer plain(facts);
+  zamba::LinePlot plot{
+      .title = "State of one sequence",
+      .x_label = "tokens",
+      .curves = {{.name = facts.name}, {.name = "transformer, " + std::to_string(plain.layers) + " layers"}},
+      .legend_left = true};
+  const double most = static_cast<double>(longest * plain.bytes_per_position);
+  const bool large = most >= 2e9;
+  plot.y_label = large ? "GB" : "MB";
+  for (int i = 0; i <= 64; ++i) {
+    const Index length = longest * i / 64;
+    const double x = static_cast<double>(length), unit = large ? 1e9 : 1e6;
+    plot.curves[0].points.push_back({x, static_cast<double>(facts.state_bytes(1, length)) / unit});
+    plot.curves[1].points.push_back({x, static_cast<double>(length * plain.bytes_per_position) / unit});
+  }
+  return plot;
+}
+
+inline int info(std::vector<std::string> arguments, const zamba::Registry& registry, Console& console) {
+  InfoOptions options;
+  CLI::App app("What a model costs: parameters, arithmetic, and the memory of its state against the length of a text.",
+               "zamba-info");
+  app.add_option("MODEL", options.model,
+                 "folder of a checkpoint, of which only config.json is read; or a name of --list");
+  add_dtype_flag(app, options.dtype);
+  app.add_option("--lengths", options.lengths, "numbers of tokens to show, as 1024,4096")
+      ->delimiter(',')
+      ->check(CLI::Range(Index{1}, Index{1} << 40))
+      ->capture_default_str();
+  app.add_option("--svg", options.svg, "also draw the state against the length, up to the longest, into this file");
+  app.add_flag("--list", options.list, "list the models that are compiled in");
+  app.footer(
+      "\nExamples:\n"
+      "  zamba-info --list\n"
+      "  zamba-info Zamba-7B-v1\n"
+      "  zamba-info my-checkpoint --lengths 1000,100000 --svg state.svg");
+  return run(app, std::move(arguments), console, [&] {
+    if (options.list) {
+      std::vector<std::vector<std::string>> rows{{"name", "model_type", "weights", "parameters"}};
+      for (const zamba::ModelFacts& facts : registry.models())
+        rows.push_back({facts.name, facts.model_type, std::string(name_of(facts.storage)), grouped(facts.parameters)});
+      return print_table(console.out, rows);
+    }
+    if (options.model.empty()) throw UsageError("MODEL is missing, a folder or a name");
+    const zamba::ModelFacts& facts = find_model(registry, options.model, storage_of(options.dtype));
+    print_facts(console.out, facts, options.lengths);
+    if (options.svg.empty()) return;
+    zamba::write_line_plot(options.svg,
+                           state_plot(facts, *std::max_element(options.lengths.begin(), options.lengths.end())));
+    console.out << "\nDrawn in " << options.svg << "\n";
+  });
+}
+
+}  // namespace zamba_apps

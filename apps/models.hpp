@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// The models that the programs have compiled in: a unit for each family, models/<family>.cpp, which lists its sizes.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include <zamba/io/registry.hpp>
+
+#include "console.hpp"
+
+namespace zamba_apps {
+
+/// Registers what the program knows. Defined by models/compiled.cpp; the tests link another definition, of small
+/// models.
+zamba::Registry compiled_models();
+
+inline void add_dtype_flag(CLI::App& app, std::string& dtype) {
+  app.add_option("--dtype", dtype, "storage of the weights: auto (as in the files), f32, bf16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+}
+
+inline std::optional<zamba::DType> storage_of(const std::string& dtype) {
+  if (dtype == "auto") return {};
+  return dtype == "f32" ? zamba::DType::F32 : zamba::DType::BF16;
+}
+
+/// The flags that choose and load a model.
+struct ModelOptions {
+  std::string directory, dtype = "auto";
+  int threads = 0;
+
+  void add_to(CLI::App& app) {
+    app.add_option("DIR", directory,
+                   "folder with config.json, *.safetensors and, unless a byte is a token, tokenizer.json");
+    add_dtype_flag(app, dtype);
+    app.add_option("--threads", threads, "threads; 0: one a core")->check(CLI::Range(0, 4096))->capture_default_str();
+  }
+
+  /// The model, which computes with as many threads as were asked for.
+  zamba::AnyModel load(const zamba::Registry& registry, Console& console) const {
+    zamba::this_thread_context<zamba::cpu>() = zamba::Context<zamba::cpu>(threads);
+    const Watch watch(console, "loading");
+    return registry.load(directory, {.progress = std::cref(watch)}, storage_of(dtype));
+  }
+};
+
+}  // namespace zamba_apps

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT
+// The programs as functions of their arguments: what they print, what they write, and with which status they end.
+#include <sstream>
+
+#include <doctest/doctest.h>
+#include <apps/eval.hpp>
+#include <apps/generate.hpp>
+#include <apps/info.hpp>
+#include <tests/support/cases.hpp>
+#include <tests/support/nets.hpp>
+
+#include "small_models.hpp"
+
+namespace {
+
+using namespace zamba;
+using zamba_test::contains;
+using zamba_test::read_text;
+using zamba_test::write_text;
+using Arguments = std::vector<std::string>;
+
+struct Result {
+  int status;
+  std::string out, err;
+};
+
+template <class Program>
+Result run(Program&& program, const Arguments& arguments, const std::string& input = "") {
+  static const Registry registry = zamba_apps::compiled_models();
+  std::istringstream in(input);
+  std::ostringstream out, err;
+  zamba_apps::Console console{in, out, err};
+  const int status = program(arguments, registry, console);
+  return {status, out.str(), err.str()};
+}
+
+Result info(const Arguments& arguments) { return run(zamba_apps::info, arguments); }
+Result generate(const Arguments& arguments, const std::string& input = "") {
+  return run(zamba_apps::generate, arguments, input);
+}
+Result eval(const Arguments& arguments) { return run(zamba_apps::eval, arguments); }
+
+/// A folder with a model of bytes, made once, and room for the files of a test.
+const std::filesystem::path& folder() {
+  static const zamba_test::TemporaryFolder folder;
+  static const bool made = [] {
+    save_huggingface(zamba_test::random_model<zamba_test::ByteNet, float>(), folder.path / "model");
+    return true;
+  }();
+  REQUIRE(made);
+  return folder.path;
+}
+const std::string& model_folder() {
+  static const std::string path = (folder() / "model").string();
+  return path;
+}
+const Model<zamba_test::ByteNet>& model() {
+  static const auto model = load_huggingface<zamba_test::ByteNet>(model_folder());
+  return model;
+}
+std::string file(const std::string& name, const std::string& text) {
+  write_text(folder() / name, text);
+  return (folder() / name).string();
+}
+
+std::vector<Token> bytes(std::string_view text) { return ByteTokenizer().encode(text); }
+
+/// The text that greedy decoding adds to a prompt, and the state it goes on from.
+std::string continued(const std::string& prompt, Index count) {
+  auto state = model().new_state({.max_length = 512});
+  auto tokens = generate(model(), state, bytes(prompt),
+                         {.sampling = {.temperature = 0}, .max_new_tokens = count, .stop_tokens = {0}});
+  if (!tokens.empty() && tokens.back() == 0) tokens.pop_back();
+  return ByteTokenizer().decode(tokens);
+}
+
+void refused(const Result& result, int status, const std::string& message) {
+  CHECK(result.status == status);
+  CHECK(result.out == "");
+  CHECK_MESSAGE(contains(result.err, message), result.err);
+}
+
+}  // namespace
+
+TEST_SUITE("programs/programs") {
+  TEST_CASE("the name that was meant") {
+    using zamba_apps::nearest;
+    CHECK(zamba_apps::edit_distance("promt", "prompt") == 1);
+    CHECK(zamba_apps::edit_distance("", "abc") == 3);
+    CHECK(zamba_apps::edit_distance("kitten", "sitting") == 3);
+    CHECK(nearest("--tempreature", {"--prompt", "--temperature"}) == "--temperature");
+    CHECK(nearest("--x", {"--prompt", "--temperature"}) == std::nullopt);
+    CHECK(nearest("Zamba-7", {"Mamba-130M", "Zamba-7B-v1"}) == "Zamba-7B-v1");
+  }
+
+  TEST_CASE("numbers for people") {
+    CHECK(zamba_apps::grouped(7232490496) == "7,232,490,496");
+    CHECK(zamba_apps::grouped(999) == "999");
+    CHECK(zamba_apps::grouped(-1000) == "-1,000");
+    CHECK(zamba_apps::bytes_text(14.51e9) == "14.51 GB");
+    CHECK(zamba_apps::bytes_text(999) == "999 B");
+    CHECK(zamba_apps::bytes_text(999.96) == "1 kB");
+    std::ostringstream out;
+    zamba_apps::print_table(out, {{"a", "10"}, {"bcd", "7"}});
+    CHECK(out.str() == "a    10\nbcd   7\n");
+  }
+
+  TEST_CASE("info: by name, by folder, as a table and as a picture") {
+    using Net = zamba_test::CapitalsNet;
+    static_assert(std::is_same_v<Net, zamba_test::ZambaCase>);
+    const std::string picture = (folder() / "state.svg").string();
+    const Result result = info({"Zamba-Case", "--lengths", "100,2000", "--svg", picture, "--dtype", "f32"});
+    CHECK(result.status == 0);
+    CHECK(result.err == "");
+    CHECK(contains(result.out, "parameters                                              " +
+                                   zamba_apps::grouped(parameter_count<Net>)));
+    CHECK(contains(result.out, zamba_apps::grouped(active_parameter_count<Net>)));
+    CHECK(contains(result.out, zamba_apps::grouped(flops_per_token<Net>)));
+    for (const Index length : {100, 2000})
+      CHECK(contains(result.out, zamba_apps::bytes_text(static_cast<double>(state_bytes<Net, float>(1, length)))));
+    CHECK(contains(read_text(picture), ">zamba-case</text>"));
+    CHECK(info({zamba_test::case_path("zamba").string()}).out.starts_with("zamba-case, model_type zamba, 9 layers of"));
+    CHECK(contains(info({"--list"}).out, "bytes"));
+    CHECK(contains(info({"--help"}).out, "Examples:"));
+  }
+
+  TEST_CASE("info: wrong input") {
+    refused(info({}), 2, "zamba-info: MODEL is missing");
+    refused(info({"--lits"}), 2, "zamba-info: --lits is no flag of zamba-info; did you mean --list?");
+    refused(info({"zamba-case", "more"}), 2, "'more' is one argument too many");
+    refused(info({"zamba-case", "--lengths", "0"}), 2, "--lengths");
+    refused(info({"zamba-cose"}), 1,
+            "'zamba-cose' is no folder, and no model of that name is compiled in; did you mean zamba-case?");
+    refused(info({zamba_test::case_path("zamba-gqa").string()}), 1,
+            "describes none of the models that are compiled in");
+    const Result result = info({"zamba-case", "--svg", (folder() / "absent" / "a.svg").string()});
+    CHECK(result.status == 1);
+    CHECK(contains(result.err, "cannot write"));
+  }
+
+  TEST_CASE("generate: a prompt, from the command line or a file") {
+    const Arguments greedy{model_folder(), "-t", "0", "-n", "40"};
+    Arguments arguments = greedy;
+    arguments.insert(arguments.end(), {"--prompt", "hello"});
+    Result result = generate(arguments);
+    CHECK(result.status == 0);
+    CHECK(result.out == continued("hello", 40) + "\n");
+    CHECK(contains(result.err, "5 tokens read, "));
+    CHECK(contains(result.err, "peak memory"));
+    arguments = greedy;
+    arguments.insert(arguments.end(), {"--prompt-file", file("prompt.txt", "hello"), "-q"});
+    result = generate(arguments);
+    CHECK(result.out == continued("hello", 40) + "\n");
+    CHECK(result.err == "");
+    // Draws follow the seed.
+    const auto drawn = [&](const char* seed) {
+      return generate({model_folder(), "--prompt", "hello", "-n", "60", "--seed", seed}).out;
+    };
+    CHECK(drawn("1") == drawn("1"));
+    CHECK(drawn("1") != drawn("2"));
+  }
+
+  TEST_CASE("generate: turns over one state") {
+    const Result result =
+        generate({model_folder(), "--chat", "-t", "0", "-n", "12", "--turn", "{}\\n", "-q"}, "one\ntwo\n");
+    CHECK(result.status == 0);
+    auto state = model().new_state({.max_length = 512});
+    const GenerationOptions options{.sampling = {.temperature = 0}, .max_new_tokens = 12, .stop_tokens = {0}};
+    const auto first = zamba::generate(model(), state, bytes("one\n"), options);
+    std::vector<Token> said{first.back()};
+    for (const Token token : bytes("two\n")) said.push_back(token);
+    const auto second = zamba::generate(model(), state, said, options);
+    const auto shown = [](std::vector<Token> tokens) {
+      if (tokens.back() == 0) tokens.pop_back();
+      return ByteTokenizer().decode(tokens) + "\n";
+    };
+    CHECK(result.out == shown(first) + shown(second));
+    refused(generate({model_folder(), "--chat", "--turn", "line"}, "one\n"), 2, "--turn must hold {}");
+    const Result full = generate({model_folder(), "--chat", "--max-length", "6"}, "one\ntwo\n");
+    CHECK(full.status == 1);
+    CHECK(contains(full.err, "and --max-length is 6"));
+  }
+
+  TEST_CASE("generate: many prompts, as they are alone") {
+    const std::string prompts = file("prompts.jsonl",
+                                     "{\"id\": 7, \"prompt\": \"hello\"}\n\n{\"prompt\": \"a long one\"}\n"
+                                     "{\"prompt\": \"x\"}\n");
+    const std::string output = (folder() / "answers.jsonl").string();
+    const Arguments arguments{model_folder(), "--batch", prompts, "-t", "0", "-n", "20", "--rows", "2"};
+    const Result result = generate(arguments);
+    CHECK(result.status == 0);
+    std::istringstream lines(result.out);
+    std::string line;
+    for (const char* prompt : {"hello", "a long one", "x"}) {
+      REQUIRE(std::getline(lines, line));
+      const auto object = nlohmann::json::parse(line);
+      CHECK(object["prompt"] == prompt);
+      // Bytes that are no UTF-8 are replaced in JSON, as in the text here.
+      CHECK(nlohmann::json(object["text"]).dump() ==
+            nlohmann::json::parse(
+                nlohmann::json(continued(prompt, 20)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace))
+                .dump());
+      CHECK(object.contains("id") == (object["prompt"] == "hello"));
+      CHECK(object["end"] == (object["tokens"] == 20 ? "length" : "stop"));
+    }
+    CHECK(!std::getline(lines, line));
+    Arguments to_file = arguments;
+    to_file.insert(to_file.end(), {"--output", output});
+    CHECK(generate(to_file).out == "");
+    CHECK(read_text(output) == result.out);
+  }
+
+  TEST_CASE("generate: wrong input") {
+    const std::string& m = model_folder();
+    refused(generate({}), 2, "DIR is missing");
+    refused(generate({m}), 2, "wanted one of --prompt, --prompt-file, --chat and --batch, came 0");
+    refused(generate({m, "--chat", "--prompt", "a"}), 2, "came 2");
+    refused(generate({m, "--promt", "a"}), 2, "--promt is no flag of zamba-generate; did you mean --prompt?");
+    refused(generate({m, "--prompt", "a", "--top-p", "2"}), 2, "top_p must be above 0 and at most 1 (off), got 2");
+    refused(generate({m, "--prompt", "a", "--top-k", "many"}), 2, "many");
+    refused(generate({m, "--prompt", "a", "--dtype", "int8"}), 2, "int8");
+    refused(generate({m, "--prompt", "a", "--threads", "-1"}), 2, "--threads");
+    refused(generate({m, "--prompt", "a", "--dtype", "bf16"}), 1, "is wanted in BF16, but compiled in are");
+    refused(generate({m, "--prompt", ""}), 1, "the prompt is empty");
+    refused(generate({m, "--prompt", "hello", "--max-length", "4"}), 1, "the prompt has 5 tokens, over --max-length 4");
+    refused(generate({m, "--prompt-file", (folder() / "absent").string()}), 1, "No such file or directory");
+    refused(generate({(folder() / "absent").string(), "--prompt", "a"}), 1, "is not a folder");
+    refused(generate({zamba_test::case_path("zamba").string(), "--prompt", "a"}), 1,
+            "byte 0 of the text is 97, outside the model's vocabulary of 96");
+    const std::string output = (folder() / "none.jsonl").string();
+    const auto batch = [&](const std::string& lines) {
+      return generate({m, "--batch", file("bad.jsonl", lines), "--output", output});
+    };
+    refused(batch("{\"prompt\": \"a\"}\n{\"prompt\": 3}\n"), 1,
+            "bad.jsonl, line 2: field 'prompt': wanted a text, came 3");
+    refused(batch("{\"prompt\": \"a\"}\n{\"prompt\": \"\"}\n"), 1, "bad.jsonl, prompt 2 is empty");
+    refused(batch("{}"), 1, "bad.jsonl, line 1: field 'prompt': wanted a text, came none");
+    refused(batch("[\"a\"]"), 1, "bad.jsonl, line 1: wanted a JSON object, came array");
+    refused(batch(""), 1, "holds no prompts");
+    CHECK(!std::filesystem::exists(output));
+  }
+
+  TEST_CASE("Ctrl-C while a model loads") {
+    zamba_apps::Interrupt::listen();
+    std::raise(SIGINT);
+    refused(generate({model_folder(), "--prompt", "a"}), 130, "zamba-generate: ");
+    zamba_apps::Interrupt::listen();
+    CHECK(generate({model_folder(), "--prompt", "a"}).status == 0);
+  }
+
+  TEST_CASE("eval: a text and its bits a byte") {
+    const std::string text = "the quick brown fox jumps over the lazy dog, again and again";
+    const Result result = eval({model_folder(), "--text", file("text.txt", text), "--length", "16", "--stride", "4"});
+    CHECK(result.status == 0);
+    const LossSum loss = text_loss(model(), bytes(text), {.length = 16, .stride = 4});
+    CHECK(contains(result.out, "tokens judged     " + std::to_string(loss.count)));
+    CHECK(contains(result.out, zamba_apps::rounded(perplexity(loss))));
+    CHECK(contains(result.out, zamba_apps::rounded(bits_per_byte(loss))));
+  }
+
+  TEST_CASE("eval: questions") {
+    std::string lines;
+    for (int i = 0; i < 6; ++i)
+      lines += R"({"goal": "To )" + std::to_string(i) + R"(,", "sol1": "do", "sol2": "do not", "label": )" +
+               std::to_string(i % 2) + "}\n";
+    const std::string items = file("items.jsonl", lines), output = (folder() / "scores.jsonl").string();
+    const Result result = eval({model_folder(), "--items", items, "--n-shot", "2", "--limit", "3", "--output", output});
+    CHECK(result.status == 0);
+    const auto all = read_multiple_choice(items);
+    const std::span asked(all.begin() + 2, all.begin() + 5);  // the first two are solved before each
+    const auto wanted = multiple_choice(model(), bytes, asked, std::span(all).first(2), 2, {});
+    CHECK(contains(result.out, zamba_apps::accuracy_text(accuracy(wanted))));
+    std::istringstream scores(read_text(output));
+    std::string line;
+    for (std::size_t i = 0; i < 3; ++i) {
+      REQUIRE(std::getline(scores, line));
+      const auto object = nlohmann::json::parse(line);
+      CHECK(object["item"] == asked[i].name);
+      CHECK(object["choices"][1]["log_likelihood"].get<double>() == wanted[i].choices[1].log_likelihood);
+      CHECK(object["pick"] == wanted[i].pick());
+    }
+    CHECK(!std::getline(scores, line));
+    const Result shots = eval({model_folder(), "--items", items, "--n-shot", "2", "--limit", "3", "--shots", items});
+    CHECK(contains(shots.out, zamba_apps::accuracy_text(
+                                  accuracy(multiple_choice(model(), bytes, std::span(all).first(3), all, 2, {})))));
+  }
+
+  TEST_CASE("eval: wrong input leaves no file") {
+    const std::string& m = model_folder();
+    const std::string output = (folder() / "no-scores.jsonl").string();
+    const auto items = [&](const std::string& lines, const Arguments& more = {}) {
+      Arguments arguments{m, "--items", file("bad-items.jsonl", lines), "--output", output};
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      return eval(arguments);
+    };
+    const std::string good = R"({"goal": "a", "sol1": "b", "sol2": "c", "label": 0})";
+    refused(eval({m}), 2, "wanted --text or --items, came neither");
+    refused(eval({m, "--itms", "a"}), 2, "--itms is no flag of zamba-eval; did you mean --items?");
+    refused(items(""), 1, "bad-items.jsonl' holds no items");
+    refused(items(good + "\n{\"goal\": \"a\", \"sol1\": \"b\", \"sol2\": \"c\"}"), 1,
+            "bad-items.jsonl, line 2: field 'label' is missing");
+    refused(items(good, {"--n-shot", "1"}), 1, "holds no items beside the 1 solved ones");
+    refused(items(good, {"--n-shot", "-1"}), 2, "--n-shot");
+    refused(eval({m, "--items", (folder() / "absent").string()}), 1, "No such file or directory");
+    refused(eval({m, "--text", file("empty.txt", "")}), 1, "empty.txt' is empty");
+    refused(eval({m, "--text", file("one.txt", "a")}), 1, "the text has 1 tokens, at least 2 are needed");
+    refused(eval({m, "--text", model_folder()}), 1, "wanted a regular file, came a folder");
+    CHECK(!std::filesystem::exists(output));
+  }
+}

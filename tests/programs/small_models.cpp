@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+#include "small_models.hpp"
+
+#include <apps/models.hpp>
+
+zamba::Registry zamba_apps::compiled_models() {
+  zamba::Registry registry;
+  registry.add<zamba_test::CapitalsNet, float>("zamba-case");
+  registry.add<zamba_test::CapitalsNet, zamba::bf16>("zamba-case");
+  registry.add<zamba_test::ByteNet, float>("bytes");
+  return registry;
+}
