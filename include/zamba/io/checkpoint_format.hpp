@@ -84,18 +84,18 @@ struct CheckpointFormat {
 namespace detail {
 
 /// A tensor of a file as rows [first, first + rows) of a parameter, each of `cols` elements.
-struct CheckpointPart {
+struct ParameterPart {
   const CheckpointTensor* tensor;
   const ParameterEntry* entry;
   Index first, rows, cols;
 };
 
 /// The parts of all parameters, in order. They refer to both arguments.
-inline std::vector<CheckpointPart> checkpoint_parts(const std::vector<ParameterEntry>& entries,
-                                                    const CheckpointLayout& layout) {
+inline std::vector<ParameterPart> parameter_parts(const std::vector<ParameterEntry>& entries,
+                                                  const CheckpointLayout& layout) {
   require(layout.parameters.size() == entries.size(), "CheckpointLayout: ", entries.size(), " parameters wanted, came ",
           layout.parameters.size());
-  std::vector<CheckpointPart> parts;
+  std::vector<ParameterPart> parts;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const ParameterEntry& entry = entries[i];
     const Index rows = entry.shape.front(), cols = entry.size / rows;

@@ -35,8 +35,8 @@
 #include <vector>
 
 #include <zamba/eval/bits_per_byte.hpp>
+#include <zamba/io/line_plot.hpp>
 #include <zamba/train/checkpoint.hpp>
-#include <zamba/train/loss_plot.hpp>
 #include <zamba/train/phase.hpp>
 #include <zamba/train/progress.hpp>
 
@@ -354,7 +354,8 @@ void Trainer<Net, T, Device>::resume(const std::filesystem::path& checkpoint) {
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::draw_loss() const {
   const double nat = 1 / std::numbers::ln2 / options_.bytes_per_token;
-  LossPlot plot{.title = "Training", .y_label = "bits per byte", .curves = {{"training"}, {"held out"}}};
+  LinePlot plot{
+      .title = "Training", .x_label = "tokens", .y_label = "bits per byte", .curves = {{"training"}, {"held out"}}};
   plot.curves[1].markers = true;
   std::ifstream lines(log_->path());
   for (std::string line; std::getline(lines, line);) {
@@ -367,10 +368,10 @@ void Trainer<Net, T, Device>::draw_loss() const {
   if (plot.curves[1].points.empty()) plot.curves.pop_back();
   for (std::size_t i = 0; i < phases_.size() && (i == 0 || phase_ends_[i - 1] < step_); ++i) {
     const Index begin = i > 0 ? phase_ends_[i - 1] : 0, end = phase_ends_[i];
-    plot.phases.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
-                           static_cast<double>(end * tokens_per_step())});
+    plot.bands.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
+                          static_cast<double>(end * tokens_per_step())});
   }
-  write_loss_plot(options_.folder / "loss.svg", plot);
+  write_line_plot(options_.folder / "loss.svg", plot);
 }
 
 }  // namespace zamba

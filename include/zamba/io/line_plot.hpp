@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// LossPlot: loss curves over the steps or tokens of a run, with its phases, as an SVG picture.
+// LinePlot: curves over an axis, such as losses over the tokens of a run with its phases, as an SVG picture.
 #pragma once
 
 #include <algorithm>
@@ -17,40 +17,41 @@
 
 namespace zamba {
 
-struct LossPoint {
+struct PlotPoint {
   double x = 0, value = 0;
 };
 
 /// Points in the order of x. One that is not finite interrupts the line.
-struct LossCurve {
+struct PlotCurve {
   std::string name = {};
-  std::vector<LossPoint> points = {};
+  std::vector<PlotPoint> points = {};
   bool markers = false;  // a dot on every point: for values measured now and then
 };
 
 /// A part of the x axis, shaded and named.
-struct LossPhase {
+struct PlotBand {
   std::string name = {};
   double first = 0, last = 0;
 };
 
-struct LossPlot {
+struct LinePlot {
   std::string title = {};
-  std::string x_label = "tokens";
-  std::string y_label = "loss (nats per token)";
-  std::vector<LossCurve> curves = {};
-  std::vector<LossPhase> phases = {};
+  std::string x_label = {};
+  std::string y_label = {};
+  std::vector<PlotCurve> curves = {};
+  std::vector<PlotBand> bands = {};
   int width = 960, height = 540;                             // pixels
   double y_limit = std::numeric_limits<double>::infinity();  // what lies above is cut off, so that the end is legible
+  bool legend_left = false;                                  // for rising curves: the legend where they are not
 };
 
 namespace detail {
 
-/// Draws one LossPlot. All numbers are written with std::to_chars: a locale with decimal commas changes nothing.
-class LossPlotWriter {
+/// Draws one LinePlot. All numbers are written with std::to_chars: a locale with decimal commas changes nothing.
+class LinePlotWriter {
  public:
-  explicit LossPlotWriter(const LossPlot& plot) : plot_(plot), right_(plot.width - 28), bottom_(plot.height - 66) {
-    require(plot.width >= 320 && plot.height >= 240, "LossPlot: a picture has at least 320 x 240 pixels, got ",
+  explicit LinePlotWriter(const LinePlot& plot) : plot_(plot), right_(plot.width - 28), bottom_(plot.height - 66) {
+    require(plot.width >= 320 && plot.height >= 240, "LinePlot: a picture has at least 320 x 240 pixels, got ",
             plot.width, " x ", plot.height);
     find_ranges();
   }
@@ -62,7 +63,7 @@ class LossPlotWriter {
            "\" font-family=\"Inter, Helvetica, Arial, 'DejaVu Sans', sans-serif\">\n"
            "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
     text(left, 34, plot_.title, "font-size=\"20\" font-weight=\"600\" fill=\"#1c2430\"");
-    phases();
+    bands();
     axes();
     // A dot on the frame is whole; above it is room only where nothing is cut off.
     const double clip = std::isfinite(plot_.y_limit) ? top : top - 6;
@@ -81,26 +82,26 @@ class LossPlotWriter {
   static constexpr std::array<const char*, 6> colours = {"#0072b2", "#d55e00", "#009e73",
                                                          "#cc79a7", "#56b4e9", "#e69f00"};
 
-  static bool drawable(const LossPoint& point) { return std::isfinite(point.x) && std::isfinite(point.value); }
+  static bool drawable(const PlotPoint& point) { return std::isfinite(point.x) && std::isfinite(point.value); }
 
   void find_ranges() {
     constexpr double inf = std::numeric_limits<double>::infinity();
     x_min_ = y_min_ = inf;
     x_max_ = y_max_ = -inf;
-    for (const LossCurve& curve : plot_.curves) {
-      for (const LossPoint& point : curve.points) {
+    for (const PlotCurve& curve : plot_.curves) {
+      for (const PlotPoint& point : curve.points) {
         if (!drawable(point)) continue;
         x_min_ = std::min(x_min_, point.x), x_max_ = std::max(x_max_, point.x);
         y_min_ = std::min(y_min_, point.value), y_max_ = std::max(y_max_, point.value);
       }
     }
-    require(y_min_ <= y_max_, "LossPlot '", plot_.title, "': there is no finite point to draw");
-    require(plot_.y_limit > y_min_, "LossPlot '", plot_.title, "': nothing lies below the limit of ", plot_.y_limit);
+    require(y_min_ <= y_max_, "LinePlot '", plot_.title, "': there is no finite point to draw");
+    require(plot_.y_limit > y_min_, "LinePlot '", plot_.title, "': nothing lies below the limit of ", plot_.y_limit);
     y_max_ = std::min(y_max_, plot_.y_limit);
-    for (const LossPhase& phase : plot_.phases) {
-      require(std::isfinite(phase.first) && std::isfinite(phase.last) && phase.first <= phase.last, "LossPlot: phase '",
-              phase.name, "' goes from ", phase.first, " to ", phase.last);
-      x_min_ = std::min(x_min_, phase.first), x_max_ = std::max(x_max_, phase.last);
+    for (const PlotBand& band : plot_.bands) {
+      require(std::isfinite(band.first) && std::isfinite(band.last) && band.first <= band.last, "LinePlot: band '",
+              band.name, "' goes from ", band.first, " to ", band.last);
+      x_min_ = std::min(x_min_, band.first), x_max_ = std::max(x_max_, band.last);
     }
     if (x_min_ == x_max_) x_max_ = x_min_ + 1;
     if (y_min_ == y_max_) y_min_ -= 0.5, y_max_ += 0.5;
@@ -120,13 +121,13 @@ class LossPlotWriter {
   double x_at(double x) const { return left + (x - x_min_) / (x_max_ - x_min_) * (right_ - left); }
   double y_at(double y) const { return bottom_ - (y - y_min_) / (y_max_ - y_min_) * (bottom_ - top); }
 
-  void phases() {
-    for (std::size_t i = 0; i < plot_.phases.size(); ++i) {
-      const LossPhase& phase = plot_.phases[i];
-      const double from = x_at(phase.first), to = x_at(phase.last);
+  void bands() {
+    for (std::size_t i = 0; i < plot_.bands.size(); ++i) {
+      const PlotBand& band = plot_.bands[i];
+      const double from = x_at(band.first), to = x_at(band.last);
       out_ += "<rect" + attribute("x", from) + attribute("y", top) + attribute("width", to - from) +
               attribute("height", bottom_ - top) + " fill=\"" + (i % 2 ? "#fdf1e3" : "#eef3f8") + "\"/>\n";
-      text((from + to) / 2, top - 10, phase.name, "font-size=\"14\" fill=\"#4a5565\" text-anchor=\"middle\"");
+      text((from + to) / 2, top - 10, band.name, "font-size=\"14\" fill=\"#4a5565\" text-anchor=\"middle\"");
     }
   }
 
@@ -157,32 +158,32 @@ class LossPlotWriter {
     text(24, middle, plot_.y_label, style + " transform=\"rotate(-90 24 " + number(middle) + ")\"");
   }
 
-  void curve(const LossCurve& curve, const char* colour) {
+  void curve(const PlotCurve& curve, const char* colour) {
     std::string path;
     bool pen_down = false;
-    const std::vector<LossPoint> points = curve.markers ? curve.points : thinned(curve.points);
-    for (const LossPoint& point : points) {
+    const std::vector<PlotPoint> points = curve.markers ? curve.points : thinned(curve.points);
+    for (const PlotPoint& point : points) {
       if (drawable(point)) path += (pen_down ? " L" : " M") + number(x_at(point.x)) + " " + number(y_at(point.value));
       pen_down = drawable(point);
     }
     out_ += std::string("<path fill=\"none\" stroke=\"") + colour + "\" stroke-width=\"" +
             (curve.markers ? "2.2" : "1.6") + "\" stroke-linejoin=\"round\" stroke-linecap=\"round\" d=\"" + path +
             "\"/>\n";
-    for (const LossPoint& point : points)
+    for (const PlotPoint& point : points)
       if (curve.markers && drawable(point)) dot(x_at(point.x), y_at(point.value), colour);
   }
 
   /// Where there are more points than pixels, the mean of each pixel column: the file stays small, the noise legible.
-  std::vector<LossPoint> thinned(const std::vector<LossPoint>& points) const {
+  std::vector<PlotPoint> thinned(const std::vector<PlotPoint>& points) const {
     if (static_cast<double>(points.size()) <= right_ - left) return points;
-    std::vector<LossPoint> result;
+    std::vector<PlotPoint> result;
     for (std::size_t i = 0; i < points.size();) {
       if (!drawable(points[i])) {
         result.push_back(points[i++]);
         continue;
       }
       const double column = std::floor(x_at(points[i].x));
-      LossPoint sum;
+      PlotPoint sum;
       double count = 0;
       for (; i < points.size() && drawable(points[i]) && std::floor(x_at(points[i].x)) == column; ++i, ++count) {
         sum.x += points[i].x;
@@ -193,11 +194,12 @@ class LossPlotWriter {
     return result;
   }
 
-  /// In the upper right corner, which a falling curve leaves free.
+  /// In the upper corner that the curves leave free.
   void legend() {
     std::size_t longest = 0;
-    for (const LossCurve& curve : plot_.curves) longest = std::max(longest, curve.name.size());
-    const double width = 52 + 8.2 * static_cast<double>(longest), x = right_ - width - 12;
+    for (const PlotCurve& curve : plot_.curves) longest = std::max(longest, curve.name.size());
+    const double width = 52 + 8.2 * static_cast<double>(longest);
+    const double x = plot_.legend_left ? left + 12 : right_ - width - 12;
     const double height = 12 + 24 * static_cast<double>(plot_.curves.size());
     out_ += "<rect" + attribute("x", x) + attribute("y", top + 12) + attribute("width", width) +
             attribute("height", height) + " rx=\"4\" fill=\"#ffffff\" fill-opacity=\"0.9\" stroke=\"#d5dae1\"/>\n";
@@ -255,7 +257,7 @@ class LossPlotWriter {
            unit;
   }
 
-  const LossPlot& plot_;
+  const LinePlot& plot_;
   double right_, bottom_;
   double x_min_ = 0, x_max_ = 0, y_min_ = 0, y_max_ = 0, x_step_ = 0, y_step_ = 0;
   std::string out_;
@@ -264,10 +266,10 @@ class LossPlotWriter {
 }  // namespace detail
 
 /// The picture as SVG text.
-inline std::string svg(const LossPlot& plot) { return detail::LossPlotWriter(plot).svg(); }
+inline std::string svg(const LinePlot& plot) { return detail::LinePlotWriter(plot).svg(); }
 
 /// Writes the picture; the file is replaced whole or not at all.
-inline void write_loss_plot(const std::filesystem::path& path, const LossPlot& plot) {
+inline void write_line_plot(const std::filesystem::path& path, const LinePlot& plot) {
   const std::string text = svg(plot);
   replace_file(path, [&](FileWriter& out) { out.write(std::string_view(text)); });
 }

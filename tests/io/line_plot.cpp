@@ -5,12 +5,12 @@
 
 #include <doctest/doctest.h>
 #include <tests/support/temporary_folder.hpp>
-#include <zamba/train/loss_plot.hpp>
+#include <zamba/io/line_plot.hpp>
 
 namespace {
 
-using zamba::LossCurve;
-using zamba::LossPlot;
+using zamba::LinePlot;
+using zamba::PlotCurve;
 
 std::size_t count(const std::string& text, const std::string& part) {
   std::size_t n = 0;
@@ -40,10 +40,10 @@ bool well_formed(const std::string& text) {
 
 }  // namespace
 
-TEST_SUITE("train/loss_plot") {
+TEST_SUITE("io/line_plot") {
   TEST_CASE("points lie where the axes say") {
     // The frame of 960 x 540 goes from (78, 82) to (932, 474). y runs from 1 to 3 by 0.5, x from 0 to 100.
-    const LossPlot plot{.title = "t", .x_label = "step", .curves = {{"a", {{0, 3}, {50, 2}, {100, 1}}, false}}};
+    const LinePlot plot{.title = "t", .x_label = "step", .curves = {{"a", {{0, 3}, {50, 2}, {100, 1}}, false}}};
     const std::string text = zamba::svg(plot);
     CHECK(well_formed(text));
     CHECK(has(text, "d=\" M78.0 82.0 L505.0 278.0 L932.0 474.0\""));
@@ -53,9 +53,9 @@ TEST_SUITE("train/loss_plot") {
     CHECK(!has(text, "nan"));
   }
 
-  TEST_CASE("phases are shaded over their part and named") {
-    const LossPlot plot{.curves = {{"a", {{0, 3}, {80e6, 1}}, true}},
-                        .phases = {{"pretraining", 0, 75e6}, {"annealing", 75e6, 100e6}}};
+  TEST_CASE("bands are shaded over their part and named") {
+    const LinePlot plot{.curves = {{"a", {{0, 3}, {80e6, 1}}, true}},
+                        .bands = {{"pretraining", 0, 75e6}, {"annealing", 75e6, 100e6}}};
     const std::string text = zamba::svg(plot);
     CHECK(well_formed(text));
     CHECK(has(text, "<rect x=\"78.0\" y=\"82.0\" width=\"640.5\" height=\"392.0\""));
@@ -69,21 +69,21 @@ TEST_SUITE("train/loss_plot") {
 
   TEST_CASE("a point that is not finite interrupts the line") {
     const double nan = std::nan("");
-    LossPlot plot{.curves = {{"a", {{0, 3}, {1, 2}, {2, nan}, {3, INFINITY}, {4, 1}, {5, 1.5}}, false}}};
+    LinePlot plot{.curves = {{"a", {{0, 3}, {1, 2}, {2, nan}, {3, INFINITY}, {4, 1}, {5, 1.5}}, false}}};
     const std::string text = zamba::svg(plot);
     CHECK(count(text, " M") == 2);
     CHECK(count(text, " L") == 2);
     CHECK(!has(text, "nan"));
     CHECK(!has(text, "inf"));
     plot.curves[0].points = {{0, nan}};
-    CHECK_THROWS_WITH(zamba::svg(plot), "zamba: LossPlot '': there is no finite point to draw");
+    CHECK_THROWS_WITH(zamba::svg(plot), "zamba: LinePlot '': there is no finite point to draw");
     plot.curves.clear();
     CHECK_THROWS_AS(zamba::svg(plot), zamba::Error);
   }
 
   TEST_CASE("one point, equal values, large and small ranges") {
     for (const double scale : {1e-30, 1e-3, 1., 1e6, 1e300}) {
-      const LossPlot plot{.curves = {{"a", {{0, scale}, {scale, 2 * scale}}, true}}};
+      const LinePlot plot{.curves = {{"a", {{0, scale}, {scale, 2 * scale}}, true}}};
       const std::string text = zamba::svg(plot);
       CHECK(well_formed(text));
       CHECK(has(text, "M78.0 474.0 L932.0 82.0"));
@@ -95,7 +95,7 @@ TEST_SUITE("train/loss_plot") {
   }
 
   TEST_CASE("more points than pixels become the mean of each pixel column") {
-    LossCurve curve{"a", {}, false};
+    PlotCurve curve{"a", {}, false};
     for (int i = 0; i < 100'000; ++i) curve.points.push_back({i / 1000., i % 2 ? 1.5 : 2.5});
     curve.points.push_back({100, 1});
     curve.points.push_back({100, 3});
@@ -109,13 +109,21 @@ TEST_SUITE("train/loss_plot") {
   }
 
   TEST_CASE("a limit cuts off what lies above, inside the frame") {
-    const LossPlot plot{.curves = {{"a", {{0, 9}, {50, 2}, {100, 1}}, false}}, .y_limit = 3};
+    const LinePlot plot{.curves = {{"a", {{0, 9}, {50, 2}, {100, 1}}, false}}, .y_limit = 3};
     const std::string text = zamba::svg(plot);
     CHECK(has(text, "L505.0 278.0 L932.0 474.0"));
     CHECK(!has(text, ">9<"));
     CHECK(has(text, "<clipPath id=\"plot\"><rect x=\"72.0\" y=\"82.0\""));
     CHECK_THROWS_WITH(zamba::svg({.title = "t", .curves = plot.curves, .y_limit = 1}),
-                      "zamba: LossPlot 't': nothing lies below the limit of 1");
+                      "zamba: LinePlot 't': nothing lies below the limit of 1");
+  }
+
+  TEST_CASE("the legend stands in the corner that is asked for") {
+    LinePlot plot{.curves = {{"a", {{0, 1}, {1, 2}}, false}}};
+    const std::string box = "\" y=\"94.0\" width=\"60.2\"";  // 52 and 8.2 a letter
+    CHECK(has(zamba::svg(plot), "<rect x=\"859.8" + box));
+    plot.legend_left = true;
+    CHECK(has(zamba::svg(plot), "<rect x=\"90.0" + box));
   }
 
   TEST_CASE("names are text, whatever is in them") {
@@ -127,13 +135,13 @@ TEST_SUITE("train/loss_plot") {
 
   TEST_CASE("writing a file, and pictures that cannot be") {
     const zamba_test::TemporaryFolder folder;
-    const LossPlot plot{.curves = {{"a", {{0, 1}, {1, 2}}, false}}};
-    zamba::write_loss_plot(folder.path / "loss.svg", plot);
+    const LinePlot plot{.curves = {{"a", {{0, 1}, {1, 2}}, false}}};
+    zamba::write_line_plot(folder.path / "loss.svg", plot);
     CHECK(zamba_test::read_text(folder.path / "loss.svg") == zamba::svg(plot));
-    CHECK_THROWS_AS(zamba::write_loss_plot(folder.path / "absent" / "loss.svg", plot), zamba::Error);
+    CHECK_THROWS_AS(zamba::write_line_plot(folder.path / "absent" / "loss.svg", plot), zamba::Error);
     CHECK_THROWS_WITH(zamba::svg({.curves = plot.curves, .width = 100}),
-                      "zamba: LossPlot: a picture has at least 320 x 240 pixels, got 100 x 540");
-    CHECK_THROWS_WITH(zamba::svg({.curves = plot.curves, .phases = {{"p", 2, 1}}}),
-                      "zamba: LossPlot: phase 'p' goes from 2 to 1");
+                      "zamba: LinePlot: a picture has at least 320 x 240 pixels, got 100 x 540");
+    CHECK_THROWS_WITH(zamba::svg({.curves = plot.curves, .bands = {{"p", 2, 1}}}),
+                      "zamba: LinePlot: band 'p' goes from 2 to 1");
   }
 }

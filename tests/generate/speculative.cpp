@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/generate/speculative.hpp>
+
+#include <doctest/doctest.h>
+#include <zamba/any_model.hpp>
+#include <zamba/generate/generator.hpp>
+
+#include "../support/nets.hpp"
+
+namespace {
+
+using namespace zamba_test;
+
+const Model<Hybrid, double>& model() {
+  static const auto model = random_model<Hybrid, double>();
+  return model;
+}
+
+/// The model with every weight moved a little: a draft that is often right.
+const Model<Hybrid, double>& near_model() {
+  static const auto near = [] {
+    auto near = model().to<double>();
+    for (std::size_t i = 0; i < near.entries().size(); ++i) {
+      std::vector<double> values = near.read(near.entries()[i]);
+      Random random(Seed{4}, i);
+      for (double& value : values) value *= 1 + 0.02 * random.normal();
+      near.write(near.entries()[i], values);
+    }
+    return near;
+  }();
+  return near;
+}
+
+const Model<Plain, float>& other_model() {
+  static const auto model = random_model<Plain, float>({9});
+  return model;
+}
+
+std::vector<Token> greedy(const std::vector<Token>& prompt, Index count, const std::vector<Token>& stops = {},
+                          Index max_length = 256) {
+  auto state = model().new_state({.max_length = max_length});
+  return generate(model(), state, prompt,
+                  {.sampling = {.temperature = 0}, .max_new_tokens = count, .stop_tokens = stops});
+}
+
+template <class Draft>
+SpeculativeOutput run(const Draft& draft, const std::vector<Token>& prompt, const SpeculativeOptions& options,
+                      Index max_length = 256) {
+  auto state = model().new_state({.max_length = max_length});
+  auto draft_state = draft.new_state({.max_length = max_length});
+  return generate_speculatively(model(), state, draft, draft_state, prompt, options);
+}
+
+}  // namespace
+
+TEST_SUITE("generate/speculative") {
+  TEST_CASE("the tokens of greedy decoding, whatever the draft") {
+    const std::vector<Token> wanted = greedy({3, 1, 4}, 100);
+    for (const Index k : {0, 1, 2, 4, 7, 40}) {
+      CAPTURE(k);
+      const SpeculativeOptions options{.max_new_tokens = 100, .draft_tokens = k};
+      const auto itself = run(model(), {3, 1, 4}, options), near = run(near_model(), {3, 1, 4}, options),
+                 other = run(other_model(), {3, 1, 4}, options);
+      CHECK(itself.tokens == wanted);
+      CHECK(near.tokens == wanted);
+      CHECK(other.tokens == wanted);
+      CHECK(itself.accepted == itself.proposed);
+      CHECK(itself.passes == (100 + k) / (k + 1));
+      for (const auto& output : {itself, near, other}) CHECK(output.passes + output.accepted == 100);
+      if (k < 2) continue;
+      CHECK(near.accepted > 0);  // both ways were taken
+      CHECK(near.accepted < near.proposed);
+      CHECK(other.accepted < other.proposed);
+    }
+  }
+
+  TEST_CASE("it ends as generate() does, and both states go on from there") {
+    const std::vector<Token> whole = greedy({3, 1, 4}, 40);
+    for (const std::vector<Token>& stops : {std::vector<Token>{}, {whole[5], whole[9]}, {whole[0]}}) {
+      for (const Index count : {0, 1, 2, 17}) {
+        for (const Index k : {1, 3, 6}) {
+          CAPTURE(count);
+          CAPTURE(k);
+          auto state = model().new_state({.max_length = 256});
+          auto draft_state = near_model().new_state({.max_length = 256});
+          const auto output =
+              generate_speculatively(model(), state, near_model(), draft_state, {3, 1, 4},
+                                     {.max_new_tokens = count, .draft_tokens = k, .stop_tokens = stops});
+          const auto wanted = greedy({3, 1, 4}, count, stops);
+          CHECK(output.tokens == wanted);
+          const Index held = 3 + static_cast<Index>(wanted.size()) - 1;
+          CHECK(state.length() == held);
+          CHECK(draft_state.length() == held);
+          const Token last = wanted.empty() ? 4 : wanted.back();
+          const auto more = generate_speculatively(model(), state, near_model(), draft_state, {last},
+                                                   {.max_new_tokens = 10, .draft_tokens = k});
+          std::vector<Token> all = wanted;
+          all.insert(all.end(), more.tokens.begin(), more.tokens.end());
+          CHECK(all == std::vector<Token>(whole.begin(), whole.begin() + static_cast<Index>(all.size())));
+        }
+      }
+    }
+    for (const Index max_length : {3, 4, 5, 9, 20})
+      CHECK(run(near_model(), {3, 1, 4}, {.max_new_tokens = 40}, max_length).tokens ==
+            greedy({3, 1, 4}, 40, {}, max_length));
+  }
+
+  TEST_CASE("models whose types are chosen at run time") {
+    const AnyModel any(model().to<double>(), "any"), draft(near_model().to<float>(), "draft");
+    auto state = any.new_state({.max_length = 64});
+    auto draft_state = draft.new_state({.max_length = 64});
+    CHECK(generate_speculatively(any, state, draft, draft_state, {3, 1, 4}, {.max_new_tokens = 40}).tokens ==
+          greedy({3, 1, 4}, 40));
+  }
+
+  TEST_CASE("wrong input is refused by name") {
+    auto state = model().new_state({.max_length = 8}), two = model().new_state({.batch = 2, .max_length = 8});
+    auto draft_state = near_model().new_state({.max_length = 8});
+    const auto refused = [&](auto& of_model, const std::vector<Token>& prompt, const SpeculativeOptions& options,
+                             const char* message) {
+      CHECK_THROWS_WITH_AS(generate_speculatively(model(), of_model, near_model(), draft_state, prompt, options),
+                           message, Error);
+      CHECK(state.length() == 0);
+    };
+    refused(two, {1}, {}, "zamba: generate_speculatively: states of one row are needed, got 2 and 1");
+    refused(state, {}, {}, "zamba: generate_speculatively: the prompt is empty, at least one token is needed");
+    refused(
+        state, random_tokens(9), {},
+        "zamba: generate_speculatively: the state holds 0 positions, and the prompt of 9 would exceed max_length 8");
+    refused(state, {1, 29}, {}, "zamba: generate_speculatively: token 29 is outside the vocabulary of 29");
+    refused(state, {1}, {.draft_tokens = -1},
+            "zamba: SpeculativeOptions: max_new_tokens and draft_tokens must be 0 or more, got 128 and -1");
+    near_model().extend(draft_state, {1, 2});
+    refused(state, {1}, {}, "zamba: generate_speculatively: the state holds 0 positions, that of the draft 2");
+  }
+}
