@@ -348,7 +348,7 @@ TEST_SUITE("io/tokenizer") {
     CHECK(refusal("{\"model\"").starts_with("zamba: the file: not valid JSON"));
     CHECK(refusal("[]") == "zamba: the file: wanted a JSON object, came array");
     CHECK(refusal("").starts_with("zamba: the file: not valid JSON"));
-    CHECK(refusal(std::string(1'000'000, '[')) == "zamba: the file: nested deeper than 32 levels");
+    CHECK(refusal(std::string(1'000'000, '[')) == "zamba: the file: nested deeper than 64 levels");
     CHECK(refusal(small().dump(), R"({"bos_token": "<b>"})").find("bos_token: '<b>' is not in the") !=
           std::string::npos);
     CHECK_THROWS_AS(Tokenizer::load(tokenizer_data("none.json")), zamba::Error);

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include <zamba/detail/json_part.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/detail/utf8.hpp>
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>

@@ -10,29 +10,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include <zamba/detail/safetensors_header.hpp>
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
 
 namespace zamba::detail {
-
-/// Text as a JSON object, nested at most `deepest` levels.
-inline nlohmann::json parse_json(std::string_view text, const std::string& origin, int deepest) {
-  using json = nlohmann::json;
-  // The JSON parser takes a zero byte for the end of its input.
-  require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
-  json parsed;
-  try {
-    parsed = json::parse(text, [&](int depth, json::parse_event_t, json&) {
-      require(depth <= deepest, origin, ": nested deeper than ", deepest, " levels");
-      return true;
-    });
-  } catch (const json::exception& error) {
-    fail(origin, ": not valid JSON: ", quote(error.what()));
-  }
-  require(parsed.is_object(), origin, ": wanted a JSON object, came ", parsed.type_name());
-  return parsed;
-}
 
 /// A view: the JSON value must outlive it.
 class JsonPart {

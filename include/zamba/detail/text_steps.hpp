@@ -17,6 +17,7 @@
 #include <zamba/detail/byte_level.hpp>
 #include <zamba/detail/json_part.hpp>
 #include <zamba/detail/normal_form.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/detail/utf8.hpp>
 
 namespace zamba::detail {

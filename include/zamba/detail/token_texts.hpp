@@ -21,6 +21,7 @@
 #include <zamba/detail/byte_level.hpp>
 #include <zamba/detail/byte_pairs.hpp>
 #include <zamba/detail/json_part.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/detail/text_steps.hpp>
 #include <zamba/device.hpp>
 

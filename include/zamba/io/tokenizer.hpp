@@ -38,7 +38,9 @@
 
 #include <zamba/detail/added_tokens.hpp>
 #include <zamba/detail/byte_pairs.hpp>
+#include <zamba/detail/json_object.hpp>
 #include <zamba/detail/json_part.hpp>
+#include <zamba/detail/problems.hpp>
 #include <zamba/detail/text_steps.hpp>
 #include <zamba/detail/token_texts.hpp>
 #include <zamba/device.hpp>
@@ -132,8 +134,7 @@ inline Tokenizer Tokenizer::load(const std::filesystem::path& path) {
 }
 
 inline Tokenizer Tokenizer::parse(std::string_view text, const std::string& origin, std::string_view config) {
-  constexpr int deepest = 32;
-  const nlohmann::json json = detail::parse_json(text, origin, deepest);
+  const nlohmann::json json = detail::parse_object(text, origin);
   const detail::JsonPart file(json, origin);
   Tokenizer result;
   result.model_ = detail::BytePairs(file["model"]);
@@ -144,7 +145,7 @@ inline Tokenizer Tokenizer::parse(std::string_view text, const std::string& orig
   result.read_added(file["added_tokens"]);
   result.read_template(file["post_processor"]);
   const std::string place = origin + ": tokenizer_config.json";
-  const nlohmann::json named = detail::parse_json(config, place, deepest);
+  const nlohmann::json named = detail::parse_object(config, place);
   result.read_config({named, place});
   return result;
 }
