@@ -187,6 +187,7 @@ void check_gradients() {
 
 TEST_SUITE("language_model") {
   TEST_CASE("gradients: two shared blocks, the first layer hybrid") { check_gradients<TwoCopies>(); }
+  TEST_CASE("gradients: two shared blocks with rope, and adapters for each use") { check_gradients<TwoAdapted>(); }
   TEST_CASE("gradients: Mamba-2 layers with a shared block") { check_gradients<Hybrid2>(); }
   TEST_CASE("gradients: transformer layers, a head of its own") { check_gradients<Transformer>(); }
 

@@ -50,6 +50,7 @@ TEST_SUITE("decode_allocations") {
         CHECK(allocations_of_a_step<Hybrid, float>(rows, threads, {.temperature = 0}) == 0);
         CHECK(allocations_of_a_step<Hybrid2, float>(rows, threads, {.temperature = 0}) == 0);
         CHECK(allocations_of_a_step<Transformer, float>(rows, threads, {.temperature = 0}) == 0);
+        CHECK(allocations_of_a_step<TwoAdapted, float>(rows, threads, {.temperature = 0}) == 0);
         CHECK(allocations_of_a_step<Hybrid, bf16>(rows, threads,
                                                   {.top_k = 9, .top_p = 0.9, .repetition_penalty = 1.2}) == 0);
       }

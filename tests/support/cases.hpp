@@ -42,6 +42,18 @@ using LlamaCase =
                   UniformStack<4, TransformerBlock<TransformerConfig{
                                       .d_model = 32, .n_heads = 4, .n_kv_heads = 2, .d_ff = 64, .norm_eps = 1e-6}>>>;
 
+using Zamba2Case =
+    LanguageModel<96, PatternStack<"mmhmhm", Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8}>,
+                                   SharedAttention<SharedAttentionConfig{
+                                       .d_model = 32, .n_heads = 4, .d_ff = 64, .mlp_adapter_rank = 4}>>>;
+
+using Zamba2TwoBlocksCase = LanguageModel<
+    96, PatternStack<
+            "mhmhmhmmh", Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 4, .n_groups = 2}>,
+            SharedAttention<SharedAttentionConfig{
+                .d_model = 32, .n_heads = 4, .d_ff = 48, .rope = true, .mlp_adapter_rank = 4, .qkv_adapter_rank = 4}>,
+            2>>;
+
 inline std::filesystem::path case_path(const std::string& name) {
   return std::filesystem::path(ZAMBA_TEST_DATA) / name;
 }

@@ -96,6 +96,23 @@ TEST_CASE("check_reference: one wrong number in the reference fails the lines of
         })) == Names{"greedy_ids"});
 }
 
+TEST_CASE("check_reference: a network that magnifies rounding is held to what its case can tell") {
+  const auto failed_by = [](const std::string& name, std::size_t i) {
+    const CaseCopy copy("zamba2-two-blocks");
+    copy.edit("reference.safetensors", [&](HeldTensors& tensors) { nudge(tensors[name], i); });
+    return failed_lines(check_reference<Zamba2TwoBlocksCase>(copy.path()));
+  };
+  using Names = std::set<std::string>;
+  // The gradient that moves most, by 2e-4, and one that does not move.
+  for (const char* name : {"grad.model.layers.2.mamba.dt_bias", "grad.model.final_layernorm.weight"})
+    CHECK(failed_by(name, 1) == Names{"grad", "grad, recomputed"});
+  for (const std::size_t step : {0, 1, 2, 3, 4}) {
+    CAPTURE(step);
+    CHECK(failed_by("train.losses", step) == Names{"train.losses"});
+  }
+  CHECK(failed_by("logits", 777) == Names{"logits", "logits, extend", "logits, extend in chunks"});
+}
+
 TEST_CASE("check_reference: a NaN in the reference never passes") {
   for (const char* name : {"logits", "cache.ssm.0", "grad.model.final_layernorm.weight", "train.losses"})
     CHECK_FALSE(after("reference.safetensors", [&](HeldTensors& tensors) {

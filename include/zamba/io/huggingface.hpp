@@ -36,6 +36,7 @@
 #include <zamba/model.hpp>
 #include <zamba/models/llama_checkpoint.hpp>
 #include <zamba/models/mamba_checkpoint.hpp>
+#include <zamba/models/zamba2_checkpoint.hpp>
 #include <zamba/models/zamba_checkpoint.hpp>
 
 namespace zamba {
