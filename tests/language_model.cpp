@@ -187,6 +187,7 @@ void check_gradients() {
 
 TEST_SUITE("language_model") {
   TEST_CASE("gradients: two shared blocks, the first layer hybrid") { check_gradients<TwoCopies>(); }
+  TEST_CASE("gradients: two shared blocks with rope, and adapters for each use") { check_gradients<TwoAdapted>(); }
   TEST_CASE("gradients: Mamba-2 layers with a shared block") { check_gradients<Hybrid2>(); }
   TEST_CASE("gradients: transformer layers, a head of its own") { check_gradients<Transformer>(); }
 
@@ -204,7 +205,6 @@ TEST_SUITE("language_model") {
     auto state_of_tied = tied.new_state({.max_length = 9});
     CHECK(values(own.extend(state, random_tokens(9))) == values(tied.extend(state_of_tied, random_tokens(9))));
   }
-  TEST_CASE("gradients: two shared blocks with rope, and adapters for each use") { check_gradients<TwoAdapted>(); }
 
   TEST_CASE("wrong input to loss is refused by name and leaves the state as it was") {
     const auto model = random_model<TwoCopies, double>();
