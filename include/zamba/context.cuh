@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
 #include <zamba/context.hpp>
@@ -26,6 +27,10 @@ inline void check_cuda(cudaError_t status, const char* call) {
     return;
   cudaGetLastError();  // reported here, so not again by the next launch
   fail(call, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+}
+
+inline void check_cublas(cublasStatus_t status, const char* call) {
+  require(status == CUBLAS_STATUS_SUCCESS, call, ": ", cublasGetStatusString(status));
 }
 
 /// To be called after every launch.
@@ -85,11 +90,22 @@ template <>
 class Context<cuda> {
  public:
   Context() { detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate"); }
-  ~Context() { cudaStreamDestroy(stream_); }
+  ~Context() {
+    if (blas_) cublasDestroy(blas_);
+    cudaStreamDestroy(stream_);
+  }
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  /// cuBLAS on this stream, made at first use: it takes a while and some memory.
+  cublasHandle_t blas() {
+    if (!blas_) {
+      detail::check_cublas(cublasCreate(&blas_), "cublasCreate");
+      detail::check_cublas(cublasSetStream(blas_, stream_), "cublasSetStream");
+    }
+    return blas_;
+  }
   Arena<cuda>& arena() { return arena_; }
   /// Scratch of the host.
   Arena<cpu>& host_arena() { return host_arena_; }
@@ -130,6 +146,7 @@ class Context<cuda> {
   }
 
   cudaStream_t stream_ = nullptr;
+  cublasHandle_t blas_ = nullptr;
   Arena<cuda> arena_;
   Arena<cpu> host_arena_;
 };

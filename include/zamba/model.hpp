@@ -164,7 +164,8 @@ class Model {
   Matrix<const A> extend(StateType& state, const Tokens& tokens, Positions positions = Positions::last) const;
 
   /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
-  LossSum loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state = nullptr) const;
+  LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
+               StateType* state = nullptr) const requires trains<Device>;
 
   struct GradientOptions {
     double scale = 0;        // of the summed loss; 0: 1 / (number of targets), the mean
@@ -174,8 +175,8 @@ class Model {
   };
   /// The loss, and its gradients added to `gradients`.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
-                             const GradientOptions& options) const;
-  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const;
+                             const GradientOptions& options) const requires trains<Device>;
+  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
 
   const Views& parameters() const { return views_; }
   const std::vector<ParameterEntry>& entries() const { return entries_; }

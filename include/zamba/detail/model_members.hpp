@@ -226,7 +226,8 @@ void advance_all(StateType* state, const TrainingBatch& batch) {
 }  // namespace detail
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state) const {
+LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
+                                    StateType* state) const requires trains<Device> {
   check(batch, state, nullptr);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
@@ -242,7 +243,8 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
 
 template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
-                                                  GradientsType& gradients, const GradientOptions& options) const {
+                                                  GradientsType& gradients,
+                                                  const GradientOptions& options) const requires trains<Device> {
   check(batch, options.state, options.d_state);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
@@ -265,7 +267,8 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
 }
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const {
+LossSum Model<Net, T, Device>::loss_and_gradients(const TrainingBatch& batch,
+                                                  GradientsType& gradients) const requires trains<Device> {
   return loss_and_gradients(this_thread_context<Device>(), batch, gradients, {});
 }
 

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+// linear on CUDA, forward; equations and shapes in linear.hpp.
+//
+//   few tokens (decode)   a warp takes some rows of the weight, which are read once, 16 bytes a lane; the dot products
+//                         stay in registers until the lanes' sums meet. Bound by memory bandwidth
+//   many tokens           cuBLAS
+//
+// Numeric contract: products and sums in compute_t, rounded once when written, except that a bias joins many tokens in
+// a second rounding. With few tokens a row of y is the same whichever rows it is computed with; with many it is what
+// cuBLAS chooses for these extents. A rerun is bit-equal.
+#pragma once
+
+#include <zamba/context.cuh>
+#include <zamba/detail/elementwise.cuh>
+#include <zamba/ops/linear.hpp>
+
+namespace zamba {
+
+namespace detail {
+
+/// Weights of A_, of which a warp takes Rows_ rows for up to Tokens_ tokens.
+template <class A_, int Rows_, int Tokens_>
+struct LinearTraits {
+  using A = A_;
+  using F = compute_t<A>;
+  static constexpr int rows = Rows_, tokens = Tokens_;
+  static constexpr int threads = 256, warps = threads / 32;
+  static constexpr int width = 16 / sizeof(A);  // elements of one load
+};
+
+/// 16 bytes from an aligned address, as compute_t.
+template <class A>
+__device__ void load_16_bytes(const A* from, compute_t<A> (&to)[16 / sizeof(A)]) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  if constexpr (std::is_same_v<A, bf16>) {
+    const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[2 * i] = __uint_as_float(words[i] << 16);
+      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  } else {
+    memcpy(to, &raw, sizeof(raw));
+  }
+}
+
+/// Wide: rows begin at multiples of 16 bytes and are whole numbers of them.
+template <class Traits, bool Wide>
+__global__ void __launch_bounds__(Traits::threads)
+    linear_kernel(Matrix<const typename Traits::A> x, Matrix<const typename Traits::A> weight,
+                  Matrix<typename Traits::A> y, Matrix<const typename Traits::A> residual,
+                  Vector<const typename Traits::F> bias) {
+  using A = typename Traits::A;
+  using F = typename Traits::F;
+  constexpr int rows = Traits::rows, tokens = Traits::tokens, width = Wide ? Traits::width : 1;
+  const int lane = threadIdx.x % 32;
+  const Index first = (Index{blockIdx.x} * Traits::warps + threadIdx.x / 32) * rows;
+  if (first >= weight.rows()) return;
+  const A* w[rows];
+  const A* in[tokens];
+#pragma unroll
+  for (int r = 0; r < rows; ++r) w[r] = weight.data + ::min(first + r, weight.rows() - 1) * weight.stride[0];
+#pragma unroll
+  for (int s = 0; s < tokens; ++s) in[s] = x.data + ::min(Index{s}, x.rows() - 1) * x.stride[0];
+
+  F sum[rows][tokens] = {};
+#pragma unroll 2
+  for (Index k = lane * width; k < x.cols(); k += 32 * width) {
+    F weights[rows][width];
+#pragma unroll
+    for (int r = 0; r < rows; ++r) {
+      if constexpr (Wide)
+        load_16_bytes(w[r] + k, weights[r]);
+      else
+        weights[r][0] = F(w[r][k]);
+    }
+#pragma unroll
+    for (int s = 0; s < tokens; ++s) {
+      F inputs[width];
+      if constexpr (Wide)
+        load_16_bytes(in[s] + k, inputs);
+      else
+        inputs[0] = F(in[s][k]);
+#pragma unroll
+      for (int r = 0; r < rows; ++r)
+#pragma unroll
+        for (int i = 0; i < width; ++i) sum[r][s] += weights[r][i] * inputs[i];
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < rows; ++r)
+#pragma unroll
+    for (int s = 0; s < tokens; ++s) {
+      for (int distance = 16; distance > 0; distance /= 2)
+        sum[r][s] += __shfl_xor_sync(0xffffffffu, sum[r][s], distance);
+      if (lane != 0 || first + r >= weight.rows() || s >= y.rows()) continue;
+      const F with_bias = sum[r][s] + (bias ? bias[first + r] : F(0));
+      y(s, first + r) = A(with_bias + (residual ? F(residual(s, first + r)) : F(0)));
+    }
+}
+
+template <class A>
+struct AddBias {
+  Vector<const compute_t<A>> bias;
+  Matrix<A> y;
+
+  __device__ void operator()(Index t, Index c) const { y(t, c) = A(compute_t<A>(y(t, c)) + bias[c]); }
+};
+
+}  // namespace detail
+
+template <>
+struct Linear<cuda> {
+  template <class A, class W, class F>
+  static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
+                      Matrix<const A> residual, Vector<const F> bias) {
+    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
+    if (y.rows() == 0 || y.cols() == 0) return;
+    if (y.rows() <= few_tokens)
+      few<A>(ctx, x, weight, y, residual, bias);
+    else
+      many<A>(ctx, x, weight, y, residual, bias);
+  }
+
+ private:
+  static constexpr Index few_tokens = 8;
+
+  template <class A, class F>
+  static void few(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
+                  Vector<const F> bias) {
+    if (y.rows() == 1)
+      rows<A, 1>(ctx, x, weight, y, residual, bias);
+    else if (y.rows() == 2)
+      rows<A, 2>(ctx, x, weight, y, residual, bias);
+    else if (y.rows() <= 4)
+      rows<A, 4>(ctx, x, weight, y, residual, bias);
+    else
+      rows<A, 8>(ctx, x, weight, y, residual, bias);
+  }
+
+  /// As many rows a warp as leave every multiprocessor some warps.
+  template <class A, int Tokens, class F>
+  static void rows(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
+                   Vector<const F> bias) {
+    if (weight.rows() >= 4096)
+      launch<detail::LinearTraits<A, 4, Tokens>>(ctx, x, weight, y, residual, bias);
+    else
+      launch<detail::LinearTraits<A, 1, Tokens>>(ctx, x, weight, y, residual, bias);
+  }
+
+  template <class Traits, class A, class F>
+  static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y,
+                     Matrix<const A> residual, Vector<const F> bias) {
+    const unsigned blocks = detail::blocks_for(weight.rows(), Traits::warps * Traits::rows);
+    if (in_pieces<Traits>(x) && in_pieces<Traits>(weight))
+      detail::linear_kernel<Traits, true><<<blocks, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
+    else
+      detail::linear_kernel<Traits, false><<<blocks, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
+    detail::check_launch("linear");
+  }
+
+  template <class Traits, class A>
+  static bool in_pieces(Matrix<const A> m) {
+    return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.cols() % Traits::width == 0 &&
+           m.stride[0] % Traits::width == 0;
+  }
+
+  template <class A>
+  static constexpr cudaDataType_t type_of = std::is_same_v<A, double>  ? CUDA_R_64F
+                                            : std::is_same_v<A, float> ? CUDA_R_32F
+                                                                       : CUDA_R_16BF;
+
+  /// In cuBLAS's column-major terms: y^T (out, n) = W (out, in) x^T (in, n).
+  template <class A, class F>
+  static void many(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
+                   Vector<const F> bias) {
+    if (residual && residual.data != y.data)
+      detail::check_cuda(cudaMemcpy2DAsync(y.data, static_cast<std::size_t>(y.stride[0]) * sizeof(A), residual.data,
+                                           static_cast<std::size_t>(residual.stride[0]) * sizeof(A),
+                                           static_cast<std::size_t>(y.cols()) * sizeof(A),
+                                           static_cast<std::size_t>(y.rows()), cudaMemcpyDeviceToDevice, ctx.stream()),
+                         "linear: residual");
+    const F one = 1, of_residual = residual ? 1 : 0;
+    detail::check_cublas(
+        cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, y.cols(), y.rows(), x.cols(), &one, weight.data,
+                        type_of<A>, weight.stride[0], x.data, type_of<A>, x.stride[0], &of_residual, y.data, type_of<A>,
+                        y.stride[0], std::is_same_v<F, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
+                        CUBLAS_GEMM_DEFAULT),
+        "linear: cublasGemmEx");
+    if (bias) detail::for_elements(ctx, y.rows(), y.cols(), detail::AddBias<A>{bias, y}, "linear: bias");
+  }
+};
+
+}  // namespace zamba
