@@ -122,6 +122,29 @@ inline std::string value_text(const nlohmann::json& value) {
   return text.size() > longest ? text.substr(0, longest) + "..." : text;
 }
 
+/// An infinite number in a config.json, as transformers spells it now.
+inline nlohmann::json infinite_number() { return {{"__float__", "Infinity"}}; }
+
+/// `text` with the bare word Infinity, which Python writes and JSON does not know, in that spelling.
+inline std::string spell_infinities(std::string_view text) {
+  constexpr std::string_view word = "Infinity";
+  std::string spelled;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (!quoted && text.substr(i, word.size()) == word) {
+      spelled += infinite_number().dump();
+      i += word.size() - 1;
+      continue;
+    }
+    spelled += text[i];
+    if (text[i] == '"')
+      quoted = !quoted;
+    else if (quoted && text[i] == '\\' && i + 1 < text.size())
+      spelled += text[++i];
+  }
+  return spelled;
+}
+
 /// Text as a JSON object. Nesting is bounded here, since values are compared and printed recursively.
 inline nlohmann::json parse_config(std::string_view text, const std::string& origin) {
   using json = nlohmann::json;
@@ -131,7 +154,7 @@ inline nlohmann::json parse_config(std::string_view text, const std::string& ori
   require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
   json config;
   try {
-    config = json::parse(text, [&](int depth, json::parse_event_t, json&) {
+    config = json::parse(spell_infinities(text), [&](int depth, json::parse_event_t, json&) {
       require(depth <= deepest_config, origin, ": nested deeper than ", deepest_config, " levels");
       return true;
     });

@@ -27,6 +27,8 @@
 #include <zamba/io/file.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
+#include <zamba/models/llama_checkpoint.hpp>
+#include <zamba/models/mamba_checkpoint.hpp>
 #include <zamba/models/zamba_checkpoint.hpp>
 
 namespace zamba {
