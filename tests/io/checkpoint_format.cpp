@@ -130,7 +130,7 @@ TEST_CASE("checkpoint_format: gradients of a reference case are compared part by
   HeldTensors reference(folder.path / "model.safetensors");
   for (auto& tensor : reference.tensors) tensor.name = "grad." + tensor.name;
   const auto layout = CheckpointFormat<SplitNet>::layout(model.entries());
-  for (const auto& part : detail::checkpoint_parts(model.entries(), layout)) {
+  for (const auto& part : detail::parameter_parts(model.entries(), layout)) {
     const double* first = gradients.values().data + part.entry->offset + part.first * part.cols;
     detail::to_file_order(part, reinterpret_cast<const std::byte*>(first),
                           reference["grad." + part.tensor->name].bytes.data(), part.cols * Index{sizeof(double)});
@@ -162,7 +162,7 @@ TEST_CASE("checkpoint_format: gradients of a reference case are compared part by
 TEST_CASE("checkpoint_format: a layout whose parts are not the parameter is refused") {
   const auto entries = detail::list_parameters<SplitNet, float>();
   auto layout = CheckpointFormat<SplitNet>::layout(entries);
-  const auto message = [&] { return message_of([&] { detail::checkpoint_parts(entries, layout); }); };
+  const auto message = [&] { return message_of([&] { detail::parameter_parts(entries, layout); }); };
   CHECK(message() == "");
   const auto at = static_cast<std::size_t>(&entry_of(entries, "layers.0.in_proj.weight") - entries.data());
   auto& parts = layout.parameters[at].parts;

@@ -84,18 +84,18 @@ struct CheckpointFormat {
 namespace detail {
 
 /// A tensor of a file as rows [first, first + rows) of a parameter, each of `cols` elements.
-struct CheckpointPart {
+struct ParameterPart {
   const CheckpointTensor* tensor;
   const ParameterEntry* entry;
   Index first, rows, cols;
 };
 
 /// The parts of all parameters, in order. They refer to both arguments.
-inline std::vector<CheckpointPart> checkpoint_parts(const std::vector<ParameterEntry>& entries,
-                                                    const CheckpointLayout& layout) {
+inline std::vector<ParameterPart> parameter_parts(const std::vector<ParameterEntry>& entries,
+                                                  const CheckpointLayout& layout) {
   require(layout.parameters.size() == entries.size(), "CheckpointLayout: ", entries.size(), " parameters wanted, came ",
           layout.parameters.size());
-  std::vector<CheckpointPart> parts;
+  std::vector<ParameterPart> parts;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const ParameterEntry& entry = entries[i];
     const Index rows = entry.shape.front(), cols = entry.size / rows;
@@ -172,18 +172,25 @@ inline bool same_value(const nlohmann::json& wanted, const nlohmann::json& found
   return found.is_number() && std::abs(wanted.get<double>() - found.get<double>()) <= 1e-6 * wanted.get<double>();
 }
 
-/// Throws one Error with every key whose value in the file is not the type's.
-inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+/// One line for every key whose value in the file is not the type's.
+inline std::vector<std::string> config_differences(const nlohmann::json& config, const std::vector<ConfigKey>& keys) {
   using json = nlohmann::json;
-  std::string problems;
+  std::vector<std::string> differences;
   for (const ConfigKey& key : keys) {
     const auto at = config.find(key.key);
     json found = key.read ? key.read(config, key.wanted) : at != config.end() ? *at : json();
     if (found.is_null() && key.absent) found = *key.absent;
     if (same_value(key.wanted, found)) continue;
-    problems += "\n  " + key.key + ": the type has " + value_text(key.wanted) + ", the file " +
-                (found.is_null() ? std::string("none") : value_text(found));
+    differences.push_back(key.key + ": the type has " + value_text(key.wanted) + ", the file " +
+                          (found.is_null() ? std::string("none") : value_text(found)));
   }
+  return differences;
+}
+
+/// Throws one Error with all differences.
+inline void check_config(const nlohmann::json& config, const std::vector<ConfigKey>& keys, const std::string& origin) {
+  std::string problems;
+  for (const std::string& difference : config_differences(config, keys)) problems += "\n  " + difference;
   require(problems.empty(), origin, " does not describe this model:", problems);
 }
 

@@ -121,7 +121,7 @@ inline std::string problem_of(const TensorEntry& tensor, const CheckpointTensor&
 /// The tensor of each part. Throws one Error with everything that is missing, surplus, of another shape or type, not
 /// finite, or differs between copies. `stored` gives the type in which the model keeps a parameter.
 template <class StoredType>
-std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, const std::vector<CheckpointPart>& parts,
+std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, const std::vector<ParameterPart>& parts,
                                               StoredType&& stored, const LoadOptions& options,
                                               const std::string& origin) {
   std::vector<const TensorEntry*> matched;
@@ -130,7 +130,7 @@ std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, cons
   const auto complain = [&](const std::string& name, const std::string& problem) {
     problems += "\n  " + name + ": " + problem;
   };
-  for (const CheckpointPart& part : parts) {
+  for (const ParameterPart& part : parts) {
     const CheckpointTensor& wanted = *part.tensor;
     const TensorEntry* tensor = matched.emplace_back(files.find(wanted.name));
     surplus.erase(wanted.name);
@@ -159,7 +159,7 @@ std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, cons
 
 /// Writes the values of a tensor to the memory of its rows, converted and with the rows in our order.
 template <class Stored, class Device>
-void load_values(const TensorEntry& tensor, const CheckpointPart& part, std::byte* to) {
+void load_values(const TensorEntry& tensor, const ParameterPart& part, std::byte* to) {
   const auto& [place, entry, before, rows, cols] = part;
   if (tensor.dtype == dtype_of<Stored>() && !place->interleaved) {
     Memory<Device>::copy_from_host(to, tensor.bytes.data(), tensor.bytes.size());
@@ -177,7 +177,7 @@ void load_values(const TensorEntry& tensor, const CheckpointPart& part, std::byt
 }
 
 /// The rows of a part, `row_bytes` each, from our order to that of the file.
-inline void to_file_order(const CheckpointPart& part, const std::byte* from, std::byte* to, Index row_bytes) {
+inline void to_file_order(const ParameterPart& part, const std::byte* from, std::byte* to, Index row_bytes) {
   for (Index row = 0; row < part.rows; ++row)
     std::memcpy(to + part.tensor->file_row(row, part.rows) * row_bytes, from + row * row_bytes,
                 static_cast<std::size_t>(row_bytes));
@@ -190,7 +190,7 @@ template <class Net, class T, class Device>
 void load_huggingface(Model<Net, T, Device>& model, const std::filesystem::path& directory, LoadOptions options = {}) {
   using F = compute_t<T>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
-  const auto parts = detail::checkpoint_parts(model.entries(), layout);
+  const auto parts = detail::parameter_parts(model.entries(), layout);
   detail::check_config(detail::read_config(directory), layout.config, (directory / "config.json").string());
   const detail::CheckpointFiles files(detail::checkpoint_files(directory));
   const auto stored = [](const ParameterEntry& entry) { return entry.precise ? dtype_of<F>() : dtype_of<T>(); };
@@ -220,14 +220,14 @@ template <class Net, class T, class Device>
 void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory) {
   using F = compute_t<T>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
-  const auto parts = detail::checkpoint_parts(model.entries(), layout);
+  const auto parts = detail::parameter_parts(model.entries(), layout);
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   require(!error, "save_huggingface: cannot make the folder '", directory.string(), "': ", error.message());
 
   std::vector<std::byte> staged, reordered;  // one tensor at a time
   std::vector<TensorSource> sources;
-  for (const detail::CheckpointPart& part : parts) {
+  for (const detail::ParameterPart& part : parts) {
     const DType dtype = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
     sources.push_back({part.tensor->name, dtype, part.tensor->shape, [&, part, dtype] {
                          const Index row_bytes = part.cols * static_cast<Index>(size_of(dtype));

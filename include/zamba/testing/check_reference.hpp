@@ -204,7 +204,7 @@ inline void compare_caches(ReferenceCase& reference, const std::vector<StateValu
 }
 
 /// The values of one part of a parameter, in the order of its file.
-inline Values file_order(const Values& values, const zamba::detail::CheckpointPart& part) {
+inline Values file_order(const Values& values, const zamba::detail::ParameterPart& part) {
   Values ordered(static_cast<std::size_t>(part.rows * part.cols));
   zamba::detail::to_file_order(part, reinterpret_cast<const std::byte*>(values.data() + part.first * part.cols),
                                reinterpret_cast<std::byte*>(ordered.data()),
@@ -222,7 +222,7 @@ void compare_parameters(ReferenceCase& reference, const std::string& prefix, con
     for (const double v : read_values<double>(*reference.find(prefix + name))) squares += v * v, ++count;
   }
   std::set<std::string> known;
-  for (const auto& part : zamba::detail::checkpoint_parts(entries, layout)) {
+  for (const auto& part : zamba::detail::parameter_parts(entries, layout)) {
     const std::string name = prefix + part.tensor->name;
     known.insert(name);
     const TensorEntry* entry = reference.find(name);
