@@ -187,6 +187,7 @@ void check_gradients() {
 
 TEST_SUITE("language_model") {
   TEST_CASE("gradients: two shared blocks, the first layer hybrid") { check_gradients<TwoCopies>(); }
+  TEST_CASE("gradients: two shared blocks with rope, and adapters for each use") { check_gradients<TwoAdapted>(); }
 
   TEST_CASE("wrong input to loss is refused by name and leaves the state as it was") {
     const auto model = random_model<TwoCopies, double>();

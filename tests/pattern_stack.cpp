@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <zamba/pattern_stack.hpp>
 
+#include <map>
 #include <string>
 
 #include <doctest/doctest.h>
 
 #include <zamba/models/zamba_7b.hpp>
+#include <zamba/testing/conformance.hpp>
 
 #include "support/extend_properties.hpp"
 
@@ -16,6 +18,91 @@ namespace {
 template <class P>
 std::string letters(const P& pattern) {
   return std::string(pattern.letters, static_cast<std::size_t>(P::layers()));
+}
+
+/// A shared block of a user, with no parameters of its uses: out = (x + x0) W^T.
+struct SumShared {
+  static constexpr bool shared = true;
+  static constexpr Index d_model = 16;
+
+  template <class W, class F>
+  struct Parameters {
+    Matrix<W> weight;
+  };
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    visit("weight", p.weight, {{d_model, d_model}}, normal(0.02));
+  }
+  template <class S, class F>
+  struct State {};
+  template <class S, class Visit>
+  static constexpr void visit_state(S&, Visit) {}
+  template <class A, class F>
+  struct Saved {
+    Matrix<A> sum;
+  };
+
+  template <class Device, class W, class F, class A, class S>
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+                             const Sequences& sequences, const State<S, F>&, Keep) {
+    Saved<A, F> s{ctx.arena().template tensor<A>(sequences.tokens, d_model)};
+    ctx.copy(io.x, s.sum);
+    add(ctx, io.t, s.sum);
+    linear(ctx, s.sum, p.weight, io.out);
+    return s;
+  }
+  template <class Device, class W, class F, class A, class S>
+  static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
+                       const Saved<A, F>& s, const Stream<A>&, std::type_identity_t<Matrix<const A>> d_out,
+                       Matrix<A> d_x, Matrix<A> d_x0, const Sequences&, const State<S, F>&, const State<F, F>&) {
+    linear_backward(ctx, d_out, s.sum, p.weight, d_x, Accumulate::yes, d_p.weight);
+    linear_backward(ctx, d_out, s.sum, p.weight, d_x0, Accumulate::yes, {});
+  }
+};
+
+template <class Net>
+std::map<std::string, std::vector<double>> gradients_of(const Model<Net, double>& model) {
+  const auto tokens = random_tokens(12, 1), targets = random_tokens(12, 2);
+  const std::vector<Index> offsets{0, 5, 12};
+  auto gradients = model.new_gradients();
+  model.loss_and_gradients({tokens, targets, offsets}, gradients);
+  std::map<std::string, std::vector<double>> values;
+  for (const ParameterEntry& entry : model.entries())
+    values[entry.name] = {gradients.values().data + entry.offset, gradients.values().data + entry.offset + entry.size};
+  return values;
+}
+
+/// The gradients of copies shared in turn are sums of those of a stack in which every use has a copy with the same
+/// weights; those of all else are the same.
+template <class InTurn, class Apart>
+void check_copies() {
+  constexpr Index uses = Apart::Stack::uses, copies = InTurn::Stack::copies;
+  static_assert(Apart::Stack::copies == uses && copies < uses);
+  const auto in_turn = random_model<InTurn, double>();
+  Model<Apart, double> apart(Seed{1});
+  const auto shared = [](const std::string& name) { return name.starts_with("shared."); };
+  const auto in_copy = [](std::string name) {  // "shared.2.q" to "shared.0.q" where there are two copies
+    name[7] = static_cast<char>('0' + (name[7] - '0') % copies);
+    return name;
+  };
+  for (const ParameterEntry& entry : apart.entries()) {
+    const std::string name = shared(entry.name) ? in_copy(entry.name) : entry.name;
+    for (const ParameterEntry& from : in_turn.entries())
+      if (from.name == name) apart.write(entry, in_turn.read(from));
+  }
+  auto wanted = gradients_of(in_turn);
+  std::map<std::string, std::vector<double>> sums;
+  for (const auto& [name, values] : gradients_of(apart)) {
+    auto& sum = sums[shared(name) ? in_copy(name) : name];
+    sum.resize(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) sum[i] += values[i];
+  }
+  CHECK(sums.size() == wanted.size());
+  for (const auto& [name, values] : wanted) {
+    CAPTURE(name);
+    CHECK(relative_error(sums[name], values) <= 1e-12);  // sums in another order, through all layers
+    CHECK(relative_error(values, std::vector<double>(values.size())) > 0);
+  }
 }
 
 }  // namespace
@@ -84,6 +171,65 @@ TEST_SUITE("pattern_stack") {
     CHECK(std::adjacent_find(names.begin(), names.end()) == names.end());
   }
 
+  TEST_CASE("parameters of a use are listed beside its layer, and counted once a use") {
+    std::vector<std::string> names;
+    for (const ParameterEntry& entry : zamba::detail::list_parameters<TwoAdapted, float>()) names.push_back(entry.name);
+    const auto listed = [&](const char* name) { return std::count(names.begin(), names.end(), name); };
+    for (const char* name :
+         {"layers.0.q_adapter.a.weight", "layers.2.k_adapter.b.weight", "layers.3.v_adapter.a.weight",
+          "layers.3.gate_up_adapter.b.weight", "layers.2.linear.weight"})
+      CHECK(listed(name) == 1);
+    CHECK(listed("layers.1.q_adapter.a.weight") == 0);
+    std::sort(names.begin(), names.end());
+    CHECK(std::adjacent_find(names.begin(), names.end()) == names.end());
+
+    // Rank 2 from 32 to 32, 16 and 16; rank 3 from 16 to 48.
+    constexpr Index use = 2 * (3 * 32 + 32 + 16 + 16) + 3 * (16 + 48);
+    CHECK(parameter_count<Adapted> == parameter_count<Shared>);
+    CHECK(parameter_count<TwoAdapted> == parameter_count<TwoCopies> + 3 * use);
+    CHECK(active_parameter_count<TwoAdapted> == active_parameter_count<TwoCopies> + 3 * use);
+    CHECK(flops_per_token<TwoAdapted> == 2 * active_parameter_count<TwoAdapted>);
+    CHECK(state_bytes<TwoAdapted, bf16>(2, 9) == state_bytes<TwoCopies, bf16>(2, 9));
+    CHECK(parameter_count<NestedAdapted> == parameter_count<Nested> + 4 * use);
+    CHECK(active_parameter_count<NestedAdapted> == parameter_count<NestedAdapted>);
+  }
+
+  TEST_CASE("each use meets its own adapters") {
+    auto model = random_model<TwoAdapted, double>();
+    const auto logits = [&] {
+      auto state = model.new_state({.max_length = 4});
+      return values(model.extend(state, {1, 2, 3, 4}));
+    };
+    const auto before = logits();
+    std::vector<std::vector<double>> all{before};
+    for (const ParameterEntry& entry : model.entries()) {
+      if (entry.name.find("_adapter.b.") == std::string::npos) continue;
+      const auto kept = model.read(entry);
+      model.write(entry, std::vector<double>(kept.size()));
+      all.push_back(logits());
+      model.write(entry, kept);
+    }
+    CHECK(all.size() == 1 + 3 * 4);
+    std::sort(all.begin(), all.end());
+    CHECK(std::adjacent_find(all.begin(), all.end()) == all.end());
+    CHECK(logits() == before);
+  }
+
+  TEST_CASE("copies in turn: the gradient of a copy is the sum over its uses") {
+    check_copies<TwoCopies, LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, Shared, 3>>>();
+    check_copies<TwoAdapted, LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, Adapted, 3>>>();
+  }
+
+  TEST_CASE("a user's shared block has no parameters of its uses") {
+    const auto report = zamba::testing::conformance<SumShared>();
+    CHECK_MESSAGE(report.passed(), report.text());
+    using InTurn = LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, SumShared, 2>>;
+    CHECK(parameter_count<InTurn::Stack> == 4 * parameter_count<Mixer> + 5 * 256);
+    CHECK(active_parameter_count<InTurn::Stack> == 4 * parameter_count<Mixer> + 6 * 256);
+    check_copies<InTurn, LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, SumShared, 3>>>();
+  }
+
   TEST_CASE("extend: Mamba layers only") { check_extend<Plain, double>(); }
   TEST_CASE("extend: stacks of stacks") { check_extend<Nested, double>(); }
+  TEST_CASE("extend: stacks of stacks, with rope and adapters") { check_extend<NestedAdapted, double>(); }
 }

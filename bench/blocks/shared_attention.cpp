@@ -10,8 +10,8 @@ namespace {
 using namespace zamba;
 using namespace zamba::bench;
 
-using Small = SharedAttention<SharedAttentionConfig{.d_model = 512, .n_heads = 8, .d_ff = 2048}>;
-using Zamba7BShared = SharedAttention<SharedAttentionConfig{.d_model = 3712, .n_heads = 16, .d_ff = 14848}>;
+using Small = SharedUse<SharedAttention<SharedAttentionConfig{.d_model = 512, .n_heads = 8, .d_ff = 2048}>>;
+using Zamba7BShared = SharedUse<SharedAttention<SharedAttentionConfig{.d_model = 3712, .n_heads = 16, .d_ff = 14848}>>;
 
 BENCHMARK_TEMPLATE(forward_block, Small)
     ->Name("shared_attention/forward/d:512")

@@ -92,8 +92,11 @@ template <class B>
 void report_block(benchmark::State& state, double passes) {
   const double tokens = static_cast<double>(state.range(0)), d = B::d_model;
   const double weights = static_cast<double>(parameter_count<B>);
-  // Scores and weighted values of heads that are 2d wide together: two products of T^2 2d, of which a half is causal.
-  const double attention = BlockRun<B>::shared ? 2 * tokens * tokens * 2 * d : 0;
+  double attention = 0;
+  if constexpr (requires { B::kv_width; }) {
+    // Scores and weighted values of all heads together: two products of T^2, of which a half is causal.
+    attention = 2 * tokens * tokens * static_cast<double>(B::config.n_heads * B::head_dim);
+  }
   report(state, passes * (2 * weights * tokens + attention), passes * (weights + 3 * tokens * d) * sizeof(float));
 }
 

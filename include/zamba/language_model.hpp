@@ -3,7 +3,7 @@
 //
 //   x0     = embedding[tokens]
 //   x      = stack(x0)
-//   logits = rms(x) embedding^T        the head is tied to the embedding
+//   logits = rms(x) head^T             the embedding's own weights, or others
 #pragma once
 
 #include <zamba/block.hpp>
@@ -14,12 +14,19 @@
 
 namespace zamba {
 
-template <Index Vocabulary, Block S>
+/// The weights of the head.
+enum class Head {
+  tied,  // the embedding's
+  own,
+};
+
+template <Index Vocabulary, Block S, Head HeadWeights = Head::tied>
 struct LanguageModel {
   static_assert(detail::at_least<Vocabulary, 1>, "zamba::LanguageModel: the vocabulary must hold at least one token");
 
   using Stack = S;
   static constexpr Index vocabulary = Vocabulary, d_model = Stack::d_model;
+  static constexpr bool tied = HeadWeights == Head::tied;
   static constexpr double norm_eps = [] {
     if constexpr (requires { Stack::norm_eps; })
       return Stack::norm_eps;
@@ -32,6 +39,7 @@ struct LanguageModel {
     Matrix<W> embedding;  // (V, d)
     typename Stack::template Parameters<W, F> stack;
     Vector<F> final_norm;  // (d)
+    Matrix<W> head;        // (V, d), Head::own
   };
 
   template <class P, class Visit>
@@ -39,8 +47,10 @@ struct LanguageModel {
     visit("embedding.weight", p.embedding, {{Vocabulary, d_model}}, normal(0.02));
     Stack::visit_parameters(p.stack, visit);
     visit("final_norm.weight", p.final_norm, {{d_model}}, constant(1), Decay::no);
+    if (!tied) visit("head.weight", p.head, {{Vocabulary, d_model}}, normal(0.02));
   }
 
+  /// Of the embedding a token looks up one row; it meets the whole head.
   static constexpr Index active_parameters = Vocabulary * d_model + active_parameter_count<Stack> + d_model;
 
   template <class Cache, class F>
@@ -77,7 +87,7 @@ struct LanguageModel {
     auto h = ctx.arena().template tensor<A>(x.rows(), d_model);
     auto rstd = ctx.arena().template tensor<F>(x.rows());
     rms_norm(ctx, x, {}, p.final_norm, norm_eps, h, rstd);
-    linear(ctx, h, p.embedding, out);
+    linear(ctx, h, head_of(p), out);
   }
 
   /// Sum of the next-token losses of rows x (n, d) that left the stack; targets < 0 carry none.
@@ -88,7 +98,7 @@ struct LanguageModel {
     auto h = ctx.arena().template tensor<A>(x.rows(), d_model);
     auto rstd = ctx.arena().template tensor<F>(x.rows());
     rms_norm(ctx, x, {}, p.final_norm, norm_eps, h, rstd);
-    return cross_entropy(ctx, h, p.embedding, targets);
+    return cross_entropy(ctx, h, head_of(p), targets);
   }
 
   /// The loss, and d_p += d(scale * sum of losses)/dp. d_state as in Block.
@@ -104,13 +114,19 @@ struct LanguageModel {
     auto d_h = ctx.arena().template tensor<A>(n, d_model);
     auto d = ctx.arena().template tensor<A>(n, d_model);
     rms_norm(ctx, s.x, {}, p.final_norm, norm_eps, h, rstd);
-    const LossSum loss = cross_entropy_backward(ctx, h, p.embedding, targets, scale, d_h, d_p.embedding);
+    const LossSum loss = cross_entropy_backward(ctx, h, head_of(p), targets, scale, d_h, head_of(d_p));
     ctx.zero(d);
     rms_norm_backward(ctx, d_h, s.x, {}, p.final_norm, rstd, d, {}, d_p.final_norm);
     Stack::backward(ctx, p.stack, d_p.stack, s.stack, Stream<A>{s.x0, {}, {}}, d, Matrix<A>{}, sequences, state,
                     d_state);
     embedding_backward(ctx, tokens, n, d, d_p.embedding);
     return loss;
+  }
+
+ private:
+  template <class W, class F>
+  static Matrix<W> head_of(const Parameters<W, F>& p) {
+    return tied ? p.embedding : p.head;
   }
 };
 

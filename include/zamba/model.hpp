@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -133,6 +134,7 @@ class Model {
   using F = compute_t<T>;
   using A = activation_t<T, Device>;
   using StateType = State<Net, T, Device>;
+  using DeviceType = Device;
   using StateGradients = State<Net, F, Device>;
   using GradientsType = Gradients<Net, T, Device>;
   using Views = typename Net::template Parameters<const T, const F>;
@@ -148,6 +150,8 @@ class Model {
   /// The same weights in another storage type, on another device.
   template <class U, class OtherDevice = Device>
   Model<Net, U, OtherDevice> to() const;
+
+  static constexpr Index vocabulary() { return Net::vocabulary; }
 
   StateType new_state(StateOptions options = {}) const { return StateType(options); }
   GradientsType new_gradients() const { return GradientsType(entries_); }
@@ -166,6 +170,7 @@ class Model {
   /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
   LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
                StateType* state = nullptr) const requires trains<Device>;
+  LossSum loss(const TrainingBatch& batch, StateType* state = nullptr) const requires trains<Device>;
 
   struct GradientOptions {
     double scale = 0;        // of the summed loss; 0: 1 / (number of targets), the mean
@@ -197,6 +202,18 @@ class Model {
   std::vector<ParameterEntry> entries_;
   Buffer<Device> buffer_;
   Views views_;
+};
+
+/// What inference asks of a model: every Model has it, and AnyModel, whose type is chosen at run time. Logits are where
+/// DeviceType says.
+template <class M>
+concept InferenceModel = requires(const M& model, typename M::StateType& state, const Tokens& tokens,
+                                  Positions positions, const TrainingBatch& batch) {
+  typename M::DeviceType;
+  { model.vocabulary() } -> std::convertible_to<Index>;
+  { model.new_state(StateOptions{}) } -> std::same_as<typename M::StateType>;
+  { *model.extend(state, tokens, positions).data } -> std::convertible_to<double>;
+  { model.loss(batch, &state) } -> std::same_as<LossSum>;
 };
 
 }  // namespace zamba

@@ -6,7 +6,8 @@
 //   hybrid layer i    t = shared( concat[x, x0] ) Wlinear_i^T
 //                     x = mixer_i( x, t )          t enters the mixer's input, never the residual
 //
-// Source: Zamba (arXiv 2405.16712), figure 1; several shared blocks in turn: Zamba2 (arXiv 2411.15242).
+// Source: Zamba (arXiv 2405.16712), figure 1; several shared blocks in turn, and parameters of a use, such as adapters:
+// Zamba2 (arXiv 2411.15242).
 // x0 collects a gradient from every use, a shared block's weights the sum over its uses.
 #pragma once
 
@@ -15,6 +16,7 @@
 #include <zamba/block.hpp>
 #include <zamba/ops/add.hpp>
 #include <zamba/ops/linear.hpp>
+#include <zamba/shared_use.hpp>
 
 namespace zamba {
 
@@ -74,6 +76,7 @@ struct PatternStack {
   static constexpr auto pattern = P;
   using MixerType = Mixer;
   using SharedType = Shared;
+  using Use = SharedUse<Shared>;
   /// Of the norm that follows the stack: that of its layers.
   static constexpr double norm_eps = [] {
     if constexpr (requires { Mixer::norm_eps; })
@@ -97,6 +100,7 @@ struct PatternStack {
   struct Parameters {
     std::array<typename Mixer::template Parameters<W, F>, layers> mixers;
     std::array<typename Shared::template Parameters<W, F>, copies> shared;
+    std::array<typename Use::template UseParameters<W, F>, uses> use;
     std::array<Matrix<W>, uses> linear;  // (d, d) of each hybrid layer
   };
 
@@ -105,7 +109,13 @@ struct PatternStack {
     for (Index copy = 0; copy < copies; ++copy) Shared::visit_parameters(p.shared[copy], visit.scope("shared", copy));
     for (Index i = 0; i < layers; ++i) {
       const auto layer = visit.scope("layers", i);
-      if (P.hybrid(i)) layer("linear.weight", p.linear[P.uses_before(i)], {{d_model, d_model}}, normal(0.02));
+      if constexpr (uses > 0) {
+        if (P.hybrid(i)) {
+          const Index use = P.uses_before(i);
+          layer("linear.weight", p.linear[use], {{d_model, d_model}}, normal(0.02));
+          Use::visit_use_parameters(p.use[use], layer);
+        }
+      }
       Mixer::visit_parameters(p.mixers[i], layer);
     }
   }
@@ -113,7 +123,7 @@ struct PatternStack {
   /// Every use of a shared block meets its weights again.
   static constexpr Index active_parameters = layers * active_parameter_count<Mixer> + uses * d_model * d_model + [] {
     if constexpr (uses > 0)
-      return uses * active_parameter_count<Shared>;
+      return uses * active_parameter_count<Use>;
     else
       return Index{0};
   }();
@@ -205,15 +215,20 @@ struct PatternStack {
         if (i == 0 && d_t) ctx.copy(d_layer_t, d_t);
         auto d_shared_out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
         linear_backward(ctx, d_layer_t, layer.shared_out, p.linear[use], d_shared_out, Accumulate::no, d_p.linear[use]);
-        Shared::backward(ctx, p.shared[use % copies], d_p.shared[use % copies], layer.shared,
-                         Stream<A>{s.x[i], io.x, {}}, d_shared_out, d, d_x0, sequences, state.uses_of_shared[use],
-                         d_state.uses_of_shared[use]);
+        Use::backward(ctx, of_use(p, use), of_use(d_p, use), layer.shared, Stream<A>{s.x[i], io.x, {}}, d_shared_out, d,
+                      d_x0, sequences, state.uses_of_shared[use], d_state.uses_of_shared[use]);
       }
     }
     if (d_x0) add(ctx, d_x0, d);
   }
 
  private:
+  /// What use number `use` meets.
+  template <class W, class F>
+  static typename Use::template Parameters<W, F> of_use(const Parameters<W, F>& p, Index use) {
+    return {p.shared[use % copies], p.use[use]};
+  }
+
   template <class Device, class W, class F, class A, class S>
   static SavedLayer<A, F> forward_layer(Context<Device>& ctx, const Parameters<const W, const F>& p, Index i,
                                         Matrix<const A> x, const Stream<A>& io, Matrix<A> out,
@@ -225,8 +240,8 @@ struct PatternStack {
         const Index use = P.uses_before(i);
         s.shared_out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
         s.t = ctx.arena().template tensor<A>(sequences.tokens, d_model);
-        s.shared = Shared::forward(ctx, p.shared[use % copies], Stream<A>{x, io.x, s.shared_out}, sequences,
-                                   state.uses_of_shared[use], keep);
+        s.shared = Use::forward(ctx, of_use(p, use), Stream<A>{x, io.x, s.shared_out}, sequences,
+                                state.uses_of_shared[use], keep);
         linear(ctx, s.shared_out, p.linear[use], s.t, t);
         t = s.t;
       }
@@ -270,6 +285,13 @@ constexpr auto make_periodic_pattern() {
   return make_pattern<Layers>([](Index i) { return i % Period == Period - 1; });
 }
 
+template <Index Layers, Index... Hybrid>
+constexpr auto make_listed_pattern() {
+  static_assert((detail::at_least<Hybrid, 0> && ...) && (detail::at_most<Hybrid, Layers - 1> && ...),
+                "zamba::listed_pattern: hybrid layers are counted from 0, below the number of layers");
+  return make_pattern<Layers>([](Index i) { return ((i == Hybrid) || ...); });
+}
+
 }  // namespace detail
 
 /// All layers plain.
@@ -285,6 +307,10 @@ template <Index Layers, Index Period, Index Offset>
 inline constexpr auto zamba_pattern = detail::make_pattern<Layers>([](Index i) {
   return i == 2 || (i >= 3 && (i - 3) % Period == Offset);
 });
+
+/// The listed layers are hybrid.
+template <Index Layers, Index... Hybrid>
+inline constexpr auto listed_pattern = detail::make_listed_pattern<Layers, Hybrid...>();
 
 /// Layers of `Mixer`, nothing shared.
 template <Index Layers, Block Mixer>

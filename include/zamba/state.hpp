@@ -59,6 +59,13 @@ std::uint64_t architecture_hash() {
   return hash.value();
 }
 
+/// What State::roll_back needs: the parts that further tokens rewrite. Caches only grow, so theirs stay where they are.
+struct StateSnapshot {
+  std::vector<Index> lengths;
+  std::vector<std::uint64_t> history;  // of each row's tokens so far
+  std::vector<std::byte> rewritten;
+};
+
 /// The states of `batch` sequences, each with room for max_length positions. Rows have lengths of their own. Copying
 /// copies the used part of every row; nothing beyond a row's length is ever read. Belongs to one thread.
 template <class Net, class T, class Device>
@@ -107,12 +114,7 @@ class State {
     return selected;
   }
 
-  /// What roll_back needs: the parts that further tokens rewrite. Caches only grow, so theirs stay where they are.
-  struct Snapshot {
-    std::vector<Index> lengths;
-    std::vector<std::uint64_t> history;  // of each row's tokens so far
-    std::vector<std::byte> rewritten;
-  };
+  using Snapshot = StateSnapshot;
 
   Snapshot snapshot() const {
     Snapshot s{lengths_, {}, {}};

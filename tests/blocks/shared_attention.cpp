@@ -13,11 +13,25 @@ using Full = SharedAttention<SharedAttentionConfig{.d_model = 8, .n_heads = 2, .
 /// Four query heads on two key heads, odd sizes, a scale of its own.
 using Grouped = SharedAttention<SharedAttentionConfig{
     .d_model = 14, .n_heads = 4, .n_kv_heads = 2, .d_ff = 11, .softmax_scale = 0.7}>;
+/// Keys are cached as they were turned, and their gradients turned back.
+using Turned = SharedAttention<SharedAttentionConfig{.d_model = 8, .n_heads = 2, .d_ff = 12, .rope = true}>;
+/// Adapters of both kinds with ranks of their own, rope over heads of 6, of which fewer for keys.
+using Adapted = SharedAttention<SharedAttentionConfig{.d_model = 12,
+                                                      .n_heads = 4,
+                                                      .n_kv_heads = 2,
+                                                      .d_ff = 11,
+                                                      .rope = true,
+                                                      .rope_theta = 500,
+                                                      .mlp_adapter_rank = 3,
+                                                      .qkv_adapter_rank = 5,
+                                                      .long_context = true}>;
+using MlpAdapted =
+    SharedAttention<SharedAttentionConfig{.d_model = 8, .n_heads = 2, .d_ff = 12, .mlp_adapter_rank = 1}>;
 
 }  // namespace
 
 TEST_SUITE("shared_attention") {
-  TEST_CASE_TEMPLATE("conformance", B, Full, Grouped) {
+  TEST_CASE_TEMPLATE("conformance", B, Full, Grouped, Turned, Adapted, MlpAdapted) {
     const auto report = testing::conformance<B>();
     CHECK_MESSAGE(report.passed(), report.text());
     CHECK(report.lines().size() > 15);
@@ -30,5 +44,16 @@ TEST_SUITE("shared_attention") {
     // norm 28, q 28 * 28, k and v 14 * 28 each, o 14 * 28, norm 14, three matrices of 11 * 14
     CHECK(parameter_count<Grouped> == 28 + 784 + 2 * 392 + 392 + 14 + 3 * 154);
     CHECK(state_bytes<Grouped, bf16>(2, 100) == 2 * 100 * 2 * 14 * 2);
+    CHECK(parameter_count<SharedUse<Grouped>> == parameter_count<Grouped>);
+    // Adapters of rank 5 from 24 to 24, 12 and 12, one of rank 3 from 12 to 22.
+    CHECK(parameter_count<SharedUse<Adapted>> - parameter_count<Adapted> ==
+          5 * (3 * 24 + 24 + 12 + 12) + 3 * (12 + 22));
+    CHECK(active_parameter_count<SharedUse<Adapted>> == parameter_count<SharedUse<Adapted>>);
+    CHECK(state_bytes<Adapted, float>(1, 10) == state_bytes<SharedUse<Adapted>, float>(1, 10));
+  }
+
+  TEST_CASE("a long context stretches theta") {
+    CHECK(SharedAttentionConfig{.d_model = 8, .rope_theta = 500}.theta() == 500);
+    CHECK(Adapted::config.theta() == doctest::Approx(500 * std::pow(8.0, 1.5)));  // 6 / (6 - 2)
   }
 }

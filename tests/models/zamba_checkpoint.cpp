@@ -197,19 +197,21 @@ TEST_CASE("zamba_checkpoint: the published Zamba-7B-v1") {
   const CheckpointLayout layout = CheckpointFormat<Zamba7B>::layout(entries);
   std::set<std::string> names;
   Index elements = 0;
-  for (const CheckpointTensor& tensor : layout.tensors) {
-    names.insert(tensor.name);
-    Index size = 1;
-    for (const Index extent : tensor.shape) size *= extent;
-    elements += size;
-    if (tensor.name.find("shared_transf") != tensor.name.npos) CHECK(tensor.copies.size() == 12);
-  }
-  CHECK(names.size() == layout.tensors.size());
+  for (const CheckpointParameter& parameter : layout.parameters)
+    for (const CheckpointTensor& tensor : parameter.parts) {
+      CHECK(names.insert(tensor.name).second);
+      Index size = 1;
+      for (const Index extent : tensor.shape) size *= extent;
+      elements += size;
+      if (tensor.name.find("shared_transf") != tensor.name.npos) CHECK(tensor.copies.size() == 12);
+    }
+  CHECK(names.size() == layout.parameters.size() + 1);  // gate and up are one parameter
   CHECK(elements == 7'232'490'496);
   CHECK(names.contains("model.layers.73.mamba_decoder.mamba.x_proj_weight"));
   CHECK(names.contains("model.layers.73.linear.weight"));
   CHECK(names.contains("model.layers.75.mamba.conv1d.bias"));
   CHECK(names.contains("model.layers.2.shared_transf.feed_forward.gate_proj.weight"));
+  CHECK(names.contains("model.layers.2.shared_transf.feed_forward.up_proj.weight"));
 }
 
 TEST_CASE("zamba_checkpoint: the saved config describes its own type, and no other") {

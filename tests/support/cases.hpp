@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include <zamba/blocks/mamba2_block.hpp>
 #include <zamba/blocks/mamba_block.hpp>
 #include <zamba/blocks/shared_attention.hpp>
+#include <zamba/blocks/transformer_block.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/language_model.hpp>
@@ -29,6 +31,16 @@ using ZambaCase =
 using ZambaGqaCase = LanguageModel<
     80, PatternStack<"mmhmhmm", MambaBlock<MambaConfig{.d_model = 48, .d_state = 8, .dt_rank = 5, .n_heads = 1}>,
                      SharedAttention<SharedAttentionConfig{.d_model = 48, .n_heads = 6, .n_kv_heads = 2, .d_ff = 80}>>>;
+
+using MambaCase = LanguageModel<96, UniformStack<4, MambaBlock<MambaConfig{.d_model = 32}>>>;
+
+using Mamba2Case =
+    LanguageModel<96, UniformStack<4, Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8}>>>;
+
+using LlamaCase =
+    LanguageModel<96,
+                  UniformStack<4, TransformerBlock<TransformerConfig{
+                                      .d_model = 32, .n_heads = 4, .n_kv_heads = 2, .d_ff = 64, .norm_eps = 1e-6}>>>;
 
 inline std::filesystem::path case_path(const std::string& name) {
   return std::filesystem::path(ZAMBA_TEST_DATA) / name;

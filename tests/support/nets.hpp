@@ -19,15 +19,26 @@ inline constexpr Index vocabulary = 29;
 using Mixer = MambaBlock<MambaConfig{.d_model = 16, .d_state = 4, .n_heads = 2}>;
 using WideMixer = MambaBlock<MambaConfig{.d_model = 20, .d_state = 5, .d_conv = 3, .proj_bias = true}>;
 using Shared = SharedAttention<SharedAttentionConfig{.d_model = 16, .n_heads = 4, .n_kv_heads = 2, .d_ff = 24}>;
+/// With parameters of each use, as Zamba2 has them.
+using Adapted = SharedAttention<SharedAttentionConfig{.d_model = 16,
+                                                      .n_heads = 4,
+                                                      .n_kv_heads = 2,
+                                                      .d_ff = 24,
+                                                      .rope = true,
+                                                      .mlp_adapter_rank = 3,
+                                                      .qkv_adapter_rank = 2}>;
 
 /// m h m h, one shared block.
 using Hybrid = LanguageModel<vocabulary, HybridStack<4, 2, Mixer, Shared>>;
 /// h m h h, two shared blocks in turn: one is used twice, and the first layer is hybrid.
 using TwoCopies = LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, Shared, 2>>;
+/// The same with adapters and rope.
+using TwoAdapted = LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, Adapted, 2>>;
 /// Mamba layers only.
 using Plain = LanguageModel<vocabulary, UniformStack<2, WideMixer>>;
 /// A stack whose layers are stacks, with shared blocks inside and outside.
 using Nested = LanguageModel<vocabulary, PatternStack<"mhm", HybridStack<2, 2, Mixer, Shared>, Shared>>;
+using NestedAdapted = LanguageModel<vocabulary, PatternStack<"mhm", HybridStack<2, 2, Mixer, Adapted>, Adapted>>;
 
 /// Draws every parameter anew: products normal with deviation 1 / sqrt(columns), so that they keep their input's size;
 /// decay rates between 0.2 and 8; other vectors near what they usually are.

@@ -1,21 +1,27 @@
 // SPDX-License-Identifier: MIT
 // SharedAttention: Zamba's attention and MLP, whose weights several layers share.
 //
-//   h       = rms( concat[x, x0] )                       width 2d; x0 is the embedding, the stack's own input
-//   q, k, v = h Wq^T, h Wk^T, h Wv^T                     heads of head_dim = 2d / n_heads; k, v may have fewer heads
-//   a       = softmax( q k^T (head_dim / 2)^-1/2 ) v     causal; no position code
-//   m       = rms( a Wo^T )
-//   out     = ( gelu(m Wgate^T) * (m Wup^T) ) Wdown^T    no residual inside
+//   h          = rms( concat[x, x0] )                      width 2d; x0 is the embedding, the stack's own input
+//   q, k, v    = h Wq^T, h Wk^T, h Wv^T                    heads of head_dim = 2d / n_heads; k, v may have fewer heads
+//   q, k       = rope(q), rope(k)                          optional, over the whole head
+//   a          = softmax( q k^T (head_dim / 2)^-1/2 ) v    causal
+//   m          = rms( a Wo^T )
+//   [gate, up] = m Wgate_up^T                              d_ff each
+//   out        = ( gelu(gate) * up ) Wdown^T               no residual inside
 //
-// Source: Zamba (arXiv 2405.16712), section 2 and figure 1.
+// Source: Zamba (arXiv 2405.16712), section 2 and figure 1; rope and adapters: Zamba2 (arXiv 2411.15242), section 2.
 // Each use has key/value caches of its own, so a State belongs to a use, while Parameters exist once per shared copy.
+// A use may have adapters for itself: products of low rank added to Wq, Wk, Wv and Wgate_up. Caches hold keys as
+// rope has turned them.
 #pragma once
 
 #include <zamba/block.hpp>
+#include <zamba/blocks/low_rank_adapter.hpp>
 #include <zamba/ops/attention.hpp>
 #include <zamba/ops/gated_activation.hpp>
 #include <zamba/ops/linear.hpp>
 #include <zamba/ops/rms_norm.hpp>
+#include <zamba/ops/rope.hpp>
 
 namespace zamba {
 
@@ -31,10 +37,15 @@ struct SharedAttentionConfig {
   Index qkv_adapter_rank = 0;  // 0: none
   double softmax_scale = 0;    // 0: (head_dim / 2)^-1/2
   double norm_eps = 1e-5;
+  bool long_context = false;  // of rope: theta *= 8^(head_dim / (head_dim - 2))
 
   constexpr Index kv_heads() const { return n_kv_heads > 0 ? n_kv_heads : n_heads; }
   constexpr Index head_dim() const { return 2 * d_model / n_heads; }
   constexpr Index ff() const { return d_ff > 0 ? d_ff : 4 * d_model; }
+  double theta() const {
+    const double stretch = static_cast<double>(head_dim()) / static_cast<double>(head_dim() - 2);
+    return long_context ? rope_theta * std::pow(8.0, stretch) : rope_theta;
+  }
 };
 
 template <SharedAttentionConfig C>
@@ -45,9 +56,13 @@ struct SharedAttention {
                 "zamba::SharedAttentionConfig: 2 * d_model must be a multiple of n_heads");
   static_assert(detail::divides<C.n_heads, C.kv_heads()>,
                 "zamba::SharedAttentionConfig: n_heads must be a multiple of n_kv_heads");
+  static_assert(!C.rope || detail::divides<C.head_dim(), 2>,
+                "zamba::SharedAttentionConfig: rope turns pairs, so head_dim = 2 * d_model / n_heads must be even");
   static_assert(
-      !C.rope && C.mlp_adapter_rank == 0 && C.qkv_adapter_rank == 0,
-      "zamba::SharedAttentionConfig: rope and adapters are not available yet; leave rope false and the ranks 0");
+      !C.long_context || (C.rope && detail::at_least<C.head_dim(), 4>),
+      "zamba::SharedAttentionConfig: long_context stretches rope; it needs rope, and a head_dim of at least 4");
+  static_assert(detail::at_least<C.mlp_adapter_rank, 0> && detail::at_least<C.qkv_adapter_rank, 0>,
+                "zamba::SharedAttentionConfig: the ranks of adapters must be 0 (none) or more");
 
   /// Applied by a stack to concat[x, x0], outside the residual stream.
   static constexpr bool shared = true;
@@ -63,8 +78,7 @@ struct SharedAttention {
     Matrix<W> v_proj;       // (kv_heads head_dim, 2d)
     Matrix<W> o_proj;       // (d, heads head_dim)
     Vector<F> pre_ff_norm;  // (d)
-    Matrix<W> gate_proj;    // (d_ff, d)
-    Matrix<W> up_proj;      // (d_ff, d)
+    Matrix<W> gate_up;      // (2 d_ff, d): gate, then up
     Matrix<W> down_proj;    // (d, d_ff)
   };
 
@@ -76,9 +90,28 @@ struct SharedAttention {
     visit("v_proj.weight", p.v_proj, {{kv_width, width}}, normal(0.02));
     visit("o_proj.weight", p.o_proj, {{d_model, q_width}}, normal(0.02));
     visit("pre_ff_norm.weight", p.pre_ff_norm, {{d_model}}, constant(1), Decay::no);
-    visit("gate_proj.weight", p.gate_proj, {{d_ff, d_model}}, normal(0.02));
-    visit("up_proj.weight", p.up_proj, {{d_ff, d_model}}, normal(0.02));
+    visit("gate_up.weight", p.gate_up, {{2 * d_ff, d_model}}, normal(0.02));
     visit("down_proj.weight", p.down_proj, {{d_model, d_ff}}, normal(0.02));
+  }
+
+  using QAdapter = LowRankAdapter<width, q_width, C.qkv_adapter_rank>;
+  using KvAdapter = LowRankAdapter<width, kv_width, C.qkv_adapter_rank>;
+  using MlpAdapter = LowRankAdapter<d_model, 2 * d_ff, C.mlp_adapter_rank>;
+
+  /// What each use has for itself.
+  template <class W, class F>
+  struct UseParameters {
+    typename QAdapter::template Parameters<W> q_adapter;
+    typename KvAdapter::template Parameters<W> k_adapter, v_adapter;
+    typename MlpAdapter::template Parameters<W> gate_up_adapter;
+  };
+
+  template <class Params, class Visit>
+  static constexpr void visit_use_parameters(Params& p, Visit visit) {
+    QAdapter::visit_parameters(p.q_adapter, visit.scope("q_adapter"));
+    KvAdapter::visit_parameters(p.k_adapter, visit.scope("k_adapter"));
+    KvAdapter::visit_parameters(p.v_adapter, visit.scope("v_adapter"));
+    MlpAdapter::visit_parameters(p.gate_up_adapter, visit.scope("gate_up_adapter"));
   }
 
   template <class S, class F>
@@ -101,12 +134,16 @@ struct SharedAttention {
     Matrix<A> a;                    // (tokens, heads head_dim)
     Matrix<F> lse;                  // (tokens, heads)
     Matrix<A> o, m;                 // (tokens, d) before and after the second norm
-    Matrix<A> gate, up, gated;      // (tokens, d_ff)
+    Matrix<A> gate_up;              // (tokens, 2 d_ff)
+    Matrix<A> gated;                // (tokens, d_ff)
+    Matrix<A> q_low, k_low, v_low;  // (tokens, rank) of the adapters
+    Matrix<A> gate_up_low;          // (tokens, rank)
   };
 
   /// io.x and io.t are the two halves of the input, the stream and the embedding x0; io.out must be neither.
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p,
+                             const UseParameters<const W, const F>& use, const Stream<A>& io,
                              const Sequences& sequences, const State<S, F>& state, Keep) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
@@ -121,30 +158,37 @@ struct SharedAttention {
     s.lse = arena.template tensor<F>(tokens, C.n_heads);
     s.o = arena.template tensor<A>(tokens, d_model);
     s.m = arena.template tensor<A>(tokens, d_model);
-    s.gate = arena.template tensor<A>(tokens, d_ff);
-    s.up = arena.template tensor<A>(tokens, d_ff);
+    s.gate_up = arena.template tensor<A>(tokens, 2 * d_ff);
     s.gated = arena.template tensor<A>(tokens, d_ff);
 
     rms_norm_concat(ctx, io.x, io.t, p.input_norm, C.norm_eps, s.h, s.input_rstd);
     linear(ctx, s.h, p.q_proj, s.q);
     linear(ctx, s.h, p.k_proj, s.k);
     linear(ctx, s.h, p.v_proj, s.v);
+    s.q_low = QAdapter::forward(ctx, use.q_adapter, s.h, s.q);
+    s.k_low = KvAdapter::forward(ctx, use.k_adapter, s.h, s.k);
+    s.v_low = KvAdapter::forward(ctx, use.v_adapter, s.h, s.v);
+    if (C.rope) {
+      rope(ctx, turn(C.n_heads), sequences, s.q);
+      rope(ctx, turn(C.kv_heads()), sequences, s.k);
+    }
     attention(ctx, shape(), s.q, s.k, s.v, sequences, state.keys, state.values, s.a, s.lse);
     linear(ctx, s.a, p.o_proj, s.o);
     rms_norm(ctx, s.o, {}, p.pre_ff_norm, C.norm_eps, s.m, s.ff_rstd);
-    linear(ctx, s.m, p.gate_proj, s.gate);
-    linear(ctx, s.m, p.up_proj, s.up);
-    gated_activation(ctx, Activation::gelu, s.gate, s.up, s.gated);
+    linear(ctx, s.m, p.gate_up, s.gate_up);
+    s.gate_up_low = MlpAdapter::forward(ctx, use.gate_up_adapter, s.m, s.gate_up);
+    gated_activation(ctx, Activation::gelu, gate(s.gate_up), up(s.gate_up), s.gated);
     linear(ctx, s.gated, p.down_proj, io.out);
     return s;
   }
 
   /// d_out: the gradient of out. d_x and d_x0 are added to. d_state as in Block.
   template <class Device, class W, class F, class A, class S>
-  static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Stream<A>& io, std::type_identity_t<Matrix<const A>> d_out,
-                       Matrix<A> d_x, Matrix<A> d_x0, const Sequences& sequences, const State<S, F>& state,
-                       const State<F, F>& d_state) {
+  static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p,
+                       const UseParameters<const W, const F>& use, const Parameters<F, F>& d_p,
+                       const UseParameters<F, F>& d_use, const Saved<A, F>& s, const Stream<A>& io,
+                       std::type_identity_t<Matrix<const A>> d_out, Matrix<A> d_x, Matrix<A> d_x0,
+                       const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     ArenaScope scope(arena);
@@ -155,22 +199,29 @@ struct SharedAttention {
     auto d_a = arena.template tensor<A>(tokens, q_width);
     auto d_o = arena.template tensor<A>(tokens, d_model);
     auto d_m = arena.template tensor<A>(tokens, d_model);
-    auto d_gate = arena.template tensor<A>(tokens, d_ff);
-    auto d_up = arena.template tensor<A>(tokens, d_ff);
+    auto d_gate_up = arena.template tensor<A>(tokens, 2 * d_ff);
     auto d_gated = arena.template tensor<A>(tokens, d_ff);
 
     linear_backward(ctx, d_out, s.gated, p.down_proj, d_gated, Accumulate::no, d_p.down_proj);
-    gated_activation_backward(ctx, Activation::gelu, d_gated, s.gate, s.up, d_gate, d_up);
-    linear_backward(ctx, d_up, s.m, p.up_proj, d_m, Accumulate::no, d_p.up_proj);
-    linear_backward(ctx, d_gate, s.m, p.gate_proj, d_m, Accumulate::yes, d_p.gate_proj);
+    gated_activation_backward(ctx, Activation::gelu, d_gated, gate(s.gate_up), up(s.gate_up), gate(d_gate_up),
+                              up(d_gate_up));
+    linear_backward(ctx, d_gate_up, s.m, p.gate_up, d_m, Accumulate::no, d_p.gate_up);
+    MlpAdapter::backward(ctx, use.gate_up_adapter, d_use.gate_up_adapter, s.m, s.gate_up_low, d_gate_up, d_m);
     ctx.zero(d_o);
     rms_norm_backward(ctx, d_m, s.o, {}, p.pre_ff_norm, s.ff_rstd, d_o, {}, d_p.pre_ff_norm);
     linear_backward(ctx, d_o, s.a, p.o_proj, d_a, Accumulate::no, d_p.o_proj);
     attention_backward(ctx, shape(), d_a, s.q, s.k, s.v, sequences, state.keys, state.values, s.a, s.lse, d_q, d_k, d_v,
                        d_state.keys, d_state.values);
+    if (C.rope) {
+      rope_backward(ctx, turn(C.n_heads), sequences, d_q);
+      rope_backward(ctx, turn(C.kv_heads()), sequences, d_k);
+    }
     linear_backward(ctx, d_q, s.h, p.q_proj, d_h, Accumulate::no, d_p.q_proj);
     linear_backward(ctx, d_k, s.h, p.k_proj, d_h, Accumulate::yes, d_p.k_proj);
     linear_backward(ctx, d_v, s.h, p.v_proj, d_h, Accumulate::yes, d_p.v_proj);
+    QAdapter::backward(ctx, use.q_adapter, d_use.q_adapter, s.h, s.q_low, d_q, d_h);
+    KvAdapter::backward(ctx, use.k_adapter, d_use.k_adapter, s.h, s.k_low, d_k, d_h);
+    KvAdapter::backward(ctx, use.v_adapter, d_use.v_adapter, s.h, s.v_low, d_v, d_h);
     rms_norm_concat_backward(ctx, d_h, io.x, io.t, p.input_norm, s.input_rstd, d_x, d_x0, d_p.input_norm);
   }
 
@@ -178,6 +229,16 @@ struct SharedAttention {
   static AttentionShape shape() {
     const double scale = C.softmax_scale > 0 ? C.softmax_scale : std::pow(0.5 * static_cast<double>(head_dim), -0.5);
     return {C.n_heads, C.kv_heads(), head_dim, scale};
+  }
+  static RopeShape turn(Index heads) { return {heads, head_dim, C.theta()}; }
+
+  template <class A>
+  static Matrix<A> gate(Matrix<A> gate_up) {
+    return gate_up.columns(0, d_ff);
+  }
+  template <class A>
+  static Matrix<A> up(Matrix<A> gate_up) {
+    return gate_up.columns(d_ff, d_ff);
   }
 };
 

@@ -3,7 +3,24 @@
 // not hold two versions of the same template.
 #pragma once
 
+#include <type_traits>
+
 #ifndef EIGEN_NO_CUDA
 #define EIGEN_NO_CUDA
 #endif
 #include <Eigen/Core>
+
+#include <zamba/tensor.hpp>
+
+namespace zamba::detail {
+
+/// A view as Eigen sees it.
+template <class T>
+auto map(Matrix<T> m) {
+  using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Mapped = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
+  return Eigen::Map<Mapped, Eigen::Unaligned, Eigen::OuterStride<>>(m.data, m.rows(), m.cols(),
+                                                                    Eigen::OuterStride<>(m.stride[0]));
+}
+
+}  // namespace zamba::detail

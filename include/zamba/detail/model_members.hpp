@@ -242,6 +242,13 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
 }
 
 template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss(const TrainingBatch& batch, StateType* state) const
+  requires trains<Device>
+{
+  return loss(this_thread_context<Device>(), batch, state);
+}
+
+template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
                                                   GradientsType& gradients,
                                                   const GradientOptions& options) const requires trains<Device> {

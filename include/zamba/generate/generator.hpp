@@ -19,6 +19,7 @@
 #include <concepts>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <zamba/generate/sampler.hpp>
@@ -85,16 +86,13 @@ auto host_logits(Matrix<const A> logits, Index row, [[maybe_unused]] std::vector
   }
 }
 
-}  // namespace detail
-
-/// The new tokens of each row: prompts[r] continues row r of the state. Throws before anything changes for a wrong
-/// number of prompts, an empty one, one that exceeds max_length, or a token outside the vocabulary.
-template <class Net, class T, class Device, TokenCallback Callback = RunOn>
-std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, T, Device>& model,
-                                         State<Net, T, Device>& state, std::span<const std::vector<Token>> prompts,
-                                         const GenerationOptions& options, Callback&& callback = {}) {
-  using A = activation_t<T, Device>;
-  detail::check_generation(state, prompts, Net::vocabulary, options);
+/// generate, where extend(tokens) appends to the state and returns logits on Device.
+template <class Device, class Extend, class StateType, class Callback>
+std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary, StateType& state,
+                                              std::span<const std::vector<Token>> prompts,
+                                              const GenerationOptions& options, Callback&& callback) {
+  using A = std::remove_cvref_t<decltype(*extend(std::declval<Tokens>()).data)>;
+  check_generation(state, prompts, vocabulary, options);
   struct Row {
     Sampler sampler;
     std::vector<Token> sequence;  // prompt and output
@@ -108,7 +106,7 @@ std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, 
     const Index prompt = static_cast<Index>(prompts[r].size());
     const Index room = state.max_length() - state.length(static_cast<Index>(r)) - prompt;
     const auto end = static_cast<std::size_t>(prompt + std::min(options.max_new_tokens, room));
-    rows.push_back({Sampler(options.sampling, options.seed, Net::vocabulary, options.stream + r), prompts[r],
+    rows.push_back({Sampler(options.sampling, options.seed, vocabulary, options.stream + r), prompts[r],
                     prompts[r].size(), end, end > prompts[r].size()});
     rows.back().sequence.reserve(end);
     tokens.insert(tokens.end(), prompts[r].begin(), prompts[r].end());
@@ -117,14 +115,14 @@ std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, 
   std::vector<A> room;
   std::vector<float> widened;
   while (!tokens.empty()) {
-    const Matrix<const A> logits = model.extend(ctx, state, {tokens, lengths});
+    const Matrix<const A> logits = extend(Tokens(tokens, lengths));
     tokens.clear();
     for (std::size_t r = 0; r < rows.size(); ++r) {
       Row& row = rows[r];
       lengths[r] = 0;
       if (!row.running) continue;
       const Index at = static_cast<Index>(r);
-      const Token token = row.sampler.sample(detail::host_logits<Device>(logits, at, room, widened), row.sequence);
+      const Token token = row.sampler.sample(host_logits<Device>(logits, at, room, widened), row.sequence);
       row.sequence.push_back(token);
       const auto& stops = options.stop_tokens;
       row.running = callback(at, token) && row.sequence.size() < row.end &&
@@ -140,26 +138,40 @@ std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, 
   return output;
 }
 
-/// As above, with the calling thread's own context.
-template <class Net, class T, class Device, TokenCallback Callback = RunOn>
-std::vector<std::vector<Token>> generate(const Model<Net, T, Device>& model, State<Net, T, Device>& state,
+}  // namespace detail
+
+/// The new tokens of each row: prompts[r] continues row r of the state. The model is a Model or an AnyModel, and
+/// computes with the calling thread's own context. Throws before anything changes for a wrong number of prompts, an
+/// empty one, one that exceeds max_length, or a token outside the vocabulary.
+template <InferenceModel M, TokenCallback Callback = RunOn>
+std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& state,
                                          const std::vector<std::vector<Token>>& prompts,
                                          const GenerationOptions& options, Callback&& callback = {}) {
-  return generate(this_thread_context<Device>(), model, state, std::span(prompts), options, callback);
+  return detail::generate_rows<typename M::DeviceType>(
+      [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state, std::span(prompts),
+      options, callback);
+}
+
+/// As above, with a context given.
+template <class Net, class T, class Device, TokenCallback Callback = RunOn>
+std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, T, Device>& model,
+                                         State<Net, T, Device>& state, std::span<const std::vector<Token>> prompts,
+                                         const GenerationOptions& options, Callback&& callback = {}) {
+  return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
+                                       Net::vocabulary, state, prompts, options, callback);
 }
 
 /// One prompt, for a state of one row; the callback gets row 0.
+template <InferenceModel M, TokenCallback Callback = RunOn>
+std::vector<Token> generate(const M& model, typename M::StateType& state, const std::vector<Token>& prompt,
+                            const GenerationOptions& options, Callback&& callback = {}) {
+  return generate(model, state, std::vector<std::vector<Token>>{prompt}, options, callback)[0];
+}
 template <class Net, class T, class Device, TokenCallback Callback = RunOn>
 std::vector<Token> generate(Context<Device>& ctx, const Model<Net, T, Device>& model, State<Net, T, Device>& state,
                             const std::vector<Token>& prompt, const GenerationOptions& options,
                             Callback&& callback = {}) {
   return generate(ctx, model, state, std::span<const std::vector<Token>>(&prompt, 1), options, callback)[0];
-}
-template <class Net, class T, class Device, TokenCallback Callback = RunOn>
-std::vector<Token> generate(const Model<Net, T, Device>& model, State<Net, T, Device>& state,
-                            const std::vector<Token>& prompt, const GenerationOptions& options,
-                            Callback&& callback = {}) {
-  return generate(this_thread_context<Device>(), model, state, prompt, options, callback);
 }
 
 }  // namespace zamba

@@ -27,6 +27,8 @@
 #include <zamba/io/file.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
+#include <zamba/models/llama_checkpoint.hpp>
+#include <zamba/models/mamba_checkpoint.hpp>
 #include <zamba/models/zamba_checkpoint.hpp>
 
 namespace zamba {
@@ -116,20 +118,20 @@ inline std::string problem_of(const TensorEntry& tensor, const CheckpointTensor&
   return {};
 }
 
-/// The tensor of each parameter. Throws one Error with everything that is missing, surplus, of another shape or type,
-/// not finite, or differs between copies. `stored` gives the type in which the model keeps a parameter.
+/// The tensor of each part. Throws one Error with everything that is missing, surplus, of another shape or type, not
+/// finite, or differs between copies. `stored` gives the type in which the model keeps a parameter.
 template <class StoredType>
-std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, const std::vector<ParameterEntry>& entries,
-                                              const CheckpointLayout& layout, StoredType&& stored,
-                                              const LoadOptions& options, const std::string& origin) {
+std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, const std::vector<ParameterPart>& parts,
+                                              StoredType&& stored, const LoadOptions& options,
+                                              const std::string& origin) {
   std::vector<const TensorEntry*> matched;
   std::set<std::string> surplus = files.names();
   std::string problems;
   const auto complain = [&](const std::string& name, const std::string& problem) {
     problems += "\n  " + name + ": " + problem;
   };
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const CheckpointTensor& wanted = layout.tensors[i];
+  for (const ParameterPart& part : parts) {
+    const CheckpointTensor& wanted = *part.tensor;
     const TensorEntry* tensor = matched.emplace_back(files.find(wanted.name));
     surplus.erase(wanted.name);
     if (!tensor) {
@@ -137,7 +139,7 @@ std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, cons
     } else if (const auto problem = problem_of(*tensor, wanted); !problem.empty()) {
       complain(wanted.name, problem);
     } else if (!options.allow_non_finite) {
-      if (const Index count = count_non_finite(*tensor, stored(entries[i])); count > 0)
+      if (const Index count = count_non_finite(*tensor, stored(*part.entry)); count > 0)
         complain(wanted.name, std::to_string(count) + " of " + std::to_string(tensor->count()) +
                                   " values are NaN or infinite, wanted none");
     }
@@ -155,29 +157,29 @@ std::vector<const TensorEntry*> match_tensors(const CheckpointFiles& files, cons
   return matched;
 }
 
-/// Writes the values of a tensor to a parameter's memory, converted and with the rows in our order.
+/// Writes the values of a tensor to the memory of its rows, converted and with the rows in our order.
 template <class Stored, class Device>
-void load_values(const TensorEntry& tensor, const CheckpointTensor& place, const ParameterEntry& entry, std::byte* to) {
-  if (tensor.dtype == dtype_of<Stored>() && !place.interleaved) {
+void load_values(const TensorEntry& tensor, const ParameterPart& part, std::byte* to) {
+  const auto& [place, entry, before, rows, cols] = part;
+  if (tensor.dtype == dtype_of<Stored>() && !place->interleaved) {
     Memory<Device>::copy_from_host(to, tensor.bytes.data(), tensor.bytes.size());
     return;
   }
-  const Index rows = entry.shape.front(), cols = entry.size / rows, at_once = std::max<Index>(1, (1 << 16) / cols);
+  const Index at_once = std::max<Index>(1, (1 << 16) / cols);
   std::vector<Stored> staged(static_cast<std::size_t>(std::min(rows, at_once) * cols));
   for (Index first = 0; first < rows; first += at_once) {
     const Index count = std::min(at_once, rows - first);
     for (Index row = 0; row < count; ++row)
-      read_values(tensor, place.file_row(first + row, rows) * cols, cols, staged.data() + row * cols);
+      read_values(tensor, place->file_row(first + row, rows) * cols, cols, staged.data() + row * cols);
     Memory<Device>::copy_from_host(to + first * cols * static_cast<Index>(sizeof(Stored)), staged.data(),
                                    static_cast<std::size_t>(count * cols) * sizeof(Stored));
   }
 }
 
-/// Rows of `row_bytes` each, from the order of a parameter to that of the file.
-inline void to_file_order(const CheckpointTensor& place, const std::byte* from, std::byte* to, Index rows,
-                          Index row_bytes) {
-  for (Index row = 0; row < rows; ++row)
-    std::memcpy(to + place.file_row(row, rows) * row_bytes, from + row * row_bytes,
+/// The rows of a part, `row_bytes` each, from our order to that of the file.
+inline void to_file_order(const ParameterPart& part, const std::byte* from, std::byte* to, Index row_bytes) {
+  for (Index row = 0; row < part.rows; ++row)
+    std::memcpy(to + part.tensor->file_row(row, part.rows) * row_bytes, from + row * row_bytes,
                 static_cast<std::size_t>(row_bytes));
 }
 
@@ -188,17 +190,19 @@ template <class Net, class T, class Device>
 void load_huggingface(Model<Net, T, Device>& model, const std::filesystem::path& directory, LoadOptions options = {}) {
   using F = compute_t<T>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
+  const auto parts = detail::parameter_parts(model.entries(), layout);
   detail::check_config(detail::read_config(directory), layout.config, (directory / "config.json").string());
   const detail::CheckpointFiles files(detail::checkpoint_files(directory));
   const auto stored = [](const ParameterEntry& entry) { return entry.precise ? dtype_of<F>() : dtype_of<T>(); };
-  const auto tensors = detail::match_tensors(files, model.entries(), layout, stored, options,
-                                             "the checkpoint in '" + directory.string() + "'");
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const ParameterEntry& entry = model.entries()[i];
-    if (entry.precise)
-      detail::load_values<F, Device>(*tensors[i], layout.tensors[i], entry, model.data(entry));
+  const auto tensors =
+      detail::match_tensors(files, parts, stored, options, "the checkpoint in '" + directory.string() + "'");
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto& [tensor, entry, first, rows, cols] = parts[i];
+    std::byte* to = model.data(*entry) + first * cols * static_cast<Index>(size_of(stored(*entry)));
+    if (entry->precise)
+      detail::load_values<F, Device>(*tensors[i], parts[i], to);
     else
-      detail::load_values<T, Device>(*tensors[i], layout.tensors[i], entry, model.data(entry));
+      detail::load_values<T, Device>(*tensors[i], parts[i], to);
   }
 }
 
@@ -215,25 +219,24 @@ Model<Net, T, Device> load_huggingface(const std::filesystem::path& directory, L
 template <class Net, class T, class Device>
 void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory) {
   using F = compute_t<T>;
-  const auto& entries = model.entries();
-  const CheckpointLayout layout = CheckpointFormat<Net>::layout(entries);
+  const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
+  const auto parts = detail::parameter_parts(model.entries(), layout);
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   require(!error, "save_huggingface: cannot make the folder '", directory.string(), "': ", error.message());
 
   std::vector<std::byte> staged, reordered;  // one tensor at a time
   std::vector<TensorSource> sources;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const CheckpointTensor& place = layout.tensors[i];
-    sources.push_back({place.name, entries[i].precise ? dtype_of<F>() : dtype_of<T>(), place.shape, [&, i] {
-                         const std::size_t size = model.bytes(entries[i]);
-                         staged.resize(size);
-                         Memory<Device>::copy_to_host(staged.data(), model.data(entries[i]), size);
-                         if (!layout.tensors[i].interleaved) return std::span<const std::byte>(staged);
-                         reordered.resize(size);
-                         const Index rows = entries[i].shape.front();
-                         detail::to_file_order(layout.tensors[i], staged.data(), reordered.data(), rows,
-                                               static_cast<Index>(size) / rows);
+  for (const detail::ParameterPart& part : parts) {
+    const DType dtype = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
+    sources.push_back({part.tensor->name, dtype, part.tensor->shape, [&, part, dtype] {
+                         const Index row_bytes = part.cols * static_cast<Index>(size_of(dtype));
+                         staged.resize(static_cast<std::size_t>(part.rows * row_bytes));
+                         Memory<Device>::copy_to_host(staged.data(), model.data(*part.entry) + part.first * row_bytes,
+                                                      staged.size());
+                         if (!part.tensor->interleaved) return std::span<const std::byte>(staged);
+                         reordered.resize(staged.size());
+                         detail::to_file_order(part, staged.data(), reordered.data(), row_bytes);
                          return std::span<const std::byte>(reordered);
                        }});
   }

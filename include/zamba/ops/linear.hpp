@@ -54,8 +54,8 @@ struct Linear<cpu> {
     if (d_x) backward_input(ctx, d_y, weight, d_x, accumulate);
     if (d_weight && d_y.rows() > 0) {
       for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int) {
-        map(block(d_weight, out, in)).noalias() +=
-            map(d_y.columns(out.first, out.count)).transpose() * map(x.columns(in.first, in.count));
+        detail::map(block(d_weight, out, in)).noalias() +=
+            detail::map(d_y.columns(out.first, out.count)).transpose() * detail::map(x.columns(in.first, in.count));
       });
     }
     if (d_bias) {
@@ -77,14 +77,6 @@ struct Linear<cpu> {
   static constexpr Index tile_rows = 256, tile_cols = 384;
   /// Extent of a product's sum taken at a time: it bounds the scratch for converted weights.
   static constexpr Index depth = 1024;
-
-  template <class T>
-  static auto map(Matrix<T> m) {
-    using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    using Mapped = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
-    return Eigen::Map<Mapped, Eigen::Unaligned, Eigen::OuterStride<>>(m.data, m.rows(), m.cols(),
-                                                                      Eigen::OuterStride<>(m.stride[0]));
-  }
 
   template <class T>
   static Matrix<T> block(Matrix<T> m, Range rows, Range cols) {
@@ -122,15 +114,15 @@ struct Linear<cpu> {
     ArenaScope scope(ctx.arena());
     const auto scratch = converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * depth);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
-      auto tile = map(block(y, tokens, out));
+      auto tile = detail::map(block(y, tokens, out));
       if (!residual)
         tile.setZero();
       else if (residual.data != y.data)
-        tile = map(block(residual, tokens, out));
-      if (bias) tile.rowwise() += map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
+        tile = detail::map(block(residual, tokens, out));
+      if (bias) tile.rowwise() += detail::map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
       for_depth(x.cols(), [&](Range in) {
-        tile.noalias() +=
-            map(block(x, tokens, in)) * map(converted<A>(block(weight, out, in), scratch, worker)).transpose();
+        tile.noalias() += detail::map(block(x, tokens, in)) *
+                          detail::map(converted<A>(block(weight, out, in), scratch, worker)).transpose();
       });
     });
   }
@@ -141,10 +133,11 @@ struct Linear<cpu> {
     ArenaScope scope(ctx.arena());
     const auto scratch = converted_scratch<A, W>(ctx, depth * piece_size(d_x.cols(), tile_cols));
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
-      auto tile = map(block(d_x, tokens, in));
+      auto tile = detail::map(block(d_x, tokens, in));
       if (accumulate == Accumulate::no) tile.setZero();
       for_depth(d_y.cols(), [&](Range out) {
-        tile.noalias() += map(block(d_y, tokens, out)) * map(converted<A>(block(weight, out, in), scratch, worker));
+        tile.noalias() +=
+            detail::map(block(d_y, tokens, out)) * detail::map(converted<A>(block(weight, out, in), scratch, worker));
       });
     });
   }

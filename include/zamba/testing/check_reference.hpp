@@ -6,10 +6,10 @@
 //     input_ids (B, L), logits (B, L, V), hidden_states.I (B, L, d), cache.{conv,ssm,key,value}.I, greedy_ids (B, L +
 //     n), loss, grad.PARAM, train.losses, train.param.PARAM
 //
-// PARAM is the name in model.safetensors. hidden_states.I is what enters layer I, the last one the final norm's output;
-// caches are layer I's state after input_ids; the loss is the mean over B (L - 1) next tokens; training is AdamW at a
-// learning rate of 1e-3, betas 0.9 and 0.95, eps 1e-8, decay 0.1 where the listing says so, gradients clipped to
-// norm 1.
+// PARAM is the name in model.safetensors. hidden_states.I is what enters layer I, or leaves it where the family's
+// CheckpointFormat has hidden_states_leave_layers; the last one is the final norm's output. Caches are layer I's state
+// after input_ids; the loss is the mean over B (L - 1) next tokens; training is AdamW at a learning rate of 1e-3, betas
+// 0.9 and 0.95, eps 1e-8, decay 0.1 where the listing says so, gradients clipped to norm 1.
 //
 // A tensor that the case lacks is not compared, but logits must be there; one that nothing here compares fails the
 // check, and so does a NaN. Errors are relative, by norm, the worst tensor of each group.
@@ -162,12 +162,12 @@ inline Values cache_in_our_order(const TensorEntry& entry, const std::string& pa
                   values.begin() + row * shape[2] * width);
     return kept;
   }
-  if (shape.size() != 4 || shape[0] != batch || static_cast<Index>(values.size()) != size) return {};
-  if (part == "scan") {  // (batch, heads, head_dim, N)
-    if (shape[3] != rows) return {};
+  if (shape.size() < 3 || shape[0] != batch || static_cast<Index>(values.size()) != size) return {};
+  if (part == "scan") {  // (batch, heads, head_dim, N), or (batch, D, N)
+    if (shape.back() != rows) return {};
     return swap_extents(values, batch, width, rows, 1);
   }
-  if (shape[2] != rows) return {};  // keys, values: (batch, kv_heads, length, head_dim)
+  if (shape.size() != 4 || shape[2] != rows) return {};  // keys, values: (batch, kv_heads, length, head_dim)
   return swap_extents(values, batch, shape[1], rows, shape[3]);
 }
 
@@ -203,17 +203,17 @@ inline void compare_caches(ReferenceCase& reference, const std::vector<StateValu
   for (const auto& [kind, group] : groups) group.report(report, "cache." + kind + how, bound);
 }
 
-/// Values of a parameter in the order of its file.
-inline Values file_order(const Values& values, const CheckpointTensor& place, const ParameterEntry& entry) {
-  Values ordered(values.size());
-  const Index rows = entry.shape.front(), row_bytes = entry.size / rows * static_cast<Index>(sizeof(double));
-  zamba::detail::to_file_order(place, reinterpret_cast<const std::byte*>(values.data()),
-                               reinterpret_cast<std::byte*>(ordered.data()), rows, row_bytes);
+/// The values of one part of a parameter, in the order of its file.
+inline Values file_order(const Values& values, const zamba::detail::ParameterPart& part) {
+  Values ordered(static_cast<std::size_t>(part.rows * part.cols));
+  zamba::detail::to_file_order(part, reinterpret_cast<const std::byte*>(values.data() + part.first * part.cols),
+                               reinterpret_cast<std::byte*>(ordered.data()),
+                               part.cols * static_cast<Index>(sizeof(double)));
   return ordered;
 }
 
-/// Compares values(entry) of every parameter with prefix + its name in the file. guard: the root mean square below
-/// which a tensor is measured as if it had that one, as a share of the root mean square of all.
+/// Compares values(entry) of every parameter with prefix + the names of its parts in the file. guard: the root mean
+/// square below which a tensor is measured as if it had that one, as a share of the root mean square of all.
 template <class ReadValues>
 void compare_parameters(ReferenceCase& reference, const std::string& prefix, const std::vector<ParameterEntry>& entries,
                         const CheckpointLayout& layout, double guard, ReadValues&& values, Group& group) {
@@ -222,14 +222,13 @@ void compare_parameters(ReferenceCase& reference, const std::string& prefix, con
     for (const double v : read_values<double>(*reference.find(prefix + name))) squares += v * v, ++count;
   }
   std::set<std::string> known;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const std::string name = prefix + layout.tensors[i].name;
+  for (const auto& part : zamba::detail::parameter_parts(entries, layout)) {
+    const std::string name = prefix + part.tensor->name;
     known.insert(name);
     const TensorEntry* entry = reference.find(name);
     if (!entry) continue;
-    const Values wanted = read_values<double>(*entry),
-                 got = file_order(values(entries[i]), layout.tensors[i], entries[i]);
-    if (!zamba::detail::same_shape(entry->shape, layout.tensors[i].shape)) {
+    const Values wanted = read_values<double>(*entry), got = file_order(values(*part.entry), part);
+    if (!zamba::detail::same_shape(entry->shape, part.tensor->shape)) {
       group.add(name + " (of another shape)", std::nan(""));
       continue;
     }
@@ -284,6 +283,13 @@ class ReferenceCheck {
     return {values.begin(), values.end()};
   }
 
+  static constexpr bool hidden_states_leave() {
+    if constexpr (requires { CheckpointFormat<Net>::hidden_states_leave_layers; })
+      return CheckpointFormat<Net>::hidden_states_leave_layers;
+    else
+      return false;
+  }
+
   double error(const std::string& name, const Values& got) {
     return relative_error(got, read_values<double>(*reference_.find(name)));
   }
@@ -305,10 +311,16 @@ class ReferenceCheck {
     report_.add("logits", error("logits", to_host(logits.data, logits.size())), bounds.logits, "without a state");
 
     Group group;
-    for (std::size_t i = 0; i <= s.stack.x.size(); ++i) {
+    std::vector<const A*> hidden;
+    for (const auto& x : s.stack.x) hidden.push_back(x.data);
+    if (hidden_states_leave()) {
+      hidden.erase(hidden.begin());
+      hidden.push_back(s.x.data);
+    }
+    hidden.push_back(h.data);
+    for (std::size_t i = 0; i < hidden.size(); ++i) {
       const std::string name = "hidden_states." + std::to_string(i);
-      const A* x = i < s.stack.x.size() ? s.stack.x[i].data : h.data;
-      if (reference_.find(name)) group.add(name, error(name, to_host(x, h.size())));
+      if (reference_.find(name)) group.add(name, error(name, to_host(hidden[i], h.size())));
     }
     group.report(report_, "hidden_states", bounds.logits);
   }

@@ -6,13 +6,15 @@
 //   - a ragged batch equals its rows alone; what a fresh state holds (NaN here) is never read
 //   - a token changes nothing before it, bit by bit
 //   - backward equals central finite differences: of every parameter, of x and t, of the initial state
+//
+// A shared block is checked as one use of it, with the parameters of that use.
 #pragma once
 
 #include <limits>
 #include <set>
 
-#include <zamba/blocks/shared_attention.hpp>
 #include <zamba/model.hpp>
+#include <zamba/shared_use.hpp>
 #include <zamba/testing/report.hpp>
 
 namespace zamba::testing {
@@ -174,9 +176,10 @@ double difference_error(std::vector<double>& values, const std::vector<double>& 
 
 }  // namespace detail
 
-/// Checks block B as listed at the top of this file. Takes a second or so for a block of d_model below 64.
-template <class B>
+/// Checks a block as listed at the top of this file. Takes a second or so for a block of d_model below 64.
+template <class Given>
 Report conformance() {
+  using B = std::conditional_t<detail::BlockRun<Given>::shared, SharedUse<Given>, Given>;
   // Cutting changes only the order of sums of products; 1e-11 leaves room for a few hundred roundings of float64.
   constexpr double rounding = 1e-11;
   // Central differences with h = 1e-5 carry errors of h^2 and of 1e-16 / h, both about 1e-10, times the function's

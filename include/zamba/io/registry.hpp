@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+// Registry: the types of models that a program has compiled in, and the one that a checkpoint is of.
+//
+//   zamba::Registry registry;
+//   registry.add<zamba::Zamba7B, zamba::bf16>("Zamba-7B-v1");
+//   registry.add<zamba::Zamba7B, float>("Zamba-7B-v1");
+//   zamba::AnyModel model = registry.load("my-model");
+//
+// The type is the one that config.json describes. Where several storage types of it are compiled in, it is the wanted
+// one, else that of the file's weights, else the first added. If none fits, an Error lists what is compiled in and, for
+// the nearest, the keys that differ.
+// Every add compiles loading, inference and loss of its type: a large program has a unit for each family.
+#pragma once
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <zamba/any_model.hpp>
+#include <zamba/io/huggingface.hpp>
+#include <zamba/model_facts.hpp>
+
+namespace zamba {
+
+class Registry {
+ public:
+  /// Under one name there may be several storage types of a network.
+  template <class Net, class T = float, class Device = cpu>
+  Registry& add(const std::string& name);
+
+  /// What is compiled in, in the order of add.
+  const std::vector<ModelFacts>& models() const { return models_; }
+
+  /// Which of them the config.json in a folder describes. Reads no weights.
+  const ModelFacts& match(const std::filesystem::path& directory, std::optional<DType> storage = {}) const {
+    return models_[find(detail::read_config(directory), (directory / "config.json").string(), storage)];
+  }
+
+  /// The model in a folder; everything else is as load_huggingface has it.
+  AnyModel load(const std::filesystem::path& directory, const LoadOptions& options = {},
+                std::optional<DType> storage = {}) const {
+    const std::size_t i = find(detail::read_config(directory), (directory / "config.json").string(), storage);
+    return types_[i].load(directory, options, models_[i]);
+  }
+
+ private:
+  struct Type {
+    std::vector<ConfigKey> config;
+    AnyModel (*load)(const std::filesystem::path& directory, const LoadOptions& options, const ModelFacts& facts);
+  };
+
+  std::size_t find(const nlohmann::json& config, const std::string& origin, std::optional<DType> wanted) const;
+  [[noreturn]] void refuse(const nlohmann::json& config, const std::string& origin) const;
+
+  std::vector<ModelFacts> models_;
+  std::vector<Type> types_;  // beside models_
+};
+
+namespace detail {
+
+/// The storage type that config.json names for its weights, if it is one.
+inline std::optional<DType> config_dtype(const nlohmann::json& config) {
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    const auto at = config.find(key);
+    if (at == config.end()) continue;
+    if (*at == "float64") return DType::F64;
+    if (*at == "float32") return DType::F32;
+    if (*at == "bfloat16") return DType::BF16;
+  }
+  return {};
+}
+
+/// "Zamba-7B-v1 in BF16 (model_type zamba)".
+inline std::string model_text(const ModelFacts& facts) {
+  return facts.name + " in " + std::string(name_of(facts.storage)) + " (model_type " + facts.model_type + ")";
+}
+
+}  // namespace detail
+
+template <class Net, class T, class Device>
+Registry& Registry::add(const std::string& name) {
+  CheckpointLayout layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, T>());
+  std::string model_type;
+  for (const ConfigKey& key : layout.config)
+    if (key.key == "model_type") model_type = key.wanted.template get<std::string>();
+  for (const ModelFacts& other : models_)
+    require(other.name != name || other.storage != dtype_of<T>(), "Registry: ", detail::model_text(other),
+            " is there already");
+  models_.push_back(ModelFacts::of<Net, T>(name, model_type));
+  types_.push_back({std::move(layout.config), [](const auto& directory, const auto& options, const auto& facts) {
+                      return AnyModel(load_huggingface<Net, T, Device>(directory, options), facts.name,
+                                      facts.model_type);
+                    }});
+  return *this;
+}
+
+inline std::size_t Registry::find(const nlohmann::json& config, const std::string& origin,
+                                  std::optional<DType> wanted) const {
+  std::vector<std::size_t> fitting;
+  for (std::size_t i = 0; i < types_.size(); ++i)
+    if (detail::config_differences(config, types_[i].config).empty()) fitting.push_back(i);
+  if (fitting.empty()) refuse(config, origin);
+  const auto stored_as = [&](DType storage) {
+    return std::find_if(fitting.begin(), fitting.end(), [&](std::size_t i) { return models_[i].storage == storage; });
+  };
+  if (wanted) {
+    std::string present;
+    for (const std::size_t i : fitting) present += "\n  " + detail::model_text(models_[i]);
+    const auto at = stored_as(*wanted);
+    require(at != fitting.end(), origin, " is wanted in ", name_of(*wanted), ", but compiled in are:", present);
+    return *at;
+  }
+  const auto at = stored_as(detail::config_dtype(config).value_or(models_[fitting[0]].storage));
+  return at != fitting.end() ? *at : fitting[0];
+}
+
+inline void Registry::refuse(const nlohmann::json& config, const std::string& origin) const {
+  require(!models_.empty(), origin, ": no model is compiled in");
+  const auto type = config.find("model_type");
+  std::string present, differences;
+  std::size_t nearest = 0;
+  std::pair<bool, std::size_t> least{true, std::string::npos};
+  for (std::size_t i = 0; i < types_.size(); ++i) {
+    present += "\n  " + detail::model_text(models_[i]);
+    const bool other_family = type == config.end() || *type != models_[i].model_type;
+    const std::pair distance(other_family, detail::config_differences(config, types_[i].config).size());
+    if (distance < least) least = distance, nearest = i;
+  }
+  for (const std::string& difference : detail::config_differences(config, types_[nearest].config))
+    differences += "\n  " + difference;
+  fail(origin, " describes none of the models that are compiled in:", present, "\nThe nearest is ",
+       detail::model_text(models_[nearest]), ", but:", differences);
+}
+
+}  // namespace zamba

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// ModelFacts: the constants of a model's type as values, for programs that choose the type at run time.
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include <zamba/io/dtype.hpp>
+#include <zamba/model.hpp>
+
+namespace zamba {
+
+struct ModelFacts {
+  std::string name;            // what its owner calls it
+  std::string model_type;      // of its checkpoints; empty where there are none
+  DType storage = DType::F32;  // of its weights
+  Index vocabulary = 0;
+  Index d_model = 0;
+  Index layers = 0;
+  Index parameters = 0;
+  Index active_parameters = 0;  // parameters shared by several layers count once per use
+  Index flops_per_token = 0;    // without what attention reads from its cache
+  Index weight_bytes = 0;       // of all parameters in memory
+  /// Of the state of `batch` sequences with room for `length` positions each.
+  Index (*state_bytes)(Index batch, Index length) = nullptr;
+
+  template <class Net, class T>
+  static ModelFacts of(std::string name, std::string model_type = {});
+};
+
+template <class Net, class T>
+ModelFacts ModelFacts::of(std::string name, std::string model_type) {
+  ModelFacts facts;
+  facts.name = std::move(name);
+  facts.model_type = std::move(model_type);
+  facts.storage = dtype_of<T>();
+  facts.vocabulary = Net::vocabulary;
+  facts.d_model = Net::d_model;
+  facts.layers = 1;
+  if constexpr (requires { Net::Stack::layers; }) facts.layers = Net::Stack::layers;
+  facts.parameters = parameter_count<Net>;
+  facts.active_parameters = active_parameter_count<Net>;
+  facts.flops_per_token = zamba::flops_per_token<Net>;
+  for (const ParameterEntry& entry : detail::list_parameters<Net, T>())
+    facts.weight_bytes += entry.size * static_cast<Index>(entry.precise ? sizeof(compute_t<T>) : sizeof(T));
+  facts.state_bytes = &zamba::state_bytes<Net, T>;
+  return facts;
+}
+
+}  // namespace zamba

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// gated_rms_norm: the norm that ends a Mamba-2 mixer, of a gated input, over groups of channels.
+//
+//   v = x * silu(z),   out = weight * v * rstd_g,   rstd_g = 1 / sqrt(mean of v^2 over group g + eps)
+//
+// Source: Mamba-2 (arXiv 2405.21060), section 7.2; groups: Zamba2 (arXiv 2411.15242).
+//
+// Shapes: x, z, out (n, D); weight (D); rstd (n, G) of G groups of D / G neighbouring channels.
+// Kept for the backward pass: rstd.
+//   g = weight * d_out,   d_v = rstd * (g - v * rstd^2 * mean(g * v)),   d_x = d_v * silu(z),   d_z = d_v * x *
+//   silu'(z)
+//
+// Numeric contract: as rms_norm.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include <zamba/context.hpp>
+#include <zamba/detail/simd.hpp>
+#include <zamba/number.hpp>
+#include <zamba/op.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba {
+
+ZAMBA_DECLARE_OPERATOR(GatedRmsNorm, "gated_rms_norm.cuh");
+
+/// out (n, D) = weight (D) * x silu(z) * rstd; rstd (n, G) is written.
+template <class Device, class A>
+void gated_rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x,
+                    std::type_identity_t<Matrix<const A>> z, Vector<const compute_t<A>> weight, double eps,
+                    Matrix<A> out, Matrix<compute_t<A>> rstd) {
+  GatedRmsNorm<Device>::template forward<A>(ctx, x, z, weight, eps, out, rstd);
+}
+
+/// Assigns d_x and d_z (n, D); adds to d_weight (D).
+template <class Device, class A>
+void gated_rms_norm_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_out,
+                             std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> z,
+                             Vector<const compute_t<A>> weight, Matrix<const compute_t<A>> rstd, Matrix<A> d_x,
+                             std::type_identity_t<Matrix<A>> d_z, Vector<compute_t<A>> d_weight) {
+  GatedRmsNorm<Device>::template backward<A>(ctx, d_out, x, z, weight, rstd, d_x, d_z, d_weight);
+}
+
+template <>
+struct GatedRmsNorm<cpu> {
+  template <class A, class F>
+  static void forward(Context<cpu>& ctx, Matrix<const A> x, Matrix<const A> z, Vector<const F> weight, double eps,
+                      Matrix<A> out, Matrix<F> rstd) {
+    static_assert(std::is_same_v<A, F>, "zamba: on the CPU activations are of the compute type");
+    const Index groups = rstd.cols(), width = out.cols() / groups;
+    ctx.parallel_for((out.rows() + forward_rows - 1) / forward_rows, [&](Index task, int) {
+      const Index end = std::min(out.rows(), (task + 1) * forward_rows);
+      for (Index i = task * forward_rows; i < end; ++i)
+        for (Index g = 0; g < groups; ++g) {
+          const Index first = g * width;
+          Pack<A> squares = {};
+          for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
+            squares += v * v;
+            detail::store(&out(i, c), v, count);
+          });
+          rstd(i, g) = A(1) / std::sqrt(detail::sum<A>(squares) / static_cast<A>(width) + static_cast<A>(eps));
+          detail::for_packs<A>(width, [&](Index k, auto count) {
+            A* at = &out(i, first + k);
+            const Pack<A> scaled = detail::load<A>(at, count) * rstd(i, g);
+            detail::store(at, Pack<A>(scaled * detail::load(weight.data + first + k, count)), count);
+          });
+        }
+    });
+  }
+
+  template <class A, class F>
+  static void backward(Context<cpu>& ctx, Matrix<const A> d_out, Matrix<const A> x, Matrix<const A> z,
+                       Vector<const F> weight, Matrix<const F> rstd, Matrix<A> d_x, Matrix<A> d_z, Vector<F> d_weight) {
+    static_assert(std::is_same_v<A, F>, "zamba: on the CPU activations are of the compute type");
+    const Index n = d_out.rows(), D = d_out.cols(), groups = rstd.cols(), width = D / groups;
+    if (n == 0) return;
+    const Index rows = std::max(Index{8}, (n + backward_tasks - 1) / backward_tasks), tasks = (n + rows - 1) / rows;
+    ArenaScope scope(ctx.arena());
+    const auto partial = ctx.arena().template tensor<F>(tasks, D);  // d_weight of each task's positions
+    ctx.parallel_for(tasks, [&](Index task, int) {
+      F* const d_w = &partial(task, 0);
+      std::fill_n(d_w, D, F(0));
+      const Index end = std::min(n, (task + 1) * rows);
+      for (Index i = task * rows; i < end; ++i)
+        for (Index g = 0; g < groups; ++g) {
+          const Index first = g * width;
+          const F r = rstd(i, g);
+          Pack<A> product = {};
+          for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
+            const Pack<A> d = detail::load(&d_out(i, c), count);
+            product += detail::load(weight.data + c, count) * d * v;
+            detail::store(d_w + c, Pack<A>(detail::load(d_w + c, count) + d * v * r), count);
+          });
+          const F shrink = r * r * r * detail::sum<A>(product) / static_cast<F>(width);
+          detail::for_packs<A>(width, [&](Index k, auto count) {
+            const Index c = first + k;
+            const Pack<A> x_c = detail::load(&x(i, c), count), z_c = detail::load(&z(i, c), count);
+            const Pack<A> gate = detail::sigmoid<A>(z_c), silu = z_c * gate;
+            const Pack<A> d_v =
+                r * detail::load(weight.data + c, count) * detail::load(&d_out(i, c), count) - shrink * (x_c * silu);
+            detail::store(&d_x(i, c), Pack<A>(d_v * silu), count);
+            detail::store(&d_z(i, c), Pack<A>(d_v * x_c * gate * (A(1) + z_c * (A(1) - gate))), count);
+          });
+        }
+    });
+    for (Index task = 0; task < tasks; ++task)
+      detail::for_packs<F>(D, [&](Index c, auto count) {
+        detail::store(d_weight.data + c,
+                      Pack<F>(detail::load(d_weight.data + c, count) + detail::load(&partial(task, c), count)), count);
+      });
+  }
+
+ private:
+  template <class A>
+  using Pack = detail::Pack<A>;
+
+  /// Positions of a task forwards; tasks, and so partial sums of d_weight, backwards.
+  static constexpr Index forward_rows = 16, backward_tasks = 32;
+
+  /// f(channel, count, v) for the registers of [first, first + width) of row i.
+  template <class A, class F>
+  [[gnu::always_inline]] static void for_gated(Matrix<const A> x, Matrix<const A> z, Index i, Index first, Index width,
+                                               F&& f) {
+    detail::for_packs<A>(width, [&](Index k, auto count) {
+      const Pack<A> z_c = detail::load(&z(i, first + k), count);
+      f(first + k, count, Pack<A>(detail::load(&x(i, first + k), count) * z_c * detail::sigmoid<A>(z_c)));
+    });
+  }
+};
+
+}  // namespace zamba
