@@ -196,6 +196,7 @@ class Model {
   }
 
  private:
+  Matrix<const A> step(Context<Device>& ctx, StateType& state, std::span<const Token> tokens) const;
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
 

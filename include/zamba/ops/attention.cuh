@@ -40,7 +40,8 @@ struct AttentionTraits {
   using F = compute_t<A>;
   static constexpr int per_lane = PerLane_;
   static constexpr int warps = 4, threads = 32 * warps;
-  static constexpr Index split_keys = 512;  // of a part, where keys are split
+  static constexpr int at_once = 4;        // keys of a warp whose loads are in flight together
+  static constexpr Index split_keys = 64;  // of a part, where keys are split
 };
 
 /// A running softmax: the greatest score, the sum of exponentials, and the weighted sum of values in the lanes.
@@ -49,13 +50,29 @@ struct Softmax {
   using F = typename Traits::F;
   F greatest = -INFINITY, total = 0, sum[Traits::per_lane] = {};
 
-  __device__ void add(F score, const typename Traits::S* value, int lane, int head_dim) {
-    const F next = ::max(greatest, score), shrink = ::exp(greatest - next), weight = ::exp(score - next);
-    total = total * shrink + weight;
-    greatest = next;
+  /// Scores of -infinity are of no key; the first is of one. value(b): where the values of key b are.
+  template <class Value>
+  __device__ void add(const F (&scores)[Traits::at_once], Value&& value, int lane, int head_dim) {
+    F next = greatest, weights[Traits::at_once];
 #pragma unroll
-    for (int i = 0; i < Traits::per_lane; ++i)
-      if (32 * i + lane < head_dim) sum[i] = sum[i] * shrink + weight * F(value[32 * i + lane]);
+    for (int b = 0; b < Traits::at_once; ++b) next = ::max(next, scores[b]);
+    const F shrink = ::exp(greatest - next);
+    greatest = next;
+    total *= shrink;
+#pragma unroll
+    for (int i = 0; i < Traits::per_lane; ++i) sum[i] *= shrink;
+#pragma unroll
+    for (int b = 0; b < Traits::at_once; ++b) {
+      weights[b] = ::exp(scores[b] - next);
+      total += weights[b];
+    }
+#pragma unroll
+    for (int b = 0; b < Traits::at_once; ++b) {
+      const typename Traits::S* from = value(b);
+#pragma unroll
+      for (int i = 0; i < Traits::per_lane; ++i)
+        if (32 * i + lane < head_dim) sum[i] += weights[b] * F(from[32 * i + lane]);
+    }
   }
 };
 
@@ -85,14 +102,23 @@ __global__ void __launch_bounds__(Traits::threads)
     query[i] = 32 * i + lane < head_dim ? F(q(t, head * head_dim + 32 * i + lane)) * F(shape.scale) : F(0);
 
   Softmax<Traits> softmax;
-  for (Index j = begin + warp; j < end; j += Traits::warps) {
-    const auto* key = keys.key(row, first, j) + column;
-    F score = 0;
+  for (Index j = begin + warp * Traits::at_once; j < end; j += Traits::warps * Traits::at_once) {
+    F scores[Traits::at_once] = {};
 #pragma unroll
-    for (int i = 0; i < Traits::per_lane; ++i)
-      if (32 * i + lane < head_dim) score += query[i] * F(key[32 * i + lane]);
-    for (int distance = 16; distance > 0; distance /= 2) score += __shfl_xor_sync(0xffffffffu, score, distance);
-    softmax.add(score, keys.value(row, first, j) + column, lane, head_dim);
+    for (int b = 0; b < Traits::at_once; ++b) {
+      const auto* key = keys.key(row, first, ::min(j + b, end - 1)) + column;
+#pragma unroll
+      for (int i = 0; i < Traits::per_lane; ++i)
+        if (32 * i + lane < head_dim) scores[b] += query[i] * F(key[32 * i + lane]);
+    }
+#pragma unroll
+    for (int b = 0; b < Traits::at_once; ++b) {
+      for (int distance = 16; distance > 0; distance /= 2)
+        scores[b] += __shfl_xor_sync(0xffffffffu, scores[b], distance);
+      if (j + b >= end) scores[b] = -INFINITY;
+    }
+    softmax.add(
+        scores, [&](int b) { return keys.value(row, first, ::min(j + b, end - 1)) + column; }, lane, head_dim);
   }
 
   const int stride = head_dim + 2;

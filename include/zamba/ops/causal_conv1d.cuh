@@ -2,7 +2,8 @@
 // causal_conv1d on CUDA, forward; equations and shapes in causal_conv1d.hpp.
 //
 // A thread takes one channel and a group of neighbouring tokens, so that a warp reads whole lines and the K - 1 earlier
-// inputs come from cache. A second kernel rewrites the state when all outputs have read it.
+// inputs come from cache. Where all rows are short it takes a row, state included; otherwise a second kernel rewrites
+// the state when all outputs have read it.
 //
 // Numeric contract: as on the CPU, one sum over j in order, in compute_t; rounded once when written.
 #pragma once
@@ -40,21 +41,34 @@ struct CausalConv1dTraits {
   static constexpr Index tokens = 16;  // of a thread
 };
 
+/// out of tokens [first, end) of a row, both counted from its first one.
+template <class Traits>
+__device__ void convolve(const ConvInput<typename Traits::A>& in, Matrix<const typename Traits::F> weight,
+                         Vector<const typename Traits::F> bias, Matrix<typename Traits::A> out, Index row, Index first,
+                         Index end, Index c) {
+  using F = typename Traits::F;
+  const Index begin = in.sequences.begin(row);
+  for (Index t = first; t < end; ++t) {
+    F p = bias ? bias[c] : F(0);
+    for (Index j = 0; j < in.K; ++j) p += weight(c, j) * in(row, t - (in.K - 1) + j, c);
+    out(begin + t, c) = typename Traits::A(p / (F(1) + ::exp(-p)));
+  }
+}
+
+/// A thread takes a channel of neighbouring tokens, of whichever rows they are.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
     causal_conv1d_kernel(ConvInput<typename Traits::A> in, Matrix<const typename Traits::F> weight,
                          Vector<const typename Traits::F> bias, Matrix<typename Traits::A> out) {
-  using F = typename Traits::F;
   const Index c = Index{blockIdx.y} * Traits::threads + threadIdx.x;
   if (c >= out.cols()) return;
-  const Index first = Index{blockIdx.x} * Traits::tokens, end = ::min(first + Traits::tokens, in.sequences.tokens);
-  Index row = row_of(in.sequences, first);
-  for (Index t = first; t < end; ++t) {
-    while (t >= in.sequences.offsets[row + 1]) ++row;
-    const Index i = t - in.sequences.begin(row) - (in.K - 1);
-    F p = bias ? bias[c] : F(0);
-    for (Index j = 0; j < in.K; ++j) p += weight(c, j) * in(row, i + j, c);
-    out(t, c) = typename Traits::A(p / (F(1) + ::exp(-p)));
+  const Sequences& sequences = in.sequences;
+  const Index last = ::min((Index{blockIdx.x} + 1) * Traits::tokens, sequences.tokens);
+  for (Index t = Index{blockIdx.x} * Traits::tokens; t < last;) {
+    const Index row = row_of(sequences, t), begin = sequences.begin(row);
+    const Index end = ::min(last, begin + sequences.length(row));
+    convolve<Traits>(in, weight, bias, out, row, t - begin, end - begin, c);
+    t = end;
   }
 }
 
@@ -71,6 +85,20 @@ struct NextConvState {
   }
 };
 
+/// A thread takes a channel of a short row, and the state of it.
+template <class Traits>
+struct ConvolveRow {
+  ConvInput<typename Traits::A> in;
+  Matrix<const typename Traits::F> weight;
+  Vector<const typename Traits::F> bias;
+  Matrix<typename Traits::A> out;
+
+  __device__ void operator()(Index row, Index c) const {
+    convolve<Traits>(in, weight, bias, out, row, 0, in.sequences.length(row), c);
+    if (in.state) NextConvState<typename Traits::A>{in}(row, c);
+  }
+};
+
 }  // namespace detail
 
 template <>
@@ -81,6 +109,9 @@ struct CausalConv1d<cuda> {
     using Traits = detail::CausalConv1dTraits<A>;
     if (sequences.tokens == 0) return;
     const detail::ConvInput<A> in{x, sequences, state, weight.cols()};
+    if (sequences.longest <= Traits::tokens)
+      return detail::for_elements(ctx, sequences.rows, x.cols(), detail::ConvolveRow<Traits>{in, weight, bias, out},
+                                  "causal_conv1d");
     const dim3 grid(detail::blocks_for(sequences.tokens, Traits::tokens),
                     detail::blocks_for(x.cols(), Traits::threads));
     detail::causal_conv1d_kernel<Traits><<<grid, Traits::threads, 0, ctx.stream()>>>(in, weight, bias, out);

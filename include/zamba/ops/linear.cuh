@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // linear on CUDA, forward; equations and shapes in linear.hpp.
 //
-//   few tokens (decode)   a warp takes some rows of the weight, which are read once, 16 bytes a lane; the dot products
-//                         stay in registers until the lanes' sums meet. Bound by memory bandwidth
+//   few tokens (decode)   a block takes four rows of the weight, which are read once, 16 bytes a lane; its warps share
+//                         the columns. Bound by memory bandwidth
 //   many tokens           cuBLAS
 //
 // Numeric contract: products and sums in compute_t, rounded once when written, except that a bias joins many tokens in
@@ -18,12 +18,12 @@ namespace zamba {
 
 namespace detail {
 
-/// Weights of A_, of which a warp takes Rows_ rows for up to Tokens_ tokens.
-template <class A_, int Rows_, int Tokens_>
+/// Weights of A_, of which a block takes four rows for up to Tokens_ tokens.
+template <class A_, int Tokens_>
 struct LinearTraits {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int rows = Rows_, tokens = Tokens_;
+  static constexpr int rows = 4, tokens = Tokens_;
   static constexpr int threads = 256, warps = threads / 32;
   static constexpr int width = 16 / sizeof(A);  // elements of one load
 };
@@ -31,7 +31,7 @@ struct LinearTraits {
 /// 16 bytes from an aligned address, as compute_t.
 template <class A>
 __device__ void load_16_bytes(const A* from, compute_t<A> (&to)[16 / sizeof(A)]) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  const uint4 raw = __ldg(reinterpret_cast<const uint4*>(from));
   if constexpr (std::is_same_v<A, bf16>) {
     const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
@@ -53,9 +53,8 @@ __global__ void __launch_bounds__(Traits::threads)
   using A = typename Traits::A;
   using F = typename Traits::F;
   constexpr int rows = Traits::rows, tokens = Traits::tokens, width = Wide ? Traits::width : 1;
-  const int lane = threadIdx.x % 32;
-  const Index first = (Index{blockIdx.x} * Traits::warps + threadIdx.x / 32) * rows;
-  if (first >= weight.rows()) return;
+  __shared__ F of_warps[Traits::warps][rows * tokens];
+  const Index first = Index{blockIdx.x} * rows;
   const A* w[rows];
   const A* in[tokens];
 #pragma unroll
@@ -64,8 +63,7 @@ __global__ void __launch_bounds__(Traits::threads)
   for (int s = 0; s < tokens; ++s) in[s] = x.data + ::min(Index{s}, x.rows() - 1) * x.stride[0];
 
   F sum[rows][tokens] = {};
-#pragma unroll 2
-  for (Index k = lane * width; k < x.cols(); k += 32 * width) {
+  for (Index k = threadIdx.x * width; k < x.cols(); k += Traits::threads * width) {
     F weights[rows][width];
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
@@ -93,10 +91,15 @@ __global__ void __launch_bounds__(Traits::threads)
     for (int s = 0; s < tokens; ++s) {
       for (int distance = 16; distance > 0; distance /= 2)
         sum[r][s] += __shfl_xor_sync(0xffffffffu, sum[r][s], distance);
-      if (lane != 0 || first + r >= weight.rows() || s >= y.rows()) continue;
-      const F with_bias = sum[r][s] + (bias ? bias[first + r] : F(0));
-      y(s, first + r) = A(with_bias + (residual ? F(residual(s, first + r)) : F(0)));
+      if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r * tokens + s] = sum[r][s];
     }
+  __syncthreads();
+  const Index out = first + threadIdx.x / tokens, token = threadIdx.x % tokens;
+  if (threadIdx.x >= rows * tokens || out >= weight.rows() || token >= y.rows()) return;
+  F total = bias ? bias[out] : F(0);
+#pragma unroll
+  for (int warp = 0; warp < Traits::warps; ++warp) total += of_warps[warp][threadIdx.x];
+  y(token, out) = A(residual ? total + F(residual(token, out)) : total);
 }
 
 template <class A>
@@ -129,29 +132,19 @@ struct Linear<cuda> {
   static void few(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
                   Vector<const F> bias) {
     if (y.rows() == 1)
-      rows<A, 1>(ctx, x, weight, y, residual, bias);
+      launch<detail::LinearTraits<A, 1>>(ctx, x, weight, y, residual, bias);
     else if (y.rows() == 2)
-      rows<A, 2>(ctx, x, weight, y, residual, bias);
+      launch<detail::LinearTraits<A, 2>>(ctx, x, weight, y, residual, bias);
     else if (y.rows() <= 4)
-      rows<A, 4>(ctx, x, weight, y, residual, bias);
+      launch<detail::LinearTraits<A, 4>>(ctx, x, weight, y, residual, bias);
     else
-      rows<A, 8>(ctx, x, weight, y, residual, bias);
-  }
-
-  /// As many rows a warp as leave every multiprocessor some warps.
-  template <class A, int Tokens, class F>
-  static void rows(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
-                   Vector<const F> bias) {
-    if (weight.rows() >= 4096)
-      launch<detail::LinearTraits<A, 4, Tokens>>(ctx, x, weight, y, residual, bias);
-    else
-      launch<detail::LinearTraits<A, 1, Tokens>>(ctx, x, weight, y, residual, bias);
+      launch<detail::LinearTraits<A, 8>>(ctx, x, weight, y, residual, bias);
   }
 
   template <class Traits, class A, class F>
   static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y,
                      Matrix<const A> residual, Vector<const F> bias) {
-    const unsigned blocks = detail::blocks_for(weight.rows(), Traits::warps * Traits::rows);
+    const unsigned blocks = static_cast<unsigned>((weight.rows() + Traits::rows - 1) / Traits::rows);
     if (in_pieces<Traits>(x) && in_pieces<Traits>(weight))
       detail::linear_kernel<Traits, true><<<blocks, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
     else

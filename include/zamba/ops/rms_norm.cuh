@@ -55,6 +55,7 @@ struct RmsNormTraits {
   using A = typename Input::A;
   using F = typename Input::F;
   static constexpr int threads = 256;
+  static constexpr int unroll = 8;     // loads in flight together
   static constexpr int columns = 128;  // of d_weight in one block
 };
 
@@ -66,12 +67,14 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index width = in.width();
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x) {
     F squares = 0;
+#pragma unroll Traits::unroll
     for (Index c = threadIdx.x; c < width; c += Traits::threads) {
       const F v = in.value(i, c);
       squares += v * v;
     }
     const F scale = F(1) / ::sqrt(block_sum<Traits::threads>(squares) / F(width) + eps);
     if (threadIdx.x == 0) rstd[i] = scale;
+#pragma unroll Traits::unroll
     for (Index c = threadIdx.x; c < width; c += Traits::threads)
       out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale));
   }
