@@ -44,14 +44,18 @@ __device__ void load_16_bytes(const A* from, compute_t<A> (&to)[16 / sizeof(A)])
   }
 }
 
-/// Wide: rows begin at multiples of 16 bytes and are whole numbers of them.
+/// Blocks across: rows of the weight; down: heads. Wide: rows begin at multiples of 16 bytes and are whole numbers of
+/// them.
 template <class Traits, bool Wide>
 __global__ void __launch_bounds__(Traits::threads)
-    linear_kernel(Matrix<const typename Traits::A> x, Matrix<const typename Traits::A> weight,
-                  Matrix<typename Traits::A> y, Matrix<const typename Traits::A> residual,
+    linear_kernel(Tensor<const typename Traits::A, 3> x_heads, Tensor<const typename Traits::A, 3> weight_heads,
+                  Tensor<typename Traits::A, 3> y_heads, Matrix<const typename Traits::A> residual,
                   Vector<const typename Traits::F> bias) {
   using A = typename Traits::A;
   using F = typename Traits::F;
+  const Index head = blockIdx.y;
+  const auto x = head_of(x_heads, head), weight = weight_heads[head];
+  const auto y = head_of(y_heads, head);
   constexpr int rows = Traits::rows, tokens = Traits::tokens, width = Wide ? Traits::width : 1;
   __shared__ F of_warps[Traits::warps][rows * tokens];
   const Index first = Index{blockIdx.x} * rows;
@@ -120,17 +124,28 @@ struct Linear<cuda> {
     static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
     if (y.rows() == 0 || y.cols() == 0) return;
     if (y.rows() <= few_tokens)
-      few<A>(ctx, x, weight, y, residual, bias);
+      few<A>(ctx, split_heads(x, 1), one_head(weight), split_heads(y, 1), residual, bias);
     else
       many<A>(ctx, x, weight, y, residual, bias);
+  }
+
+  template <class A, class W>
+  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
+    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
+    if (y.size() == 0) return;
+    if (y.rows() <= few_tokens)
+      few<A>(ctx, x, weight, y, {}, Vector<const compute_t<A>>{});
+    else
+      for (Index h = 0; h < weight.shape[0]; ++h)
+        many<A>(ctx, head_of(x, h), weight[h], head_of(y, h), {}, Vector<const compute_t<A>>{});
   }
 
  private:
   static constexpr Index few_tokens = 8;
 
   template <class A, class F>
-  static void few(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
-                  Vector<const F> bias) {
+  static void few(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
+                  Matrix<const A> residual, Vector<const F> bias) {
     if (y.rows() == 1)
       launch<detail::LinearTraits<A, 1>>(ctx, x, weight, y, residual, bias);
     else if (y.rows() == 2)
@@ -142,20 +157,21 @@ struct Linear<cuda> {
   }
 
   template <class Traits, class A, class F>
-  static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y,
+  static void launch(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                      Matrix<const A> residual, Vector<const F> bias) {
-    const unsigned blocks = static_cast<unsigned>((weight.rows() + Traits::rows - 1) / Traits::rows);
+    const dim3 grid(static_cast<unsigned>((weight.shape[1] + Traits::rows - 1) / Traits::rows),
+                    static_cast<unsigned>(weight.shape[0]));
     if (in_pieces<Traits>(x) && in_pieces<Traits>(weight))
-      detail::linear_kernel<Traits, true><<<blocks, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
+      detail::linear_kernel<Traits, true><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
     else
-      detail::linear_kernel<Traits, false><<<blocks, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
+      detail::linear_kernel<Traits, false><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
     detail::check_launch("linear");
   }
 
   template <class Traits, class A>
-  static bool in_pieces(Matrix<const A> m) {
+  static bool in_pieces(Tensor<const A, 3> m) {
     return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.cols() % Traits::width == 0 &&
-           m.stride[0] % Traits::width == 0;
+           m.stride[0] % Traits::width == 0 && m.stride[1] % Traits::width == 0;
   }
 
   template <class A>
