@@ -11,7 +11,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
 
+#include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
 #include <zamba/context.hpp>
@@ -26,6 +30,10 @@ inline void check_cuda(cudaError_t status, const char* call) {
     return;
   cudaGetLastError();  // reported here, so not again by the next launch
   fail(call, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+}
+
+inline void check_cublas(cublasStatus_t status, const char* call) {
+  require(status == CUBLAS_STATUS_SUCCESS, call, ": ", cublasGetStatusString(status));
 }
 
 /// To be called after every launch.
@@ -85,11 +93,25 @@ template <>
 class Context<cuda> {
  public:
   Context() { detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate"); }
-  ~Context() { cudaStreamDestroy(stream_); }
+  ~Context() {
+    while (!recordings_.empty()) forget(recordings_.begin());
+    if (input_read_) cudaEventDestroy(input_read_);
+    cudaFreeHost(input_);
+    if (blas_) cublasDestroy(blas_);
+    cudaStreamDestroy(stream_);
+  }
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  /// cuBLAS on this stream, made at first use: it takes a while and some memory.
+  cublasHandle_t blas() {
+    if (!blas_) {
+      detail::check_cublas(cublasCreate(&blas_), "cublasCreate");
+      detail::check_cublas(cublasSetStream(blas_, stream_), "cublasSetStream");
+    }
+    return blas_;
+  }
   Arena<cuda>& arena() { return arena_; }
   /// Scratch of the host.
   Arena<cpu>& host_arena() { return host_arena_; }
@@ -101,6 +123,27 @@ class Context<cuda> {
     const auto to = arena_.template tensor<T>(count);
     detail::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "readable");
     return to.data;
+  }
+
+  /// Calls step(input), where input is readable by the device, with the same address for every key; of the second step
+  /// of a key on, a graph of it is launched. The step must take scratch from the arena only, in a scope of its own.
+  template <class Step>
+  void replay(const ReplayKey& key, std::span<const std::byte> input, Step&& step) {
+    const std::byte* there = stage(input);
+    auto at = std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& r) { return r.key == key; });
+    const Place place{arena_.generation(), arena_.mark()};
+    if (at != recordings_.end() && at->place == place) {
+      if (!at->graph) at->graph = record([&] { step(there); });
+      return detail::check_cuda(cudaGraphLaunch(at->graph, stream_), "replay");
+    }
+    step(there);  // once as it is: the arena grows, libraries take their memory
+    if (at == recordings_.end()) {
+      if (recordings_.size() == most_recordings) forget(recordings_.begin());
+      at = recordings_.insert(recordings_.end(), Recording{key, {}, nullptr});
+    } else if (at->graph) {
+      cudaGraphExecDestroy(std::exchange(at->graph, nullptr));
+    }
+    at->place = {arena_.generation(), arena_.mark()};
   }
 
   /// Copies a contiguous tensor into another of the same extents.
@@ -129,7 +172,67 @@ class Context<cuda> {
     return static_cast<std::size_t>(tensor.size()) * sizeof(T);
   }
 
+  /// Where a step's scratch lies.
+  struct Place {
+    std::size_t generation;
+    Arena<cuda>::Mark mark;
+    bool operator==(const Place&) const = default;
+  };
+  struct Recording {
+    ReplayKey key;
+    Place place;
+    cudaGraphExec_t graph;
+  };
+  static constexpr std::size_t most_recordings = 16;
+
+  void forget(std::vector<Recording>::iterator recording) {
+    if (recording->graph) cudaGraphExecDestroy(recording->graph);
+    recordings_.erase(recording);
+  }
+
+  /// Copies a step's input to the device through pinned memory, which the next step may overwrite once it was read.
+  const std::byte* stage(std::span<const std::byte> input) {
+    if (!input_read_)
+      detail::check_cuda(cudaEventCreateWithFlags(&input_read_, cudaEventDisableTiming), "cudaEventCreate");
+    detail::check_cuda(cudaEventSynchronize(input_read_), "replay: input");
+    if (input.size() > input_there_.size()) {
+      while (!recordings_.empty()) forget(recordings_.begin());  // they read from the memory that goes
+      cudaFreeHost(std::exchange(input_, nullptr));
+      input_there_ = Buffer<cuda>(std::max<std::size_t>(input.size(), 1 << 12));
+      detail::check_cuda(cudaMallocHost(&input_, input_there_.size()), "cudaMallocHost");
+    }
+    std::memcpy(input_, input.data(), input.size());
+    detail::check_cuda(cudaMemcpyAsync(input_there_.data(), input_, input.size(), cudaMemcpyHostToDevice, stream_),
+                       "replay: input");
+    detail::check_cuda(cudaEventRecord(input_read_, stream_), "replay: input");
+    return input_there_.data();
+  }
+
+  template <class Step>
+  cudaGraphExec_t record(Step&& step) {
+    detail::check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "replay: capture");
+    cudaGraph_t graph = nullptr;
+    try {
+      step();
+    } catch (...) {
+      cudaStreamEndCapture(stream_, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    detail::check_cuda(cudaStreamEndCapture(stream_, &graph), "replay: capture");
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    detail::check_cuda(status, "replay: cudaGraphInstantiate");
+    return executable;
+  }
+
   cudaStream_t stream_ = nullptr;
+  cublasHandle_t blas_ = nullptr;
+  std::vector<Recording> recordings_;
+  void* input_ = nullptr;
+  cudaEvent_t input_read_ = nullptr;
+  Buffer<cuda> input_there_;
   Arena<cuda> arena_;
   Arena<cpu> host_arena_;
 };

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstring>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -25,6 +28,7 @@ class Arena {
  public:
   struct Mark {
     std::size_t block = 0, used = 0;
+    bool operator==(const Mark&) const = default;
   };
 
   /// Uninitialised scratch of the given extents, contiguous, 64-byte aligned.
@@ -35,6 +39,10 @@ class Arena {
   }
 
   Mark mark() const { return at_; }
+
+  /// Changes whenever memory is taken from the device or given back to it: until then the same work meets the same
+  /// addresses.
+  std::size_t generation() const { return generation_; }
 
   void rewind(Mark mark) {
     at_ = mark;
@@ -52,7 +60,10 @@ class Arena {
   void* take(std::size_t bytes) {
     bytes = align_up(std::max<std::size_t>(bytes, 1));
     while (at_.block < blocks_.size() && blocks_[at_.block].size() - at_.used < bytes) at_ = {at_.block + 1, 0};
-    if (at_.block == blocks_.size()) blocks_.emplace_back(std::max(bytes, std::max<std::size_t>(capacity(), 1 << 20)));
+    if (at_.block == blocks_.size()) {
+      ++generation_;
+      blocks_.emplace_back(std::max(bytes, std::max<std::size_t>(capacity(), 1 << 20)));
+    }
     void* pointer = blocks_[at_.block].data() + at_.used;
     at_.used += bytes;
     return pointer;
@@ -61,6 +72,7 @@ class Arena {
   /// Runs at the end of a scope, so it does not throw: without the one block, the next take() begins anew.
   void coalesce() noexcept {
     const std::size_t total = capacity();
+    ++generation_;
     blocks_.clear();
     try {
       blocks_.emplace_back(total);
@@ -70,6 +82,15 @@ class Arena {
 
   std::vector<Buffer<Device>> blocks_;
   Mark at_;
+  std::size_t generation_ = 0;
+};
+
+/// What a step depends on beside its input: equal keys mean the same kernels with the same arguments.
+struct ReplayKey {
+  const void* program = nullptr;  // an address that only one kind of step has
+  std::array<const void*, 3> memory = {};
+  std::array<Index, 2> extents = {};
+  bool operator==(const ReplayKey&) const = default;
 };
 
 /// Gives back, at the end of a scope, what was taken from an arena within it.
@@ -111,6 +132,13 @@ class Context<cpu> {
   template <class T>
   const T* readable(const T* host, Index) {
     return host;
+  }
+
+  /// Calls step(input), where input is readable by the device. A device may instead repeat what it recorded of a step
+  /// of this key.
+  template <class Step>
+  void replay(const ReplayKey&, std::span<const std::byte> input, Step&& step) {
+    step(input.data());
   }
 
   /// Copies a contiguous tensor into another of the same extents.

@@ -28,4 +28,10 @@ struct cuda {
   static constexpr const char* name = "cuda";
 };
 
+/// Whether a device has the backward passes that training needs.
+template <class Device>
+inline constexpr bool trains = true;
+template <>
+inline constexpr bool trains<cuda> = false;
+
 }  // namespace zamba

@@ -168,8 +168,9 @@ class Model {
   Matrix<const A> extend(StateType& state, const Tokens& tokens, Positions positions = Positions::last) const;
 
   /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
-  LossSum loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state = nullptr) const;
-  LossSum loss(const TrainingBatch& batch, StateType* state = nullptr) const;
+  LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
+               StateType* state = nullptr) const requires trains<Device>;
+  LossSum loss(const TrainingBatch& batch, StateType* state = nullptr) const requires trains<Device>;
 
   struct GradientOptions {
     double scale = 0;        // of the summed loss; 0: 1 / (number of targets), the mean
@@ -179,8 +180,8 @@ class Model {
   };
   /// The loss, and its gradients added to `gradients`.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
-                             const GradientOptions& options) const;
-  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const;
+                             const GradientOptions& options) const requires trains<Device>;
+  LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
 
   const Views& parameters() const { return views_; }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
@@ -195,6 +196,7 @@ class Model {
   }
 
  private:
+  Matrix<const A> step(Context<Device>& ctx, StateType& state, std::span<const Token> tokens) const;
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
 

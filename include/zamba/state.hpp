@@ -101,6 +101,7 @@ class State {
   Index length(Index row = 0) const { return lengths_[checked(row)]; }
   std::span<const Index> lengths() const { return lengths_; }
   std::size_t bytes() const { return buffer_.size(); }
+  const std::byte* data() const { return buffer_.data(); }
 
   /// Forgets all rows, or one. Takes no time: a row of length 0 begins from zero.
   void reset() { std::fill(lengths_.begin(), lengths_.end(), 0); }

@@ -114,4 +114,20 @@ using Vector = Tensor<T, 1>;
 template <class T>
 using Matrix = Tensor<T, 2>;
 
+/// (n, heads * width) as (n, heads, width).
+template <class T>
+ZAMBA_HOST_DEVICE constexpr Tensor<T, 3> split_heads(Matrix<T> x, Index heads) {
+  Tensor<T, 3> split(x.data, x.rows(), heads, x.cols() / heads);
+  split.stride[0] = x.stride[0];
+  return split;
+}
+
+/// Head `head` of (n, heads, width), (n, width).
+template <class T>
+ZAMBA_HOST_DEVICE constexpr Matrix<T> head_of(Tensor<T, 3> x, Index head) {
+  Matrix<T> of(x.data + head * x.stride[1], x.shape[0], x.shape[2]);
+  of.stride[0] = x.stride[0];
+  return of;
+}
+
 }  // namespace zamba

@@ -5,5 +5,13 @@
 #include <zamba/zamba.hpp>
 
 #include <zamba/context.cuh>
+#include <zamba/ops/attention.cuh>
+#include <zamba/ops/causal_conv1d.cuh>
+#include <zamba/ops/embedding.cuh>
+#include <zamba/ops/gated_activation.cuh>
+#include <zamba/ops/gated_rms_norm.cuh>
+#include <zamba/ops/linear.cuh>
 #include <zamba/ops/rms_norm.cuh>
+#include <zamba/ops/rope.cuh>
 #include <zamba/ops/selective_scan.cuh>
+#include <zamba/ops/ssd.cuh>

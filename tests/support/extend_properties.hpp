@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 
+#include "devices.hpp"
 #include "nets.hpp"
 
 namespace zamba_test {
@@ -22,19 +23,15 @@ inline std::vector<Token> part(const std::vector<Token>& tokens, Index first, In
   return {tokens.begin() + first, tokens.begin() + first + count};
 }
 
-inline void append(std::vector<double>& all, const std::vector<double>& more) {
-  all.insert(all.end(), more.begin(), more.end());
-}
-
 /// To be called from a TEST_CASE of its own.
-template <class Net, class T>
+template <class Net, class T, class Device = cpu>
 void check_extend() {
   SUBCASE("every split of a sequence gives the same logits and state") {
-    const auto model = random_model<Net, T>();
+    const auto model = random_model<Net, T, Device>();
     const std::vector<Token> tokens = random_tokens(8);
     auto whole = model.new_state({.max_length = 8});
     poison(whole);
-    const auto wanted = values(model.extend(whole, tokens, Positions::all));
+    const auto wanted = values<Device>(model.extend(whole, tokens, Positions::all));
     const auto wanted_state = values(whole);
     double worst = 0, worst_state = 0;
     for (unsigned cuts = 0; cuts < 1u << 7; ++cuts) {  // bit i: a cut after token i
@@ -43,7 +40,7 @@ void check_extend() {
       for (Index first = 0, last = 0; last < 8; ++last) {
         if (last < 7 && !(cuts >> last & 1)) continue;
         poison(state);
-        append(logits, values(model.extend(state, part(tokens, first, last + 1 - first), Positions::all)));
+        append(logits, values<Device>(model.extend(state, part(tokens, first, last + 1 - first), Positions::all)));
         first = last + 1;
       }
       worst = std::max(worst, relative_error(logits, wanted));
@@ -55,15 +52,15 @@ void check_extend() {
   }
 
   SUBCASE("a prompt longer than what is computed at once, ragged, with an empty row") {
-    const auto model = random_model<Net, T>();
+    const auto model = random_model<Net, T, Device>();
     const Index chunk = zamba::detail::prefill_chunk;
     const std::vector<Index> lengths{chunk - 3, 0, chunk + 5, 2};
     const std::vector<Token> tokens = random_tokens(2 * chunk + 4);
     auto state = model.new_state({.batch = 4, .max_length = chunk + 10});
     poison(state);
-    const auto all = values(model.extend(state, {tokens, lengths}, Positions::all));
+    const auto all = values<Device>(model.extend(state, {tokens, lengths}, Positions::all));
     auto other = model.new_state({.batch = 4, .max_length = chunk + 10});
-    const auto last = values(model.extend(other, {tokens, lengths}));
+    const auto last = values<Device>(model.extend(other, {tokens, lengths}));
     CHECK(values(state) == values(other));
     for (Index row = 0, first = 0; row < 4; first += lengths[row++]) {
       CAPTURE(row);
@@ -79,7 +76,8 @@ void check_extend() {
       auto alone = model.new_state({.max_length = chunk + 5});
       std::vector<double> logits;
       for (Index done = 0; done < lengths[row]; done += 100)
-        logits = values(model.extend(alone, part(tokens, first + done, std::min<Index>(100, lengths[row] - done))));
+        logits =
+            values<Device>(model.extend(alone, part(tokens, first + done, std::min<Index>(100, lengths[row] - done))));
       CHECK(relative_error(of_row, logits) <= rounding<T>);
       auto gathered = state.gather(std::vector<Index>{row});
       CHECK(relative_error(values(gathered), values(alone)) <= rounding<T>);
@@ -87,7 +85,7 @@ void check_extend() {
   }
 
   SUBCASE("rows continue by themselves in a ragged batch") {
-    const auto model = random_model<Net, T>();
+    const auto model = random_model<Net, T, Device>();
     const std::vector<std::vector<Index>> steps{{3, 0, 5}, {0, 4, 1}, {1, 1, 0}, {7, 1, 1}};
     auto together = model.new_state({.batch = 3, .max_length = 16});
     std::vector<decltype(together)> alone;
@@ -97,11 +95,11 @@ void check_extend() {
       const auto& lengths = steps[step];
       const auto tokens = random_tokens(lengths[0] + lengths[1] + lengths[2], step);
       poison(together);
-      const auto logits = values(model.extend(together, {tokens, lengths}));
+      const auto logits = values<Device>(model.extend(together, {tokens, lengths}));
       Index first = 0;
       for (Index row = 0; row < 3; ++row) {
         if (lengths[row] > 0) {
-          const auto wanted = values(model.extend(alone[row], part(tokens, first, lengths[row])));
+          const auto wanted = values<Device>(model.extend(alone[row], part(tokens, first, lengths[row])));
           const auto at = logits.begin() + row * vocabulary;
           const double error = relative_error(std::vector<double>(at, at + vocabulary), wanted);
           REQUIRE_FALSE(std::isnan(error));
@@ -114,11 +112,11 @@ void check_extend() {
   }
 
   SUBCASE("a token changes nothing before it, bit by bit, and everything after it") {
-    const auto model = random_model<Net, T>();
+    const auto model = random_model<Net, T, Device>();
     auto tokens = random_tokens(40);
     const auto logits = [&] {
       auto state = model.new_state({.max_length = 40});
-      return values(model.extend(state, tokens, Positions::all));
+      return values<Device>(model.extend(state, tokens, Positions::all));
     };
     const auto before = logits();
     for (const Index at : {0, 1, 17, 39}) {
@@ -133,13 +131,13 @@ void check_extend() {
   }
 
   SUBCASE("a rerun is bit-equal, on one thread and on two") {
-    const auto model = random_model<Net, T>();
+    const auto model = random_model<Net, T, Device>();
     const auto tokens = random_tokens(70);
     const auto run = [&](int threads) {
-      Context<cpu> ctx(threads);
+      auto ctx = zamba::testing::new_context<Device>(threads);
       auto state = model.new_state({.max_length = 72});
-      auto logits = values(model.extend(ctx, state, tokens, Positions::all));
-      for (Token token : {3, 4}) append(logits, values(model.extend(ctx, state, token)));
+      auto logits = values<Device>(model.extend(ctx, state, tokens, Positions::all));
+      for (Token token : {3, 4}) append(logits, values<Device>(model.extend(ctx, state, token)));
       append(logits, values(state));
       return logits;
     };

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include <zamba/blocks/mamba2_block.hpp>
@@ -77,9 +76,9 @@ void randomise(ModelType& model, Seed seed) {
   }
 }
 
-template <class Net, class T>
-Model<Net, T> random_model(Seed seed = {5}) {
-  Model<Net, T> model(seed);
+template <class Net, class T, class Device = cpu>
+Model<Net, T, Device> random_model(Seed seed = {5}) {
+  Model<Net, T, Device> model(seed);
   randomise(model, seed);
   return model;
 }
@@ -91,12 +90,20 @@ inline std::vector<Token> random_tokens(Index count, std::uint64_t stream = 0) {
   return tokens;
 }
 
-template <class T>
+/// The elements of a matrix in a device's memory.
+template <class Device = cpu, class T>
 std::vector<double> values(Matrix<T> matrix) {
+  std::vector<std::remove_const_t<T>> row(static_cast<std::size_t>(matrix.cols()));
   std::vector<double> all;
-  for (Index i = 0; i < matrix.rows(); ++i)
-    for (Index j = 0; j < matrix.cols(); ++j) all.push_back(static_cast<double>(matrix(i, j)));
+  for (Index i = 0; i < matrix.rows(); ++i) {
+    Memory<Device>::copy_to_host(row.data(), matrix[i].data, row.size() * sizeof(T));
+    for (const T value : row) all.push_back(static_cast<double>(value));
+  }
   return all;
+}
+
+inline void append(std::vector<double>& all, const std::vector<double>& more) {
+  all.insert(all.end(), more.begin(), more.end());
 }
 
 /// f(tensor, row, first unused position or 0, width) for every tensor and row of a state; only caches have an unused
@@ -115,9 +122,10 @@ void for_each_row(const State<Net, T, Device>& state, F&& f) {
 /// Fills with NaN what no position has written yet: everything in a new state, the end of the caches later.
 template <class Net, class T, class Device>
 void poison(const State<Net, T, Device>& state) {
-  for_each_row(state, [](auto part, Index used) {  // all bits set is a NaN in every type
-    std::memset(static_cast<void*>(part.data + used * part.cols()), 0xff,
-                sizeof(*part.data) * static_cast<std::size_t>((part.rows() - used) * part.cols()));
+  for_each_row(state, [](auto part, Index used) {
+    const std::size_t bytes = sizeof(*part.data) * static_cast<std::size_t>((part.rows() - used) * part.cols());
+    const std::vector<unsigned char> ones(bytes, 0xff);  // all bits set is a NaN in every type
+    Memory<Device>::copy_from_host(part.data + used * part.cols(), ones.data(), bytes);
   });
 }
 
@@ -125,9 +133,7 @@ void poison(const State<Net, T, Device>& state) {
 template <class Net, class T, class Device>
 std::vector<double> values(const State<Net, T, Device>& state) {
   std::vector<double> all;
-  for_each_row(state, [&](auto part, Index used) {
-    for (Index i = 0; i < used * part.cols(); ++i) all.push_back(static_cast<double>(part.data[i]));
-  });
+  for_each_row(state, [&](auto part, Index used) { append(all, values<Device>(part.slice(0, used))); });
   return all;
 }
 

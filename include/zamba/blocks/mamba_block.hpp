@@ -105,7 +105,7 @@ struct MambaBlock {
     Matrix<A> h;               // (tokens, d)
     Matrix<A> uz;              // (tokens, 2 D) before the convolution
     Matrix<A> u;               // (tokens, D) after it
-    Matrix<A> rBC;             // (tokens, H (R + 2 N))
+    Tensor<A, 3> rBC;          // (tokens, H, R + 2 N)
     Matrix<A> delta;           // (tokens, D)
     Matrix<A> y;               // (tokens, D)
     Tensor<F, 3> conv_before;  // (rows, K - 1, D): the convolution's state before this pass, where there is one
@@ -124,7 +124,7 @@ struct MambaBlock {
     s.h = arena.template tensor<A>(tokens, d_model);
     s.uz = arena.template tensor<A>(tokens, 2 * D);
     s.u = arena.template tensor<A>(tokens, D);
-    s.rBC = arena.template tensor<A>(tokens, H * (R + 2 * N));
+    s.rBC = arena.template tensor<A>(tokens, H, R + 2 * N);
     s.delta = arena.template tensor<A>(tokens, D);
     s.y = arena.template tensor<A>(tokens, D);
     if (keep != Keep::nothing) {
@@ -138,10 +138,8 @@ struct MambaBlock {
     rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
     linear(ctx, s.h, p.in_proj, s.uz, {}, p.in_proj_bias);
     causal_conv1d(ctx, s.uz.columns(0, D), p.conv_weight, p.conv_bias, sequences, state.conv, s.u);
-    for (Index head = 0; head < H; ++head) {
-      linear(ctx, head_u(s.u, head), p.x_proj[head], head_rBC(s.rBC, head));
-      linear(ctx, head_r(s.rBC, head), p.dt_proj[head], head_u(s.delta, head));
-    }
+    linear_heads(ctx, split_heads(s.u, H), p.x_proj, s.rBC);
+    linear_heads(ctx, s.rBC.columns(0, R), p.dt_proj, split_heads(s.delta, H));
     selective_scan(ctx, scan_inputs(p, s), sequences, state.scan, s.y, s.checkpoints);
     linear(ctx, s.y, p.out_proj, io.out, io.x, p.out_proj_bias);
     return s;
@@ -159,7 +157,7 @@ struct MambaBlock {
     auto d_h = arena.template tensor<A>(tokens, d_model);
     auto d_uz = arena.template tensor<A>(tokens, 2 * D);
     auto d_u = arena.template tensor<A>(tokens, D);
-    auto d_rBC = arena.template tensor<A>(tokens, H * (R + 2 * N));
+    auto d_rBC = arena.template tensor<A>(tokens, H, R + 2 * N);
     auto d_delta = arena.template tensor<A>(tokens, D);
     auto d_y = arena.template tensor<A>(tokens, D);
 
@@ -167,18 +165,15 @@ struct MambaBlock {
     const SelectiveScanGradients<A, F> d_scan{d_u,
                                               d_delta,
                                               d_uz.columns(D, D),
-                                              states_of(d_rBC, R),
-                                              states_of(d_rBC, R + N),
+                                              d_rBC.columns(R, N),
+                                              d_rBC.columns(R + N, N),
                                               d_p.A_log.as_matrix(),
                                               d_p.skip.flat(),
                                               d_p.dt_bias.flat()};
     selective_scan_backward(ctx, d_y, scan_inputs(p, s), sequences, s.checkpoints, d_scan, d_state.scan);
-    for (Index head = 0; head < H; ++head) {
-      linear_backward(ctx, head_u(d_delta, head), head_r(s.rBC, head), p.dt_proj[head], head_r(d_rBC, head),
-                      Accumulate::no, d_p.dt_proj[head]);
-      linear_backward(ctx, head_rBC(d_rBC, head), head_u(s.u, head), p.x_proj[head], head_u(d_u, head), Accumulate::yes,
-                      d_p.x_proj[head]);
-    }
+    linear_heads_backward(ctx, split_heads(d_delta, H), s.rBC.columns(0, R), p.dt_proj, d_rBC.columns(0, R),
+                          Accumulate::no, d_p.dt_proj);
+    linear_heads_backward(ctx, d_rBC, split_heads(s.u, H), p.x_proj, split_heads(d_u, H), Accumulate::yes, d_p.x_proj);
     causal_conv1d_backward(ctx, d_u, s.uz.columns(0, D), p.conv_weight, p.conv_bias, sequences, s.conv_before,
                            d_uz.columns(0, D), d_p.conv_weight, d_p.conv_bias, d_state.conv);
     linear_backward(ctx, d_uz, s.h, p.in_proj, d_h, Accumulate::no, d_p.in_proj, d_p.in_proj_bias);
@@ -193,35 +188,13 @@ struct MambaBlock {
     return 1 / root;
   }
 
-  template <class A>
-  static Matrix<A> head_u(Matrix<A> u, Index head) {
-    return u.columns(head * P, P);
-  }
-  template <class A>
-  static Matrix<A> head_rBC(Matrix<A> rBC, Index head) {
-    return rBC.columns(head * (R + 2 * N), R + 2 * N);
-  }
-  template <class A>
-  static Matrix<A> head_r(Matrix<A> rBC, Index head) {
-    return rBC.columns(head * (R + 2 * N), R);
-  }
-
-  /// B (first = R) or C (first = R + N) of all heads, (tokens, H, N).
-  template <class A>
-  static Tensor<A, 3> states_of(Matrix<A> rBC, Index first) {
-    Tensor<A, 3> view(rBC.data + first, rBC.rows(), H, N);
-    view.stride[0] = rBC.stride[0];
-    view.stride[1] = R + 2 * N;
-    return view;
-  }
-
   template <class W, class F, class A>
   static SelectiveScanInputs<A, F> scan_inputs(const Parameters<const W, const F>& p, const Saved<A, F>& s) {
     return {s.u,
             s.delta,
             s.uz.columns(D, D),
-            states_of(s.rBC, R),
-            states_of(s.rBC, R + N),
+            s.rBC.columns(R, N),
+            s.rBC.columns(R + N, N),
             p.A_log.as_matrix(),
             p.skip.flat(),
             p.dt_bias.flat()};

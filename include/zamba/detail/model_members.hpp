@@ -116,6 +116,8 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
                                    Positions positions) const -> Matrix<const A> {
   check(state, tokens);
   const Index rows = state.batch(), count = static_cast<Index>(tokens.tokens.size());
+  if (count == rows && std::all_of(tokens.lengths.begin(), tokens.lengths.end(), [](Index n) { return n == 1; }))
+    return step(ctx, state, tokens.tokens);
   ArenaScope scope(ctx.arena());
   auto& host = ctx.host_arena();
   ArenaScope host_scope(host);
@@ -162,6 +164,37 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
     }
   }
   if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(x_last), logits);
+  return logits;
+}
+
+/// One token a row: always the same work on the same memory, so a device may record it.
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::span<const Token> tokens) const
+    -> Matrix<const A> {
+  static constexpr char program = 0;
+  const Index rows = state.batch();
+  ArenaScope scope(ctx.arena());
+  ArenaScope host_scope(ctx.host_arena());
+  // offsets (rows + 1), starts (rows), tokens (rows)
+  const Index words = 2 * rows + 1,
+              size = words * static_cast<Index>(sizeof(Index)) + rows * static_cast<Index>(sizeof(Token));
+  const auto input = ctx.host_arena().template tensor<std::byte>(size);
+  Index* offsets = reinterpret_cast<Index*>(input.data);
+  std::iota(offsets, offsets + rows + 1, Index{0});
+  std::copy_n(state.lengths().data(), rows, offsets + rows + 1);
+  std::copy_n(tokens.data(), rows, reinterpret_cast<Token*>(offsets + words));
+
+  const Matrix<A> logits = state.logits(rows);
+  const ReplayKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
+  ctx.replay(key, std::span<const std::byte>(input.data, static_cast<std::size_t>(size)), [&](const std::byte* there) {
+    ArenaScope step_scope(ctx.arena());
+    const Index* numbers = reinterpret_cast<const Index*>(there);
+    const Sequences sequences{numbers, numbers + rows + 1, rows, rows, 1};
+    const auto s = Net::template forward<A>(ctx, views_, reinterpret_cast<const Token*>(numbers + words), sequences,
+                                            state.views(), Keep::nothing);
+    Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
+  });
+  for (Index row = 0; row < rows; ++row) state.advance(row, tokens.subspan(static_cast<std::size_t>(row), 1));
   return logits;
 }
 
@@ -226,7 +259,8 @@ void advance_all(StateType* state, const TrainingBatch& batch) {
 }  // namespace detail
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch, StateType* state) const {
+LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
+                                    StateType* state) const requires trains<Device> {
   check(batch, state, nullptr);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
@@ -241,13 +275,14 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
 }
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss(const TrainingBatch& batch, StateType* state) const {
+LossSum Model<Net, T, Device>::loss(const TrainingBatch& batch, StateType* state) const requires trains<Device> {
   return loss(this_thread_context<Device>(), batch, state);
 }
 
 template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
-                                                  GradientsType& gradients, const GradientOptions& options) const {
+                                                  GradientsType& gradients,
+                                                  const GradientOptions& options) const requires trains<Device> {
   check(batch, options.state, options.d_state);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
@@ -270,7 +305,8 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
 }
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const {
+LossSum Model<Net, T, Device>::loss_and_gradients(const TrainingBatch& batch,
+                                                  GradientsType& gradients) const requires trains<Device> {
   return loss_and_gradients(this_thread_context<Device>(), batch, gradients, {});
 }
 

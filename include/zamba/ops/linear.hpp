@@ -3,6 +3,7 @@
 //
 //   forward    y = x W^T + bias + residual          x (n, in), weight (out, in), y (n, out)
 //   backward   d_x = d_y W, or d_x += d_y W;  d_weight += d_y^T x;  d_bias += column sums of d_y
+//   heads      the same for every head by itself: y_h = x_h W_h^T
 //
 // Kept for the backward pass: x.
 //
@@ -63,6 +64,18 @@ struct Linear<cpu> {
           for (Index o = out.first; o < out.first + out.count; ++o) d_bias[o] += d_y(t, o);
       });
     }
+  }
+
+  template <class A, class W>
+  static void forward_heads(Context<cpu>& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
+    for (Index h = 0; h < weight.shape[0]; ++h) forward<A, W>(ctx, head_of(x, h), weight[h], head_of(y, h), {}, {});
+  }
+
+  template <class A, class W>
+  static void backward_heads(Context<cpu>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, Tensor<const W, 3> weight,
+                             Tensor<A, 3> d_x, Accumulate accumulate, Tensor<A, 3> d_weight) {
+    for (Index h = 0; h < weight.shape[0]; ++h)
+      backward<A, W>(ctx, head_of(d_y, h), head_of(x, h), weight[h], head_of(d_x, h), accumulate, d_weight[h], {});
   }
 
  private:
@@ -258,6 +271,20 @@ void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
                      std::type_identity_t<Matrix<compute_t<A>>> d_weight,
                      std::type_identity_t<Vector<compute_t<A>>> d_bias = {}) {
   Linear<D>::backward(ctx, d_y, x, Matrix<const std::remove_const_t<W>>(weight), d_x, accumulate, d_weight, d_bias);
+}
+
+/// y_h = x_h W_h^T for every head: x (n, heads, in), weight (heads, out, in), y (n, heads, out).
+template <class D, class A, class W>
+void linear_heads(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> y) {
+  Linear<D>::forward_heads(ctx, x, Tensor<const std::remove_const_t<W>, 3>(weight), y);
+}
+
+/// d_x_h = or += d_y_h W_h, d_weight_h += d_y_h^T x_h.
+template <class D, class A, class W>
+void linear_heads_backward(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> d_y,
+                           std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> d_x,
+                           Accumulate accumulate, Tensor<compute_t<A>, 3> d_weight) {
+  Linear<D>::backward_heads(ctx, d_y, x, Tensor<const std::remove_const_t<W>, 3>(weight), d_x, accumulate, d_weight);
 }
 
 }  // namespace zamba

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // rms_norm on CUDA; equations and shapes in rms_norm.hpp.
 //
-// Forward: a block a position, which reads v twice, the second time from cache. Backward: the same for d_x and d_t;
-// d_weight in two more kernels, a thread a column, over fixed groups of positions and then over the groups in order.
+// Forward: a block a position, whose threads hold v in registers, or read it twice where it is too wide. Backward: the
+// same for d_x and d_t; d_weight in two more kernels, a thread a column, over fixed groups of positions and then over
+// the groups in order.
 //
 // Numeric contract: sums in compute_t, in an order fixed by the width and the number of positions. Agrees with the CPU
 // version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written.
@@ -54,7 +55,8 @@ struct RmsNormTraits {
   using Input = Input_;
   using A = typename Input::A;
   using F = typename Input::F;
-  static constexpr int threads = 256;
+  static constexpr int threads = 512;
+  static constexpr int held = 16;      // elements of a thread that stay in registers: positions of up to 8192
   static constexpr int columns = 128;  // of d_weight in one block
 };
 
@@ -64,16 +66,35 @@ __global__ void __launch_bounds__(Traits::threads)
                     Matrix<typename Traits::A> out, Vector<typename Traits::F> rstd) {
   using F = typename Traits::F;
   const Index width = in.width();
+  const bool holds = width <= Traits::threads * Traits::held;
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x) {
-    F squares = 0;
-    for (Index c = threadIdx.x; c < width; c += Traits::threads) {
-      const F v = in.value(i, c);
-      squares += v * v;
+    F squares = 0, held[Traits::held];
+    if (holds) {
+#pragma unroll
+      for (int k = 0; k < Traits::held; ++k) {
+        const Index c = k * Traits::threads + threadIdx.x;
+        held[k] = c < width ? in.value(i, c) : F(0);
+      }
+#pragma unroll
+      for (int k = 0; k < Traits::held; ++k) squares += held[k] * held[k];
+    } else {
+      for (Index c = threadIdx.x; c < width; c += Traits::threads) {
+        const F v = in.value(i, c);
+        squares += v * v;
+      }
     }
     const F scale = F(1) / ::sqrt(block_sum<Traits::threads>(squares) / F(width) + eps);
     if (threadIdx.x == 0) rstd[i] = scale;
-    for (Index c = threadIdx.x; c < width; c += Traits::threads)
-      out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale));
+    if (holds) {
+#pragma unroll
+      for (int k = 0; k < Traits::held; ++k) {
+        const Index c = k * Traits::threads + threadIdx.x;
+        if (c < width) out(i, c) = typename Traits::A(weight[c] * (held[k] * scale));
+      }
+    } else {
+      for (Index c = threadIdx.x; c < width; c += Traits::threads)
+        out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale));
+    }
   }
 }
 
