@@ -4,7 +4,6 @@
 
 #include <doctest/doctest.h>
 
-
 #include "support/extend_properties.hpp"
 
 // Every member is instantiated.
