@@ -24,7 +24,7 @@ using Adapted = SharedAttention<SharedAttentionConfig{.d_model = 12,
                                                       .rope_theta = 500,
                                                       .mlp_adapter_rank = 3,
                                                       .qkv_adapter_rank = 5,
-                                                      .long_context = true}>;
+                                                      .context_stretch = 8}>;
 using MlpAdapted =
     SharedAttention<SharedAttentionConfig{.d_model = 8, .n_heads = 2, .d_ff = 12, .mlp_adapter_rank = 1}>;
 
@@ -50,6 +50,15 @@ TEST_SUITE("shared_attention") {
           5 * (3 * 24 + 24 + 12 + 12) + 3 * (12 + 22));
     CHECK(active_parameter_count<SharedUse<Adapted>> == parameter_count<SharedUse<Adapted>>);
     CHECK(state_bytes<Adapted, float>(1, 10) == state_bytes<SharedUse<Adapted>, float>(1, 10));
+  }
+
+  TEST_CASE("a template argument is read as it was given") {  // clang 14 misreads some, see SharedAttentionConfig
+    const auto norm_eps = []<SharedAttentionConfig C>(SharedAttention<C>) { return C.norm_eps; };
+    const auto stretch = []<SharedAttentionConfig C>(SharedAttention<C>) { return C.context_stretch; };
+    CHECK(norm_eps(Full()) == 1e-5);
+    CHECK(norm_eps(Adapted()) == 1e-5);
+    CHECK(stretch(Full()) == 1);
+    CHECK(stretch(Adapted()) == 8);
   }
 
   TEST_CASE("a long context stretches theta") {

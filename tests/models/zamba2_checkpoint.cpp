@@ -212,7 +212,7 @@ TEST_CASE("zamba2_checkpoint: the saved config describes its own type, and no ot
                                                              .rope = true,
                                                              .mlp_adapter_rank = 3,
                                                              .norm_eps = 1e-3,
-                                                             .long_context = true}>>>;
+                                                             .context_stretch = 8}>>>;
   const json config = json::parse(own_config<Long>());
   CHECK(config["use_long_context"] == true);
   CHECK(config["max_position_embeddings"] == 16384);

@@ -39,14 +39,16 @@ struct SharedAttentionConfig {
   Index qkv_adapter_rank = 0;  // 0: none
   double softmax_scale = 0;    // 0: (head_dim / 2)^-1/2
   double norm_eps = 1e-5;
-  bool long_context = false;  // of rope: theta *= 8^(head_dim / (head_dim - 2))
+  double context_stretch = 1;  // of rope: theta *= context_stretch^(head_dim / (head_dim - 2))
+  // 8 is the long context of Zamba2. No field of another type may follow: clang 14 misreads template arguments that
+  // have padding both inside and at their end.
 
   constexpr Index kv_heads() const { return n_kv_heads > 0 ? n_kv_heads : n_heads; }
   constexpr Index head_dim() const { return 2 * d_model / n_heads; }
   constexpr Index ff() const { return d_ff > 0 ? d_ff : 4 * d_model; }
   double theta() const {
     const double size = static_cast<double>(head_dim());
-    return long_context ? rope_theta * std::pow(8.0, size / (size - 2)) : rope_theta;
+    return context_stretch == 1 ? rope_theta : rope_theta * std::pow(context_stretch, size / (size - 2));
   }
 };
 
@@ -61,8 +63,8 @@ struct SharedAttention {
   static_assert(!C.rope || detail::divides<C.head_dim(), 2>,
                 "zamba::SharedAttentionConfig: rope turns pairs, so head_dim = 2 * d_model / n_heads must be even");
   static_assert(
-      !C.long_context || (C.rope && detail::at_least<C.head_dim(), 4>),
-      "zamba::SharedAttentionConfig: long_context stretches rope; it needs rope, and a head_dim of at least 4");
+      C.context_stretch == 1 || (C.context_stretch > 1 && C.rope && detail::at_least<C.head_dim(), 4>),
+      "zamba::SharedAttentionConfig: context_stretch is 1, or above 1 with rope and a head_dim of at least 4");
   static_assert(detail::at_least<C.mlp_adapter_rank, 0> && detail::at_least<C.qkv_adapter_rank, 0>,
                 "zamba::SharedAttentionConfig: the ranks of adapters must be 0 (none) or more");
 

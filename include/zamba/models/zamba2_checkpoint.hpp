@@ -114,7 +114,7 @@ inline std::vector<ConfigKey> zamba2_config(const Zamba2Facts& facts) {
        {"use_shared_attention_adapter", shared.qkv_adapter_rank > 0, false},
        {"adapter_rank", shared.mlp_adapter_rank, 128},
        {"use_mem_rope", shared.rope, false},
-       {"use_long_context", shared.long_context, false, zamba2_long_context_of},
+       {"use_long_context", shared.context_stretch != 1, false, zamba2_long_context_of},
        {"rope_theta", theta, 10000.0, zamba2_theta_of},
        {"rope_parameters",
         "default",
@@ -175,7 +175,7 @@ inline CheckpointLayout zamba2_layout(const Zamba2Facts& facts, const std::vecto
                             // As a limit of dt this is none.
                             {"time_step_min", mixer.dt_min > 0 ? mixer.dt_min : 1e-9},
                             {"use_mem_eff_path", false}});
-  if (shared.long_context) layout.saved_only["max_position_embeddings"] = 16384;
+  if (shared.context_stretch != 1) layout.saved_only["max_position_embeddings"] = 16384;
   const HybridNames names(pattern, copies, tied, "shared_transformer");
   for (const ParameterEntry& entry : entries) layout.parameters.push_back(zamba2_tensor(names, entry));
   return layout;
@@ -195,8 +195,10 @@ struct CheckpointFormat<Net> {
   static_assert(mixer.conv_bias && !mixer.proj_bias && mixer.gated_norm_groups() == mixer.n_groups,
                 "zamba::CheckpointFormat: files of model_type zamba2 have a bias in the convolution and in no linear, "
                 "and a gated norm over the n_groups groups; leave conv_bias, proj_bias and norm_groups as they are");
-  static_assert(shared.softmax_scale == 0,
-                "zamba::CheckpointFormat: files of model_type zamba2 cannot say softmax_scale; leave it 0");
+  static_assert(
+      shared.softmax_scale == 0 && (shared.context_stretch == 1 || shared.context_stretch == 8),
+      "zamba::CheckpointFormat: files of model_type zamba2 cannot say softmax_scale, nor a context_stretch but "
+      "1 and 8; leave them");
   static_assert(shared.mlp_adapter_rank > 0 &&
                     (shared.qkv_adapter_rank == 0 || shared.qkv_adapter_rank == shared.mlp_adapter_rank),
                 "zamba::CheckpointFormat: files of model_type zamba2 have adapters on the MLP, and those on q, k, v of "

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::SharedAttentionConfig: long_context stretches rope; it needs rope, and a head_dim of at least 4
+// expect: zamba::SharedAttentionConfig: context_stretch is 1, or above 1 with rope and a head_dim of at least 4
 #include <zamba/blocks/shared_attention.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
@@ -8,5 +8,5 @@ constexpr bool rope = true;
 constexpr bool rope = false;
 #endif
 using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{
-    .d_model = 256, .n_heads = 8, .rope = rope, .long_context = true}>;
+    .d_model = 256, .n_heads = 8, .rope = rope, .context_stretch = 8}>;
 static_assert(zamba::parameter_count<Shared> > 0);
