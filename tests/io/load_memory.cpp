@@ -52,7 +52,7 @@ struct Peak {
   double greatest = 0, of_files = 0;
 };
 
-Peak peak_of_load(const std::filesystem::path& folder) {
+[[maybe_unused]] Peak peak_of_load(const std::filesystem::path& folder) {
   int ends[2];
   REQUIRE(::pipe(ends) == 0);
   const pid_t child = ::fork();
