@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: MIT
-// A function for each family of models, each in a unit of its own: the units compile beside each other.
+// A function for each unit of models, which compile beside each other. A model is here in the type of its published
+// weights; another type of it costs an add more.
 #pragma once
-
-#include <string>
 
 #include <zamba/io/registry.hpp>
 
 namespace zamba_apps {
 
+void add_llama(zamba::Registry& registry);
+void add_mamba(zamba::Registry& registry);
 void add_zamba(zamba::Registry& registry);
-
-/// A network in the two types that its weights may be kept in.
-template <class Net>
-void add_both(zamba::Registry& registry, const std::string& name) {
-  registry.add<Net, zamba::bf16>(name);
-  registry.add<Net, float>(name);
-}
+void add_zamba2(zamba::Registry& registry);
 
 }  // namespace zamba_apps

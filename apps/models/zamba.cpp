@@ -3,4 +3,6 @@
 
 #include <zamba/models/zamba_7b.hpp>
 
-void zamba_apps::add_zamba(zamba::Registry& registry) { add_both<zamba::Zamba7B>(registry, "Zamba-7B-v1"); }
+void zamba_apps::add_zamba(zamba::Registry& registry) {
+  registry.add<zamba::Zamba7B, zamba::bf16>("Zamba-7B-v1").add<zamba::Zamba7B, float>("Zamba-7B-v1");
+}

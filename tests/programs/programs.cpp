@@ -65,11 +65,14 @@ std::string file(const std::string& name, const std::string& text) {
 
 std::vector<Token> bytes(std::string_view text) { return ByteTokenizer().encode(text); }
 
-/// The text that greedy decoding adds to a prompt, and the state it goes on from.
-std::string continued(const std::string& prompt, Index count) {
+/// What greedy decoding adds to a prompt, a NUL that ends it among it; and the text of that.
+std::vector<Token> continuation(const std::string& prompt, Index count) {
   auto state = model().new_state({.max_length = 512});
-  auto tokens = generate(model(), state, bytes(prompt),
-                         {.sampling = {.temperature = 0}, .max_new_tokens = count, .stop_tokens = {0}});
+  return generate(model(), state, bytes(prompt),
+                  {.sampling = {.temperature = 0}, .max_new_tokens = count, .stop_tokens = {0}});
+}
+std::string continued(const std::string& prompt, Index count) {
+  std::vector<Token> tokens = continuation(prompt, count);
   if (!tokens.empty() && tokens.back() == 0) tokens.pop_back();
   return ByteTokenizer().decode(tokens);
 }
@@ -201,7 +204,8 @@ TEST_SUITE("programs/programs") {
                 nlohmann::json(continued(prompt, 20)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace))
                 .dump());
       CHECK(object.contains("id") == (object["prompt"] == "hello"));
-      CHECK(object["end"] == (object["tokens"] == 20 ? "length" : "stop"));
+      CHECK(object["tokens"] == continuation(prompt, 20).size());
+      CHECK(object["end"] == (continuation(prompt, 20).back() == 0 ? "stop" : "length"));
     }
     CHECK(!std::getline(lines, line));
     Arguments to_file = arguments;
@@ -238,6 +242,28 @@ TEST_SUITE("programs/programs") {
     refused(batch("[\"a\"]"), 1, "bad.jsonl, line 1: wanted a JSON object, came array");
     refused(batch(""), 1, "holds no prompts");
     CHECK(!std::filesystem::exists(output));
+  }
+
+  TEST_CASE("text of a folder with a tokenizer.json") {
+    const auto words = folder() / "words";
+    std::filesystem::create_directory(words);
+    std::filesystem::copy_file(zamba_test::case_path("tokenizer/llama.json"), words / "tokenizer.json",
+                               std::filesystem::copy_options::overwrite_existing);
+    const Tokenizer tokenizer = Tokenizer::load(words);
+    const zamba_apps::Text text(words, tokenizer.vocabulary());
+    CHECK(!text.of_bytes());
+    CHECK(text.begin() == tokenizer.bos());
+    CHECK(text.end() == tokenizer.eos());
+    const std::string said = "A sentence, \u00fcber \u8a9e and <s>";
+    CHECK(text.encode(said, true) == tokenizer.encode(said));
+    const auto tokens = text.encode(said);  // a part of a text: nothing is added, and no name is taken for a token
+    CHECK(tokens == tokenizer.encode(said, {.add_special = false, .find_special = false}));
+    zamba_apps::Text::Stream stream(text);
+    std::string shown;
+    for (const Token token : tokens) shown += stream.push(token);
+    CHECK(shown + stream.finish() == text.decode(tokens));
+    CHECK(contains(text.decode(tokens), said));
+    CHECK_THROWS_AS(zamba_apps::Text(words, tokenizer.vocabulary() - 1), Error);
   }
 
   TEST_CASE("Ctrl-C while a model loads") {
