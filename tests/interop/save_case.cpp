@@ -17,7 +17,9 @@
 namespace {
 
 using namespace zamba;
-using Cases = std::tuple<zamba_test::ZambaCase, zamba_test::ZambaGqaCase>;
+using Cases =
+    std::tuple<zamba_test::ZambaCase, zamba_test::ZambaGqaCase, zamba_test::Zamba2Case, zamba_test::Zamba2TwoBlocksCase,
+               zamba_test::MambaCase, zamba_test::Mamba2Case, zamba_test::LlamaCase>;
 
 constexpr Index batch = 2, length = 24;
 
