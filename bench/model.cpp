@@ -120,20 +120,40 @@ void prefill(benchmark::State& state) {
   report_products(state, ctx, false);
 }
 
-/// 266 M weights, 327 M met by a token: 1.3 GB of float or 0.65 GB of bf16 read for each.
-using Large = Hybrid<1536, 14>;
+/// Of each family some 230 to 280 M weights: of float or bf16, 0.9 to 1.3 or half as many GB are read for a token.
+using Zamba = Hybrid<1536, 14>;
+using Zamba2 = LanguageModel<
+    256, HybridStack<14, 6, Mamba2Block<Mamba2Config{.d_model = 1536, .d_state = 64, .n_heads = 48}>,
+                     SharedAttention<SharedAttentionConfig{
+                         .d_model = 1536, .n_heads = 8, .d_ff = 4 * 1536, .rope = true, .mlp_adapter_rank = 128}>>>;
+using Mamba = LanguageModel<256, UniformStack<16, MambaBlock<MambaConfig{.d_model = 1536}>>>;
+using Mamba2 = LanguageModel<256, UniformStack<16, Mamba2Block<Mamba2Config{.d_model = 1536}>>>;
+using Transformer =
+    LanguageModel<256,
+                  UniformStack<9, TransformerBlock<TransformerConfig{.d_model = 1536, .n_heads = 12, .d_ff = 4096}>>>;
 
-template <class T>
+template <class Net, class T>
+const Model<Net, T>& large() {
+  if constexpr (std::is_same_v<T, float>) {
+    static const Model<Net> model(Seed{1});
+    return model;
+  } else {
+    static const auto model = large<Net, float>().template to<T>();
+    return model;
+  }
+}
+
+template <class Net, class T>
 void decode(benchmark::State& state) {
   Context<cpu> ctx;
-  static const auto model = Model<Large>(Seed{1}).template to<T>();
+  const Model<Net, T>& model = large<Net, T>();
   auto sequence = model.new_state({.batch = 1, .max_length = 4096});
   model.extend(ctx, sequence, some_tokens(16));
   for (auto _ : state) {
     if (sequence.length() == sequence.max_length()) sequence.reset();
     benchmark::DoNotOptimize(model.extend(ctx, sequence, Token{65}).data);
   }
-  const double bytes = static_cast<double>(active_parameter_count<Large>) * sizeof(T);
+  const double bytes = static_cast<double>(active_parameter_count<Net>) * sizeof(T);
   using benchmark::Counter;
   state.counters["tokens/s"] = Counter(1, Counter::kIsIterationInvariantRate);
   state.counters["GB/s"] = Counter(bytes * 1e-9, Counter::kIsIterationInvariantRate);
@@ -141,9 +161,21 @@ void decode(benchmark::State& state) {
       Counter(bytes / bench::read_bandwidth(ctx.threads()), Counter::kIsIterationInvariantRate);
 }
 
-BENCHMARK(train_step)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
-BENCHMARK(prefill)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
-BENCHMARK(decode<float>)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
-BENCHMARK(decode<bf16>)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
+void timed_well(benchmark::internal::Benchmark* benchmark) {
+  benchmark->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3)->Repetitions(3);
+}
+
+BENCHMARK(train_step)->Apply(timed_well);
+BENCHMARK(prefill)->Apply(timed_well);
+BENCHMARK(decode<Zamba, float>)->Apply(timed_well);
+BENCHMARK(decode<Zamba, bf16>)->Apply(timed_well);
+BENCHMARK(decode<Zamba2, float>)->Apply(timed_well);
+BENCHMARK(decode<Zamba2, bf16>)->Apply(timed_well);
+BENCHMARK(decode<Mamba, float>)->Apply(timed_well);
+BENCHMARK(decode<Mamba, bf16>)->Apply(timed_well);
+BENCHMARK(decode<Mamba2, float>)->Apply(timed_well);
+BENCHMARK(decode<Mamba2, bf16>)->Apply(timed_well);
+BENCHMARK(decode<Transformer, float>)->Apply(timed_well);
+BENCHMARK(decode<Transformer, bf16>)->Apply(timed_well);
 
 }  // namespace
