@@ -10,7 +10,9 @@
 #pragma once
 
 #include <zamba/context.cuh>
+#include <zamba/detail/block_sum.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/attention.hpp>
 
 namespace zamba {
@@ -32,13 +34,13 @@ struct AttentionKeys {
   }
 };
 
-/// Activations of A_, keys of S_, heads of up to 32 PerLane_ dimensions.
-template <class A_, class S_, int PerLane_>
+/// Activations of A_, keys of S_; lane l holds pieces l, l + 32, ... of a head, Pieces_ of them, of Width_ dimensions.
+template <class A_, class S_, int Width_, int Pieces_>
 struct AttentionTraits {
   using A = A_;
   using S = S_;
   using F = compute_t<A>;
-  static constexpr int per_lane = PerLane_;
+  static constexpr int width = Width_, pieces = Pieces_;
   static constexpr int warps = 4, threads = 32 * warps;
   static constexpr int at_once = 4;        // keys of a warp whose loads are in flight together
   static constexpr Index split_keys = 64;  // of a part, where keys are split
@@ -48,7 +50,7 @@ struct AttentionTraits {
 template <class Traits>
 struct Softmax {
   using F = typename Traits::F;
-  F greatest = -INFINITY, total = 0, sum[Traits::per_lane] = {};
+  F greatest = -INFINITY, total = 0, sum[Traits::pieces][Traits::width] = {};
 
   /// Scores of -infinity are of no key; the first is of one. value(b): where the values of key b are.
   template <class Value>
@@ -60,7 +62,9 @@ struct Softmax {
     greatest = next;
     total *= shrink;
 #pragma unroll
-    for (int i = 0; i < Traits::per_lane; ++i) sum[i] *= shrink;
+    for (int p = 0; p < Traits::pieces; ++p)
+#pragma unroll
+      for (int i = 0; i < Traits::width; ++i) sum[p][i] *= shrink;
 #pragma unroll
     for (int b = 0; b < Traits::at_once; ++b) {
       weights[b] = ::exp(scores[b] - next);
@@ -68,10 +72,15 @@ struct Softmax {
     }
 #pragma unroll
     for (int b = 0; b < Traits::at_once; ++b) {
-      const typename Traits::S* from = value(b);
 #pragma unroll
-      for (int i = 0; i < Traits::per_lane; ++i)
-        if (32 * i + lane < head_dim) sum[i] += weights[b] * F(from[32 * i + lane]);
+      for (int p = 0; p < Traits::pieces; ++p) {
+        const int d = (32 * p + lane) * Traits::width;
+        if (d >= head_dim) continue;
+        F values[Traits::width];
+        load_piece<Traits::width>(value(b) + d, values);
+#pragma unroll
+        for (int i = 0; i < Traits::width; ++i) sum[p][i] += weights[b] * values[i];
+      }
     }
   }
 };
@@ -96,10 +105,14 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index end = parts ? ::min(begin + Traits::split_keys, last + 1) : last + 1;
   if (begin >= end) return;
 
-  F query[Traits::per_lane];
+  F query[Traits::pieces][Traits::width];
 #pragma unroll
-  for (int i = 0; i < Traits::per_lane; ++i)
-    query[i] = 32 * i + lane < head_dim ? F(q(t, head * head_dim + 32 * i + lane)) * F(shape.scale) : F(0);
+  for (int p = 0; p < Traits::pieces; ++p)
+#pragma unroll
+    for (int i = 0; i < Traits::width; ++i) {
+      const int d = (32 * p + lane) * Traits::width + i;
+      query[p][i] = d < head_dim ? F(q(t, head * head_dim + d)) * F(shape.scale) : F(0);
+    }
 
   Softmax<Traits> softmax;
   for (Index j = begin + warp * Traits::at_once; j < end; j += Traits::warps * Traits::at_once) {
@@ -108,8 +121,14 @@ __global__ void __launch_bounds__(Traits::threads)
     for (int b = 0; b < Traits::at_once; ++b) {
       const auto* key = keys.key(row, first, ::min(j + b, end - 1)) + column;
 #pragma unroll
-      for (int i = 0; i < Traits::per_lane; ++i)
-        if (32 * i + lane < head_dim) scores[b] += query[i] * F(key[32 * i + lane]);
+      for (int p = 0; p < Traits::pieces; ++p) {
+        const int d = (32 * p + lane) * Traits::width;
+        if (d >= head_dim) continue;
+        F values[Traits::width];
+        load_piece<Traits::width>(key + d, values);
+#pragma unroll
+        for (int i = 0; i < Traits::width; ++i) scores[b] += query[p][i] * values[i];
+      }
     }
 #pragma unroll
     for (int b = 0; b < Traits::at_once; ++b) {
@@ -123,8 +142,12 @@ __global__ void __launch_bounds__(Traits::threads)
 
   const int stride = head_dim + 2;
 #pragma unroll
-  for (int i = 0; i < Traits::per_lane; ++i)
-    if (32 * i + lane < head_dim) of_warps[warp * stride + 32 * i + lane] = softmax.sum[i];
+  for (int p = 0; p < Traits::pieces; ++p)
+#pragma unroll
+    for (int i = 0; i < Traits::width; ++i) {
+      const int d = (32 * p + lane) * Traits::width + i;
+      if (d < head_dim) of_warps[warp * stride + d] = softmax.sum[p][i];
+    }
   if (lane == 0) {
     of_warps[warp * stride + head_dim] = softmax.greatest;
     of_warps[warp * stride + head_dim + 1] = softmax.total;
@@ -168,11 +191,14 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index last = t - sequences.begin(row) + (cached ? sequences.start(row) : 0);
   const Index splits = last / Traits::split_keys + 1;
   F greatest = -INFINITY, total = 0;
-  for (Index s = 0; s < splits; ++s) greatest = ::max(greatest, parts(s, t, head, head_dim));
-  for (Index s = 0; s < splits; ++s)
+  for (Index s = threadIdx.x; s < splits; s += Traits::threads) greatest = ::max(greatest, parts(s, t, head, head_dim));
+  greatest = block_max<Traits::threads>(greatest);
+  for (Index s = threadIdx.x; s < splits; s += Traits::threads)
     total += ::exp(parts(s, t, head, head_dim) - greatest) * parts(s, t, head, head_dim + 1);
+  total = block_sum<Traits::threads>(total);
   for (Index d = threadIdx.x; d < head_dim; d += Traits::threads) {
     F sum = 0;
+#pragma unroll 8
     for (Index s = 0; s < splits; ++s) sum += ::exp(parts(s, t, head, head_dim) - greatest) * parts(s, t, head, d);
     out(t, head * head_dim + d) = typename Traits::A(sum / total);
   }
@@ -201,7 +227,8 @@ struct Attention<cuda> {
                       Matrix<const A> v, const Sequences& sequences, Tensor<S, 3> cache_k, Tensor<S, 3> cache_v,
                       Matrix<A> out, Matrix<F> lse) {
     if (sequences.tokens == 0) return;
-    require(shape.head_dim <= 512, "attention: on CUDA head_dim is at most 512, got ", shape.head_dim);
+    require(shape.head_dim <= most_dimensions, "attention: on CUDA head_dim is at most ", most_dimensions, ", got ",
+            shape.head_dim);
     if (!cache_k)
       return choose(ctx, shape, q, detail::AttentionKeys<A>{of_all(k), of_all(v), false}, sequences, out, lse);
     detail::for_elements(ctx, k.rows(), k.cols(), detail::AppendElement<A, S>{k, sequences, cache_k},
@@ -214,6 +241,7 @@ struct Attention<cuda> {
  private:
   /// Rows of at most so many tokens split their keys.
   static constexpr Index few_tokens = 8;
+  static constexpr Index most_dimensions = 512;
 
   template <class A>
   static Tensor<const A, 3> of_all(Matrix<const A> m) {
@@ -225,14 +253,30 @@ struct Attention<cuda> {
   template <class A, class S, class F>
   static void choose(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
                      const detail::AttentionKeys<S>& keys, const Sequences& sequences, Matrix<A> out, Matrix<F> lse) {
-    if (shape.head_dim <= 64)
-      launch<detail::AttentionTraits<A, S, 2>>(ctx, shape, q, keys, sequences, out, lse);
-    else if (shape.head_dim <= 128)
-      launch<detail::AttentionTraits<A, S, 4>>(ctx, shape, q, keys, sequences, out, lse);
-    else if (shape.head_dim <= 256)
-      launch<detail::AttentionTraits<A, S, 8>>(ctx, shape, q, keys, sequences, out, lse);
+    constexpr int wide = detail::wide<S>;
+    const bool in_pieces = shape.head_dim % wide == 0 && starts_pieces(keys.k) && starts_pieces(keys.v);
+    if (in_pieces)
+      launch_pieces<wide, 1>(ctx, shape, q, keys, sequences, out, lse);
     else
-      launch<detail::AttentionTraits<A, S, 16>>(ctx, shape, q, keys, sequences, out, lse);
+      launch_pieces<1, 2>(ctx, shape, q, keys, sequences, out, lse);
+  }
+
+  /// Whether every position begins at a multiple of 16 bytes.
+  template <class S>
+  static bool starts_pieces(Tensor<const S, 3> keys) {
+    return reinterpret_cast<std::uintptr_t>(keys.data) % 16 == 0 && keys.stride[0] % detail::wide<S> == 0 &&
+           keys.stride[1] % detail::wide<S> == 0;
+  }
+
+  /// With as many pieces a lane as a head needs.
+  template <int Width, int Pieces, class A, class S, class F>
+  static void launch_pieces(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
+                            const detail::AttentionKeys<S>& keys, const Sequences& sequences, Matrix<A> out,
+                            Matrix<F> lse) {
+    if constexpr (32 * Width * Pieces < most_dimensions)
+      if (shape.head_dim > 32 * Width * Pieces)
+        return launch_pieces<Width, 2 * Pieces>(ctx, shape, q, keys, sequences, out, lse);
+    launch<detail::AttentionTraits<A, S, Width, Pieces>>(ctx, shape, q, keys, sequences, out, lse);
   }
 
   template <class Traits, class A, class S, class F>

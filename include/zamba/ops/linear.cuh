@@ -12,6 +12,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/linear.hpp>
 
 namespace zamba {
@@ -25,24 +26,8 @@ struct LinearTraits {
   using F = compute_t<A>;
   static constexpr int rows = 4, tokens = Tokens_;
   static constexpr int threads = 256, warps = threads / 32;
-  static constexpr int width = 16 / sizeof(A);  // elements of one load
+  static constexpr int width = wide<A>;  // elements of one load
 };
-
-/// 16 bytes from an aligned address, as compute_t.
-template <class A>
-__device__ void load_16_bytes(const A* from, compute_t<A> (&to)[16 / sizeof(A)]) {
-  const uint4 raw = __ldg(reinterpret_cast<const uint4*>(from));
-  if constexpr (std::is_same_v<A, bf16>) {
-    const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to[2 * i] = __uint_as_float(words[i] << 16);
-      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-  } else {
-    memcpy(to, &raw, sizeof(raw));
-  }
-}
 
 /// Blocks across: rows of the weight; down: heads. Wide: rows begin at multiples of 16 bytes and are whole numbers of
 /// them.
@@ -70,19 +55,11 @@ __global__ void __launch_bounds__(Traits::threads)
   for (Index k = threadIdx.x * width; k < x.cols(); k += Traits::threads * width) {
     F weights[rows][width];
 #pragma unroll
-    for (int r = 0; r < rows; ++r) {
-      if constexpr (Wide)
-        load_16_bytes(w[r] + k, weights[r]);
-      else
-        weights[r][0] = F(w[r][k]);
-    }
+    for (int r = 0; r < rows; ++r) load_piece<width>(w[r] + k, weights[r]);
 #pragma unroll
     for (int s = 0; s < tokens; ++s) {
       F inputs[width];
-      if constexpr (Wide)
-        load_16_bytes(in[s] + k, inputs);
-      else
-        inputs[0] = F(in[s][k]);
+      load_piece<width>(in[s] + k, inputs);
 #pragma unroll
       for (int r = 0; r < rows; ++r)
 #pragma unroll
@@ -142,6 +119,14 @@ struct Linear<cuda> {
 
  private:
   static constexpr Index few_tokens = 8;
+
+  /// (out, in) as (1, out, in).
+  template <class A>
+  static Tensor<const A, 3> one_head(Matrix<const A> weight) {
+    Tensor<const A, 3> heads(weight.data, 1, weight.rows(), weight.cols());
+    heads.stride[1] = weight.stride[0];
+    return heads;
+  }
 
   template <class A, class F>
   static void few(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
