@@ -7,49 +7,18 @@
 
 #include <doctest/doctest.h>
 
-#include <zamba/buffer.hpp>
 #include <zamba/ops/rms_norm.hpp>
 #include <zamba/random.hpp>
 
+#include "../support/arrays.hpp"
 #include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 namespace {
 
 using namespace zamba;
-using Values = std::vector<double>;
-
-/// A matrix in a device's memory, inside a wider one of which it is a slice of columns: `padding` NaNs follow each row.
-template <class Device, class T>
-class Array {
- public:
-  Array(const Values& values, Index rows, Index padding = 0)
-      : rows_(rows), cols_(static_cast<Index>(values.size()) / rows), width_(cols_ + padding) {
-    std::vector<T> host(static_cast<std::size_t>(rows_ * width_), std::numeric_limits<T>::quiet_NaN());
-    for (Index i = 0; i < rows_; ++i)
-      for (Index j = 0; j < cols_; ++j)
-        host[static_cast<std::size_t>(i * width_ + j)] =
-            static_cast<T>(values[static_cast<std::size_t>(i * cols_ + j)]);
-    buffer_ = Buffer<Device>(host.size() * sizeof(T));
-    Memory<Device>::copy_from_host(buffer_.data(), host.data(), buffer_.size());
-  }
-
-  Matrix<T> view() const { return Matrix<T>(reinterpret_cast<T*>(buffer_.data()), rows_, width_).columns(0, cols_); }
-  Vector<T> vector() const { return {reinterpret_cast<T*>(buffer_.data()), cols_}; }
-
-  Values values() const {
-    std::vector<T> host(static_cast<std::size_t>(rows_ * width_));
-    Memory<Device>::copy_to_host(host.data(), buffer_.data(), buffer_.size());
-    Values values;
-    for (Index i = 0; i < rows_; ++i)
-      for (Index j = 0; j < cols_; ++j) values.push_back(host[static_cast<std::size_t>(i * width_ + j)]);
-    return values;
-  }
-
- private:
-  Index rows_, cols_, width_;
-  Buffer<Device> buffer_;
-};
+using zamba::testing::normal_values, zamba::testing::PaddedMatrix, zamba::testing::relative_error,
+    zamba::testing::Values;
 
 template <class Device, class T>
 struct On {
@@ -58,24 +27,6 @@ struct On {
   /// Of one norm: the fixtures are rounded to float, and so is every sum in float.
   static constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
 };
-
-Values random_values(Index count, std::uint64_t stream) {
-  Random random(Seed{7}, stream);
-  Values values;
-  for (Index i = 0; i < count; ++i) values.push_back(random.normal());
-  return values;
-}
-
-/// |a - b| / |b|, by norm.
-double relative_error(const Values& a, const Values& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / norm);
-}
 
 struct Result {
   Values out, rstd, d_x, d_z, d_weight;
@@ -90,9 +41,9 @@ Result run(const Values& x, const Values& z, const Values& weight, const Values&
   using T = typename Where::type;
   const Values unset(x.size(), std::nan(""));
   auto ctx = zamba::testing::new_context<Device>(threads);
-  const Array<Device, T> x_(x, n, padding), z_(z, n, padding), w(weight, 1), dy(d_out, n, padding);
-  const Array<Device, T> out(unset, n, padding), rstd(Values(static_cast<std::size_t>(n * groups)), n);
-  const Array<Device, T> d_x(unset, n, padding), d_z(unset, n, padding), d_w(Values(weight.size()), 1);
+  const PaddedMatrix<Device, T> x_(x, n, padding), z_(z, n, padding), w(weight, 1), dy(d_out, n, padding);
+  const PaddedMatrix<Device, T> out(unset, n, padding), rstd(Values(static_cast<std::size_t>(n * groups)), n);
+  const PaddedMatrix<Device, T> d_x(unset, n, padding), d_z(unset, n, padding), d_w(Values(weight.size()), 1);
   gated_rms_norm(ctx, x_.view(), z_.view(), w.vector(), eps, out.view(), rstd.view());
   gated_rms_norm_backward(ctx, dy.view(), x_.view(), z_.view(), w.vector(), rstd.view(), d_x.view(), d_z.view(),
                           d_w.vector());
@@ -115,8 +66,8 @@ TEST_CASE_TEMPLATE("gated_rms_norm is rms_norm of each group of the gated input"
   for (const Index width : {1, 5, 64, 131})
     for (const Index groups : {1, 3}) {
       const Index n = 19, D = width * groups;
-      const Values x = random_values(n * D, 1), z = random_values(n * D, 2), weight = random_values(D, 3);
-      const Values out = run<Where>(x, z, weight, random_values(n * D, 4), n, groups).out;
+      const Values x = normal_values(n * D, 1), z = normal_values(n * D, 2), weight = normal_values(D, 3);
+      const Values out = run<Where>(x, z, weight, normal_values(n * D, 4), n, groups).out;
       auto ctx = zamba::testing::new_context<Device>(1);
       Values expected(out.size());
       for (Index g = 0; g < groups; ++g) {
@@ -125,7 +76,7 @@ TEST_CASE_TEMPLATE("gated_rms_norm is rms_norm of each group of the gated input"
           for (Index c = g * width; c < (g + 1) * width; ++c)
             v.push_back(x[i * D + c] * z[i * D + c] / (1 + std::exp(-z[i * D + c])));
         for (Index c = g * width; c < (g + 1) * width; ++c) w.push_back(weight[c]);
-        const Array<Device, T> v_(v, n), w_(w, 1), normed(v, n), rstd(Values(static_cast<std::size_t>(n)), 1);
+        const PaddedMatrix<Device, T> v_(v, n), w_(w, 1), normed(v, n), rstd(Values(static_cast<std::size_t>(n)), 1);
         rms_norm(ctx, v_.view(), {}, w_.vector(), 1e-5, normed.view(), rstd.vector());
         const Values values = normed.values();
         for (Index i = 0; i < n; ++i)
@@ -139,8 +90,8 @@ TEST_CASE("gated_rms_norm: finite differences") {
   using Where = On<cpu, double>;
   const Index n = 3, groups = 2, D = 10;
   const double eps = 0.3, step = 1e-5;  // a large eps, so that a gradient without it would show
-  const Values d_out = random_values(n * D, 3);
-  Values x = random_values(n * D, 1), z = random_values(n * D, 2), weight = random_values(D, 4);
+  const Values d_out = normal_values(n * D, 3);
+  Values x = normal_values(n * D, 1), z = normal_values(n * D, 2), weight = normal_values(D, 4);
   const auto loss = [&] {
     const Values out = run<Where>(x, z, weight, d_out, n, groups, eps).out;
     double total = 0;
@@ -168,8 +119,8 @@ TEST_CASE("gated_rms_norm: finite differences") {
 
 TEST_CASE_TEMPLATE("gated_rms_norm: strides, threads and reruns change no bit", Where, ZAMBA_TEST_ON) {
   const Index n = 301, D = 70;
-  const Values x = random_values(n * D, 1), z = random_values(n * D, 2), d_out = random_values(n * D, 3);
-  const Values weight = random_values(D, 4);
+  const Values x = normal_values(n * D, 1), z = normal_values(n * D, 2), d_out = normal_values(n * D, 3);
+  const Values weight = normal_values(D, 4);
   const Result once = run<Where>(x, z, weight, d_out, n, 2);
   CHECK(run<Where>(x, z, weight, d_out, n, 2) == once);
   CHECK(run<Where>(x, z, weight, d_out, n, 2, 1e-5, 7) == once);

@@ -7,48 +7,17 @@
 
 #include <doctest/doctest.h>
 
-#include <zamba/buffer.hpp>
 #include <zamba/random.hpp>
 
+#include "../support/arrays.hpp"
 #include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 namespace {
 
 using namespace zamba;
-using Values = std::vector<double>;
-
-/// A matrix in a device's memory, inside a wider one of which it is a slice of columns: `padding` NaNs follow each row.
-template <class Device, class T>
-class Array {
- public:
-  Array(const Values& values, Index rows, Index padding = 0)
-      : rows_(rows), cols_(static_cast<Index>(values.size()) / rows), width_(cols_ + padding) {
-    std::vector<T> host(static_cast<std::size_t>(rows_ * width_), std::numeric_limits<T>::quiet_NaN());
-    for (Index i = 0; i < rows_; ++i)
-      for (Index j = 0; j < cols_; ++j)
-        host[static_cast<std::size_t>(i * width_ + j)] =
-            static_cast<T>(values[static_cast<std::size_t>(i * cols_ + j)]);
-    buffer_ = Buffer<Device>(host.size() * sizeof(T));
-    Memory<Device>::copy_from_host(buffer_.data(), host.data(), buffer_.size());
-  }
-
-  Matrix<T> view() const { return Matrix<T>(reinterpret_cast<T*>(buffer_.data()), rows_, width_).columns(0, cols_); }
-  Vector<T> vector() const { return {reinterpret_cast<T*>(buffer_.data()), cols_}; }
-
-  Values values() const {
-    std::vector<T> host(static_cast<std::size_t>(rows_ * width_));
-    Memory<Device>::copy_to_host(host.data(), buffer_.data(), buffer_.size());
-    Values values;
-    for (Index i = 0; i < rows_; ++i)
-      for (Index j = 0; j < cols_; ++j) values.push_back(host[static_cast<std::size_t>(i * width_ + j)]);
-    return values;
-  }
-
- private:
-  Index rows_, cols_, width_;
-  Buffer<Device> buffer_;
-};
+using zamba::testing::normal_values, zamba::testing::PaddedMatrix, zamba::testing::relative_error,
+    zamba::testing::Values;
 
 template <class Device, class T>
 struct On {
@@ -58,27 +27,9 @@ struct On {
   static constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
 };
 
-Values random_values(Index count, std::uint64_t stream) {
-  Random random(Seed{7}, stream);
-  Values values;
-  for (Index i = 0; i < count; ++i) values.push_back(random.normal());
-  return values;
-}
-
 Values sum(Values a, const Values& b) {
   for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
   return a;
-}
-
-/// |a - b| / |b|, by norm.
-double relative_error(const Values& a, const Values& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / norm);
 }
 
 struct Result {
@@ -94,9 +45,9 @@ Result run(const Values& x, const Values& t, const Values& weight, const Values&
   using T = typename Where::type;
   const Values zeros(x.size()), unset(x.size(), std::nan(""));
   auto ctx = zamba::testing::new_context<Device>(threads);
-  const Array<Device, T> x_(x, n, padding), w(weight, 1), dy(d_out, n, padding), out(unset, n, padding);
-  const Array<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1), d_w(Values(weight.size()), 1);
-  const Array<Device, T> d_x(zeros, n, padding), d_t(unset, n, padding), t_(t.empty() ? zeros : t, n, padding);
+  const PaddedMatrix<Device, T> x_(x, n, padding), w(weight, 1), dy(d_out, n, padding), out(unset, n, padding);
+  const PaddedMatrix<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1), d_w(Values(weight.size()), 1);
+  const PaddedMatrix<Device, T> d_x(zeros, n, padding), d_t(unset, n, padding), t_(t.empty() ? zeros : t, n, padding);
   const Matrix<T> t_view = t.empty() ? Matrix<T>{} : t_.view(), d_t_view = t.empty() ? Matrix<T>{} : d_t.view();
   rms_norm(ctx, x_.view(), t_view, w.vector(), eps, out.view(), rstd.vector());
   rms_norm_backward(ctx, dy.view(), x_.view(), t_view, w.vector(), rstd.vector(), d_x.view(), d_t_view, d_w.vector());
@@ -123,8 +74,8 @@ TEST_CASE_TEMPLATE("rms_norm agrees with the reference", Where, ZAMBA_TEST_ON) {
 TEST_CASE_TEMPLATE("rms_norm of a sum is that of one input holding the sum", Where, ZAMBA_TEST_ON) {
   for (const Index d : {1, 10, 64, 131}) {
     const Index n = 37;
-    const Values x = random_values(n * d, 1), t = random_values(n * d, 2), d_out = random_values(n * d, 3);
-    const Values weight = random_values(d, 4);
+    const Values x = normal_values(n * d, 1), t = normal_values(n * d, 2), d_out = normal_values(n * d, 3);
+    const Values weight = normal_values(d, 4);
     const Result two = run<Where>(x, t, weight, d_out, n, 1e-5);
     const Result one = run<Where>(sum(x, t), {}, weight, d_out, n, 1e-5);
     // The sum is rounded once more where it is an input, and one channel at d = 1 has only eps left of its gradient.
@@ -139,8 +90,8 @@ TEST_CASE("rms_norm: finite differences") {
   using Where = On<cpu, double>;
   const Index n = 3, d = 9;
   const double eps = 0.3, step = 1e-5;  // a large eps, so that a gradient without it would show
-  const Values d_out = random_values(n * d, 3);
-  Values x = random_values(n * d, 1), t = random_values(n * d, 2), weight = random_values(d, 4);
+  const Values d_out = normal_values(n * d, 3);
+  Values x = normal_values(n * d, 1), t = normal_values(n * d, 2), weight = normal_values(d, 4);
   const auto loss = [&] {
     const Values out = run<Where>(x, t, weight, d_out, n, eps).out;
     double total = 0;
@@ -170,11 +121,11 @@ TEST_CASE_TEMPLATE("rms_norm adds to d_x and d_weight and assigns d_t", Where, Z
   using Device = typename Where::device;
   using T = typename Where::type;
   const Index n = 2, d = 5;
-  const Values x = random_values(n * d, 1), weight = random_values(d, 4), d_out = random_values(n * d, 3);
+  const Values x = normal_values(n * d, 1), weight = normal_values(d, 4), d_out = normal_values(n * d, 3);
   const Result fresh = run<Where>(x, x, weight, d_out, n, 1e-5);
   auto ctx = zamba::testing::new_context<Device>(1);
-  const Array<Device, T> x_(x, n), w(weight, 1), dy(d_out, n), rstd(fresh.rstd, 1);
-  const Array<Device, T> d_x(Values(n * d, 2.0), n), d_t(Values(n * d, 3.0), n), d_w(Values(d, 4.0), 1);
+  const PaddedMatrix<Device, T> x_(x, n), w(weight, 1), dy(d_out, n), rstd(fresh.rstd, 1);
+  const PaddedMatrix<Device, T> d_x(Values(n * d, 2.0), n), d_t(Values(n * d, 3.0), n), d_w(Values(d, 4.0), 1);
   rms_norm_backward(ctx, dy.view(), x_.view(), x_.view(), w.vector(), rstd.vector(), d_x.view(), d_t.view(),
                     d_w.vector());
   CHECK(relative_error(d_x.values(), sum(fresh.d_x, Values(n * d, 2.0))) < Where::tolerance);
@@ -187,13 +138,13 @@ TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, ZA
   using T = typename Where::type;
   for (const Index d : {1, 12, 64, 100}) {
     const Index n = 33;
-    const Values c = random_values(n * 2 * d, 1), d_out = random_values(n * 2 * d, 2), weight = random_values(2 * d, 3);
+    const Values c = normal_values(n * 2 * d, 1), d_out = normal_values(n * 2 * d, 2), weight = normal_values(2 * d, 3);
     const Result whole = run<Where>(c, {}, weight, d_out, n, 1e-5);
     const auto [a, b] = halves(c, 2 * d);
     auto ctx = zamba::testing::new_context<Device>(1);
-    const Array<Device, T> a_(a, n, 3), b_(b, n), w(weight, 1), dy(d_out, n), out(Values(c.size()), n, 5);
-    const Array<Device, T> d_a(Values(a.size()), n), d_b(Values(b.size()), n, 2), d_w(Values(weight.size()), 1);
-    const Array<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1);
+    const PaddedMatrix<Device, T> a_(a, n, 3), b_(b, n), w(weight, 1), dy(d_out, n), out(Values(c.size()), n, 5);
+    const PaddedMatrix<Device, T> d_a(Values(a.size()), n), d_b(Values(b.size()), n, 2), d_w(Values(weight.size()), 1);
+    const PaddedMatrix<Device, T> rstd(Values(static_cast<std::size_t>(n)), 1);
     rms_norm_concat(ctx, a_.view(), b_.view(), w.vector(), 1e-5, out.view(), rstd.vector());
     rms_norm_concat_backward(ctx, dy.view(), a_.view(), b_.view(), w.vector(), rstd.vector(), d_a.view(), d_b.view(),
                              d_w.vector());
@@ -207,8 +158,8 @@ TEST_CASE_TEMPLATE("rms_norm_concat is rms_norm of the concatenation", Where, ZA
 
 TEST_CASE_TEMPLATE("rms_norm: strides, threads and reruns change no bit", Where, ZAMBA_TEST_ON) {
   const Index n = 301, d = 70;  // more positions than groups of the backward pass
-  const Values x = random_values(n * d, 1), t = random_values(n * d, 2), d_out = random_values(n * d, 3);
-  const Values weight = random_values(d, 4);
+  const Values x = normal_values(n * d, 1), t = normal_values(n * d, 2), d_out = normal_values(n * d, 3);
+  const Values weight = normal_values(d, 4);
   const Result once = run<Where>(x, t, weight, d_out, n, 1e-5);
   CHECK(run<Where>(x, t, weight, d_out, n, 1e-5) == once);
   CHECK(run<Where>(x, t, weight, d_out, n, 1e-5, 7) == once);

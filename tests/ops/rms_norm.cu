@@ -12,12 +12,12 @@ TEST_CASE("rms_norm in bf16 is that in float, rounded where it is written") {
     for (double& value : values) value = bf16(static_cast<float>(value));
     return values;
   };
-  const Values x = stored(random_values(n * d, 1)), t = stored(random_values(n * d, 2));
-  const Values d_out = stored(random_values(n * d, 3)), weight = random_values(d, 4), zeros(x.size());
+  const Values x = stored(normal_values(n * d, 1)), t = stored(normal_values(n * d, 2));
+  const Values d_out = stored(normal_values(n * d, 3)), weight = normal_values(d, 4), zeros(x.size());
   const Result exact = run<On<cuda, float>>(x, t, weight, d_out, n, 1e-5);
   Context<cuda> ctx;
-  const Array<cuda, bf16> x_(x, n), t_(t, n), dy(d_out, n), out(zeros, n), d_x(zeros, n), d_t(zeros, n);
-  const Array<cuda, float> w(weight, 1), rstd(Values(n), 1), d_w(Values(d), 1);
+  const PaddedMatrix<cuda, bf16> x_(x, n), t_(t, n), dy(d_out, n), out(zeros, n), d_x(zeros, n), d_t(zeros, n);
+  const PaddedMatrix<cuda, float> w(weight, 1), rstd(Values(n), 1), d_w(Values(d), 1);
   rms_norm(ctx, x_.view(), t_.view(), w.vector(), 1e-5, out.view(), rstd.vector());
   rms_norm_backward(ctx, dy.view(), x_.view(), t_.view(), w.vector(), rstd.vector(), d_x.view(), d_t.view(),
                     d_w.vector());
@@ -31,7 +31,7 @@ TEST_CASE("rms_norm in bf16 is that in float, rounded where it is written") {
 
 TEST_CASE("rms_norm of no positions launches nothing") {
   Context<cuda> ctx;
-  const Array<cuda, float> weight({1, 2}, 1), d_weight({3, 4}, 1);
+  const PaddedMatrix<cuda, float> weight({1, 2}, 1), d_weight({3, 4}, 1);
   const Matrix<float> none(nullptr, 0, 2);
   rms_norm(ctx, none, {}, weight.vector(), 1e-5, none, Vector<float>());
   rms_norm_backward(ctx, none, none, {}, weight.vector(), Vector<float>(), none, {}, d_weight.vector());

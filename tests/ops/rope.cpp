@@ -7,47 +7,17 @@
 
 #include <doctest/doctest.h>
 
-#include <zamba/buffer.hpp>
 #include <zamba/random.hpp>
 
+#include "../support/arrays.hpp"
 #include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 namespace {
 
 using namespace zamba;
-using Values = std::vector<double>;
-
-/// A matrix in a device's memory, inside a wider one of which it is a slice of columns: `padding` NaNs follow each row.
-template <class Device, class T>
-class Array {
- public:
-  Array(const Values& values, Index rows, Index padding = 0)
-      : rows_(rows), cols_(static_cast<Index>(values.size()) / rows), width_(cols_ + padding) {
-    std::vector<T> host(static_cast<std::size_t>(rows_ * width_), std::numeric_limits<T>::quiet_NaN());
-    for (Index i = 0; i < rows_; ++i)
-      for (Index j = 0; j < cols_; ++j)
-        host[static_cast<std::size_t>(i * width_ + j)] =
-            static_cast<T>(values[static_cast<std::size_t>(i * cols_ + j)]);
-    buffer_ = Buffer<Device>(host.size() * sizeof(T));
-    Memory<Device>::copy_from_host(buffer_.data(), host.data(), buffer_.size());
-  }
-
-  Matrix<T> view() const { return Matrix<T>(reinterpret_cast<T*>(buffer_.data()), rows_, width_).columns(0, cols_); }
-
-  Values values() const {
-    std::vector<T> host(static_cast<std::size_t>(rows_ * width_));
-    Memory<Device>::copy_to_host(host.data(), buffer_.data(), buffer_.size());
-    Values values;
-    for (Index i = 0; i < rows_; ++i)
-      for (Index j = 0; j < cols_; ++j) values.push_back(host[static_cast<std::size_t>(i * width_ + j)]);
-    return values;
-  }
-
- private:
-  Index rows_, cols_, width_;
-  Buffer<Device> buffer_;
-};
+using zamba::testing::normal_values, zamba::testing::PaddedMatrix, zamba::testing::relative_error,
+    zamba::testing::Values;
 
 template <class Device, class T>
 struct On {
@@ -56,24 +26,6 @@ struct On {
   /// The fixtures are rounded to float, and their angles too; so are values in float.
   static constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
 };
-
-Values random_values(Index count, std::uint64_t stream) {
-  Random random(Seed{7}, stream);
-  Values values;
-  for (Index i = 0; i < count; ++i) values.push_back(random.normal());
-  return values;
-}
-
-/// |a - b| / |b|, by norm.
-double relative_error(const Values& a, const Values& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / norm);
-}
 
 /// x turned forwards, or back.
 template <class Where>
@@ -84,7 +36,7 @@ Values run(const Values& x, RopeShape shape, std::vector<Index> offsets, std::ve
   const Index rows = static_cast<Index>(starts.size()), tokens = offsets.back();
   const Sequences sequences{ctx.readable(offsets.data(), rows + 1), ctx.readable(starts.data(), rows), rows, tokens,
                             tokens};
-  const Array<Device, typename Where::type> values(x, tokens, padding);
+  const PaddedMatrix<Device, typename Where::type> values(x, tokens, padding);
   if (back)
     rope_backward(ctx, shape, sequences, values.view());
   else
@@ -106,7 +58,7 @@ TEST_CASE_TEMPLATE("rope is its definition, for ragged rows with a past, and bac
   const std::vector<Index> offsets{0, 3, 3, 40}, starts{0, 5, 100000};
   for (const Index head_dim : {2, 6, 32, 46}) {
     const RopeShape shape{2, head_dim, 500.0};
-    const Values x = random_values(40 * 2 * head_dim, 1), y = run<Where>(x, shape, offsets, starts);
+    const Values x = normal_values(40 * 2 * head_dim, 1), y = run<Where>(x, shape, offsets, starts);
     Values expected(x.size());
     for (Index t = 0; t < 40; ++t)
       for (Index head = 0; head < 2; ++head)
@@ -126,7 +78,7 @@ TEST_CASE_TEMPLATE("rope is its definition, for ragged rows with a past, and bac
 TEST_CASE_TEMPLATE("rope: splits, strides, threads and reruns change no bit", Where, ZAMBA_TEST_ON) {
   const RopeShape shape{3, 10, 10000};
   const Index tokens = 70, width = 30;
-  const Values x = random_values(tokens * width, 1), once = run<Where>(x, shape, {0, tokens}, {4});
+  const Values x = normal_values(tokens * width, 1), once = run<Where>(x, shape, {0, tokens}, {4});
   CHECK(run<Where>(x, shape, {0, tokens}, {4}) == once);
   CHECK(run<Where>(x, shape, {0, tokens}, {4}, false, 3, 2) == once);
   const Values left(x.begin(), x.begin() + 33 * width), right(x.begin() + 33 * width, x.end());

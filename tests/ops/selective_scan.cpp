@@ -9,23 +9,14 @@
 
 #include <zamba/random.hpp>
 
+#include "../support/arrays.hpp"
 #include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 namespace {
 
 using namespace zamba;
-using Values = std::vector<double>;
-
-double relative_error(const Values& a, const Values& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / norm);
-}
+using zamba::testing::Array, zamba::testing::nans, zamba::testing::relative_error, zamba::testing::Values;
 
 /// The inputs of one scan, in float64, contiguous.
 struct Problem {
@@ -45,32 +36,6 @@ struct Result {
   Values kept;  // checkpoints, infinity where none was written: unlike NaN equal to itself
   bool operator==(const Result&) const = default;
 };
-
-/// A copy of values in a device's memory.
-template <class Device, class T>
-class Array {
- public:
-  explicit Array(const Values& values)
-      : buffer_(std::max<std::size_t>(values.size(), 1) * sizeof(T)), count_(values.size()) {
-    const std::vector<T> host(values.begin(), values.end());
-    if (count_) Memory<Device>::copy_from_host(buffer_.data(), host.data(), count_ * sizeof(T));
-  }
-  template <class... Extents>
-  Tensor<T, sizeof...(Extents)> view(Extents... extents) const {
-    return {reinterpret_cast<T*>(buffer_.data()), extents...};
-  }
-  Values values() const {
-    std::vector<T> host(count_);
-    if (count_) Memory<Device>::copy_to_host(host.data(), buffer_.data(), count_ * sizeof(T));
-    return Values(host.begin(), host.end());
-  }
-
- private:
-  Buffer<Device> buffer_;
-  std::size_t count_;
-};
-
-Values nans(std::size_t count) { return Values(count, std::numeric_limits<double>::quiet_NaN()); }
 
 /// Forward and, where cotangents are given, backward. What forward and backward assign is poisoned before.
 template <class Device, class T>
