@@ -124,6 +124,7 @@ template <class Net, class T, class Device>
 void poison(const State<Net, T, Device>& state) {
   for_each_row(state, [](auto part, Index used) {
     const std::size_t bytes = sizeof(*part.data) * static_cast<std::size_t>((part.rows() - used) * part.cols());
+    if (bytes == 0) return;
     const std::vector<unsigned char> ones(bytes, 0xff);  // all bits set is a NaN in every type
     Memory<Device>::copy_from_host(part.data + used * part.cols(), ones.data(), bytes);
   });
