@@ -8,9 +8,12 @@
 
 #include <zamba/models/zamba_7b.hpp>
 
+#include "support/device.cuh"
+
 namespace {
 
 using namespace zamba;
+using bench::DeviceTimer;
 
 /// Weights of no meaning, and of a size that keeps activations finite.
 template <class Net>
@@ -30,31 +33,6 @@ const Model<Net, bf16, cuda>& model_of() {
   }();
   return model;
 }
-
-/// Milliseconds on the device between two moments of a stream.
-class DeviceTimer {
- public:
-  explicit DeviceTimer(cudaStream_t stream) : stream_(stream) {
-    cudaEventCreate(&begin_);
-    cudaEventCreate(&end_);
-  }
-  ~DeviceTimer() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  void start() { cudaEventRecord(begin_, stream_); }
-  double stop() {
-    float milliseconds = 0;
-    cudaEventRecord(end_, stream_);
-    cudaEventSynchronize(end_);
-    cudaEventElapsedTime(&milliseconds, begin_, end_);
-    return milliseconds;
-  }
-
- private:
-  cudaStream_t stream_;
-  cudaEvent_t begin_, end_;
-};
 
 std::vector<Token> some_tokens(Index count) {
   std::vector<Token> tokens(static_cast<std::size_t>(count));
