@@ -29,6 +29,13 @@ if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=" AND cpu_features MATCHES " avx2 ")
   set(processor_flag -march=x86-64-v3)
 endif()
 
+# g++ 12 warns about its own AVX-512 intrinsics, whose undefined registers are meant to be so.
+set(gcc12_warnings "")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  set(gcc12_warnings -Wno-uninitialized -Wno-maybe-uninitialized)
+endif()
+string(REPLACE ";" "," gcc12_cuda_warnings "${gcc12_warnings}")
+
 set(gcc12_constants OFF)
 if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13 AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12
    AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
@@ -42,14 +49,14 @@ target_compile_options(
   INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
             $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${ZAMBA_WERROR}>>:-Werror>
             $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${ZAMBA_NATIVE}>>:${processor_flag}>
-            # g++ 12 warns about its own AVX-512 intrinsics, whose undefined registers are meant to be so.
-            $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-uninitialized>
-            $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized>
+            "$<$<COMPILE_LANGUAGE:CXX>:${gcc12_warnings}>"
             # g++ 12 with AVX-512 fills some 32-byte constants wrongly when it copies them (docs/gcc12_constants.cpp).
             $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<BOOL:${gcc12_constants}>>:-mmove-max=128;-mstore-max=128>
             # Spelled out, because CMake 3.25 does not know that nvcc has C++20.
             $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
             $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+            $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${gcc12_warnings}>>:-Xcompiler=${gcc12_cuda_warnings}>
+            $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${gcc12_constants}>>:-Xcompiler=-mmove-max=128,-mstore-max=128>
             $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${ZAMBA_NATIVE}>>:-Xcompiler=${processor_flag}>)
 
 # CUDA is enabled only where nvcc is and there is something for it to compile.

@@ -177,6 +177,12 @@ template <class T, int Bytes = register_bytes>
   }
 }
 
+/// x in every lane. Where registers are 64 bytes, nvcc 13.0 crashes on the sum with a constant in place of x.
+template <class T>
+[[gnu::always_inline]] inline Pack<T> broadcast(T x) {
+  return Pack<T>{} + x;
+}
+
 /// The larger of each lane; b where a lane of b is NaN. Spelled out for the instruction of that meaning, which g++ does
 /// not find.
 template <class T>

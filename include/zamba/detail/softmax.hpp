@@ -18,7 +18,7 @@ void scale(const A* from, A factor, Index n, A* to) {
 /// The largest of n >= 1 numbers.
 template <class A>
 A largest(const A* s, Index n) {
-  Pack<A> most = Pack<A>{} + s[0];
+  Pack<A> most = broadcast(s[0]);
   Index i = 0;
   for (; i + lanes<A> <= n; i += lanes<A>) {
     const Pack<A> x = load(s + i);

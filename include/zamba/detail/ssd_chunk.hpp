@@ -92,7 +92,7 @@ struct SsdChunk {
       const Pack<T> A_h = load(&A[h], n), bias = load(&in.dt_bias[block.head + h], n);
       for (Index t = 0; t < count; ++t) {
         const Pack<T> x = load(&in.delta(first + t, block.head + h), n) + bias;
-        const Pack<T> step = max<T>(Pack<T>{} + static_cast<T>(in.dt_min), softplus<T>(x));
+        const Pack<T> step = max<T>(broadcast(static_cast<T>(in.dt_min)), softplus<T>(x));
         store(&dt(t, h), step, n);
         store(&decay(t, h), exp<T>(step * A_h), n);
       }
@@ -103,12 +103,12 @@ struct SsdChunk {
   template <class Inputs>
   void prepare_products(const Inputs& in) const {
     for_packs<T>(block.heads, [&](Index h, auto n) {
-      Pack<T> product = Pack<T>{} + T(1);
+      Pack<T> product = broadcast<T>(1);
       for (Index t = 0; t < count; ++t) {
         product = vanishing<T>(product * load(&decay(t, h), n));
         store(&e(t, h), product, n);
       }
-      product = Pack<T>{} + T(1);
+      product = broadcast<T>(1);
       for (Index t = count - 1; t >= 0; --t) {
         store(&f(t, h), product, n);
         product = vanishing<T>(product * load(&decay(t, h), n));

@@ -379,7 +379,7 @@ struct SelectiveScan<cpu> {
       }
       d_dt = d_dt * T(0.69314718055994530942) + g_B * u;  // a is A log2(e)
       const Pack<T> delta = load(in.delta, first + t, strip) + bias;
-      const Pack<T> d_delta = d_dt * (delta > T(20) ? Pack<T>{} + T(1) : detail::sigmoid<T>(delta));
+      const Pack<T> d_delta = d_dt * (delta > T(20) ? detail::broadcast<T>(1) : detail::sigmoid<T>(delta));
       store(out.delta, first + t, strip, d_delta);
       store(out.u, first + t, strip, Pack<T>(g_B * dt + d_sum * skip));
       d_skip += d_sum * u;
