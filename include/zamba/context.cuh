@@ -92,7 +92,13 @@ ZAMBA_EMITTED void Memory<cuda>::zero(void* to, std::size_t bytes) {
 template <>
 class Context<cuda> {
  public:
-  Context() { detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate"); }
+  Context() {
+    int device = 0, major = 0;
+    detail::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    detail::check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "Context");
+    overlaps_ = major >= 9;
+    detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate");
+  }
   ~Context() {
     while (!recordings_.empty()) forget(recordings_.begin());
     if (input_read_) cudaEventDestroy(input_read_);
@@ -104,6 +110,8 @@ class Context<cuda> {
   Context& operator=(const Context&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  /// Whether a kernel can begin before the one before it ends: from compute capability 9.0 on.
+  bool overlaps() const { return overlaps_; }
   /// cuBLAS on this stream, made at first use: it takes a while and some memory.
   cublasHandle_t blas() {
     if (!blas_) {
@@ -228,6 +236,7 @@ class Context<cuda> {
   }
 
   cudaStream_t stream_ = nullptr;
+  bool overlaps_ = false;
   cublasHandle_t blas_ = nullptr;
   std::vector<Recording> recordings_;
   void* input_ = nullptr;
