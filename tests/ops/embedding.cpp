@@ -5,12 +5,25 @@
 
 #include <zamba/ops/embedding.hpp>
 
+#ifndef ZAMBA_TEST_ON
+#define ZAMBA_TEST_ON On<cpu, float>, On<cpu, double>, On<cpu, bf16>
+#endif
+
+#include "../support/arrays.hpp"
+#include "../support/devices.hpp"
 #include "../support/strided.hpp"
 
 using namespace zamba;
 using namespace zamba::testing;
 
 namespace {
+
+/// A table stored as T.
+template <class Device, class T>
+struct On {
+  using device = Device;
+  using type = T;
+};
 
 std::vector<Token> random_tokens(Index count, Index vocabulary) {
   Random random(Seed{11});
@@ -21,23 +34,52 @@ std::vector<Token> random_tokens(Index count, Index vocabulary) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("embedding: copies the rows, converting them", W, float, double, bf16) {
-  using A = compute_t<W>;
-  for (Index count : {0, 1, 5, 40, 333}) {
-    Context<cpu> ctx(2);
-    const auto tokens = random_tokens(count, 19);
-    Strided<W> table(19, 70, 3, 1);
-    Strided<A> out(count, 70, 2, 2);
-    const auto before = out.values;
-    embedding(ctx, tokens.data(), count, table.view, out.view);
-    bool equal = true;
-    for (Index t = 0; t < count; ++t) {
-      for (Index j = 0; j < 70; ++j)
-        equal = equal && out.view(t, j) == static_cast<A>(table.view(tokens[static_cast<std::size_t>(t)], j));
-      equal = equal && out.view.data[t * 72 - 1] == before[static_cast<std::size_t>(t * 72)];
+TEST_CASE_TEMPLATE("embedding: copies the rows, converting them", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using W = typename Where::type;
+  using A = activation_t<W, Device>;
+  // Rows of odd widths and gaps, and rows that lie in whole pieces of 16 bytes, of one block of threads and of more.
+  struct Layout {
+    Index width, gap;
+  };
+  for (const Layout layout : {Layout{70, 3}, Layout{72, 3}, Layout{72, 8}, Layout{8, 0}, Layout{2056, 8}})
+    for (Index count : {1, 5, 40, 333}) {
+      if (count > 5 && layout.width > 72) continue;
+      CAPTURE(layout.width);
+      CAPTURE(layout.gap);
+      CAPTURE(count);
+      auto ctx = new_context<Device>(2);
+      const auto tokens = random_tokens(count, 19);
+      const Array<Device, Token> on_device(Values(tokens.begin(), tokens.end()));
+      const PaddedMatrix<Device, W> table(normal_values(19 * layout.width, 1), 19, layout.gap);
+      const Index all = layout.width + layout.gap, first = layout.gap / 8 * 8;  // out is a slice of columns
+      const Array<Device, A> out(normal_values(count * all, 2));
+      const Values before = out.values(), rows = table.values();
+      embedding(ctx, on_device.view(count).data, count, table.view(),
+                out.view(count, all).columns(first, layout.width));
+      const Values after = out.values();
+      bool equal = true;
+      for (Index t = 0; t < count; ++t)
+        for (Index j = 0; j < all; ++j) {
+          const Index c = j - first, token = tokens[static_cast<std::size_t>(t)];
+          const auto at = static_cast<std::size_t>(t * all + j);
+          equal = equal &&
+                  after[at] == (c < 0 || c >= layout.width ? before[at]
+                                                           : rows[static_cast<std::size_t>(token * layout.width + c)]);
+        }
+      CHECK(equal);
     }
-    CHECK(equal);
-  }
+}
+
+TEST_CASE_TEMPLATE("embedding: of no tokens nothing is written", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using W = typename Where::type;
+  auto ctx = new_context<Device>(2);
+  const PaddedMatrix<Device, W> table(normal_values(32, 1), 4);
+  const Array<Device, activation_t<W, Device>> out(normal_values(8, 2));
+  const Values before = out.values();
+  embedding(ctx, static_cast<const Token*>(nullptr), 0, table.view(), out.view(0, 8));
+  CHECK(out.values() == before);
 }
 
 TEST_CASE_TEMPLATE("embedding: gradients add up in the order of the tokens, for any number of threads", A, float,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
@@ -7,6 +8,8 @@
 
 #include <zamba/ops/linear.hpp>
 
+#include "../support/arrays.hpp"
+#include "../support/devices.hpp"
 #include "../support/strided.hpp"
 
 using namespace zamba;
@@ -14,99 +17,220 @@ using namespace zamba::testing;
 
 namespace {
 
+template <class Device, class T>
+struct On {
+  using device = Device;
+  using type = T;
+};
+
 /// Rounding of sums of up to a thousand products of random sign: sqrt(1000) epsilon, with room for the sums' own
-/// growth.
+/// growth. Outputs in bf16 are rounded to 8 bits, at most 2^-8 of each, twice where a bias joins after the product.
 template <class A>
-constexpr double rounding = std::is_same_v<A, double> ? 1e-14 : 5e-6;
+constexpr double rounding = std::is_same_v<A, double> ? 1e-14
+                            : std::is_same_v<A, bf16> ? 2 * 0x1p-9
+                                                      : 5e-6;
 
 struct Extents {
   Index tokens, in, out;
 };
 
-template <class A, class W>
-void check_forward(Extents e, Index gap, bool with_bias, bool with_residual, int threads) {
+template <class Device, class A, class W>
+void check_forward(Extents e, Index gap, bool with_bias, bool with_residual, int threads, bool in_place = false) {
+  using F = compute_t<A>;
   CAPTURE(e.tokens);
   CAPTURE(e.in);
   CAPTURE(e.out);
   CAPTURE(gap);
   CAPTURE(threads);
-  Context<cpu> ctx(threads);
-  Strided<A> x(e.tokens, e.in, gap, 1), residual(e.tokens, e.out, gap, 3), y(e.tokens, e.out, gap, 4);
-  Strided<W> weight(e.out, e.in, gap, 2);
-  auto bias = random_values<A>(e.out, 5);
-  const auto before = y.values;
-  linear(ctx, x.view, weight.view, y.view, with_residual ? residual.view : Matrix<A>{},
-         with_bias ? Vector<A>(bias.data(), e.out) : Vector<A>{});
-  const double error = relative_error(y.view, [&](Index t, Index o) {
-    double sum = with_bias ? static_cast<double>(bias[static_cast<std::size_t>(o)]) : 0;
-    if (with_residual) sum += static_cast<double>(residual.view(t, o));
-    for (Index k = 0; k < e.in; ++k)
-      sum += static_cast<double>(x.view(t, k)) * static_cast<double>(static_cast<A>(weight.view(o, k)));
-    return sum;
-  });
-  CHECK(error <= rounding<A>);
-  // What lies between the rows of a strided y is not ours.
-  bool untouched = true;
+  auto ctx = new_context<Device>(threads);
+  const PaddedMatrix<Device, A> x(normal_values(e.tokens * e.in, 1), e.tokens, gap);
+  const PaddedMatrix<Device, W> weight(normal_values(e.out * e.in, 2), e.out, gap);
+  const PaddedMatrix<Device, A> residual(normal_values(e.tokens * e.out, 3), e.tokens, gap);
+  const Array<Device, F> bias(normal_values(e.out, 5));
+  const Index width = e.out + gap;
+  const Array<Device, A> all(normal_values(e.tokens * width, 4));  // y is a slice of its columns
+  const Matrix<A> y = all.view(e.tokens, width).columns(gap / 2, e.out);
+  const Values before = all.values();
+  linear(ctx, x.view(), weight.view(), y,
+         in_place        ? y
+         : with_residual ? residual.view()
+                         : Matrix<A>{},
+         with_bias ? bias.view(e.out) : Vector<F>{});
+  const Values after = all.values(), xs = x.values(), ws = weight.values(), rs = residual.values(), bs = bias.values();
+  double difference = 0, norm = 0;
+  bool untouched = true;  // what lies between the rows of a strided y is not ours
   for (Index t = 0; t < e.tokens; ++t)
-    for (Index j = 0; j < gap; ++j) {
-      const auto at = static_cast<std::size_t>(t * (e.out + gap) + (j < gap / 2 ? j : e.out + j));
-      untouched = untouched && y.values[at] == before[at];
+    for (Index j = 0; j < width; ++j) {
+      const Index o = j - gap / 2;
+      const auto at = static_cast<std::size_t>(t * width + j);
+      if (o < 0 || o >= e.out) {
+        untouched = untouched && after[at] == before[at];
+        continue;
+      }
+      double sum = with_bias ? bs[static_cast<std::size_t>(o)] : 0;
+      if (in_place)
+        sum += before[at];
+      else if (with_residual)
+        sum += rs[static_cast<std::size_t>(t * e.out + o)];
+      for (Index k = 0; k < e.in; ++k)
+        sum += xs[static_cast<std::size_t>(t * e.in + k)] * ws[static_cast<std::size_t>(o * e.in + k)];
+      difference += (after[at] - sum) * (after[at] - sum);
+      norm += sum * sum;
     }
+  CHECK(std::sqrt(difference) <= rounding<A> * std::sqrt(norm));
   CHECK(untouched);
+}
+
+/// Rows [first, first + count) of y for the same rows of x.
+template <class Where>
+Values rows_of_product(const Array<typename Where::device, typename Where::type>& x,
+                       const Array<typename Where::device, typename Where::type>& weight, Index in, Index out,
+                       Index first, Index count) {
+  using A = typename Where::type;
+  auto ctx = new_context<typename Where::device>(2);
+  const Array<typename Where::device, A> y(nans(static_cast<std::size_t>(count * out)));
+  linear(ctx, x.view(first + count, in).slice(first, count), weight.view(out, in), y.view(count, out));
+  return y.values();
 }
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("linear: every small number of tokens, odd extents, bias, residual, strides", A, float, double) {
-  for (Index n = 0; n <= 40; ++n) {
-    check_forward<A, A>({n, 37, 23}, n % 3, n % 2, n % 5 < 2, 2);
-    check_forward<A, A>({n, 64, 129}, 4, n % 2 == 0, n % 3 == 0, 1);
-    check_forward<A, A>({n, 1, 1}, 0, false, true, 2);
+TEST_CASE_TEMPLATE("linear: every small number of tokens, odd extents, bias, residual, strides", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  for (Index n = 1; n <= 40; ++n) {
+    check_forward<Device, A, A>({n, 37, 23}, n % 3, n % 2, n % 5 < 2, 2);
+    check_forward<Device, A, A>({n, 64, 129}, 4, n % 2 == 0, n % 3 == 0, 1);
+    check_forward<Device, A, A>({n, 1, 1}, 0, false, true, 2);
   }
+}
+
+TEST_CASE_TEMPLATE("linear: rows of whole pieces of 16 bytes, at the edges of the tiles of tensor cores", Where,
+                   ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  // Stages have 64 columns, blocks 128 rows, and four stages are the least for a part of the columns.
+  for (const Index n : {1, 5, 8, 9, 16, 17, 32, 33, 64, 65}) {
+    const bool odd = n % 2;
+    check_forward<Device, A, A>({n, 8, 8}, 8, odd, !odd, 2);
+    check_forward<Device, A, A>({n, 72, 130}, 8, !odd, odd, 2);
+    check_forward<Device, A, A>({n, 200, 127}, 8, odd, odd, 2);
+  }
+  for (const Index n : {9, 64}) {
+    check_forward<Device, A, A>({n, 504, 136}, 16, true, true, 2);   // eight stages, two parts
+    check_forward<Device, A, A>({n, 1000, 24}, 16, true, false, 2);  // four parts
+    check_forward<Device, A, A>({n, 968, 25}, 8, true, true, 2, true);
+    check_forward<Device, A, A>({n, 1032, 9}, 24, false, true, 2);
+  }
+}
+
+TEST_CASE_TEMPLATE("linear: of no tokens nothing is written", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  auto ctx = new_context<Device>(2);
+  const Array<Device, A> x(normal_values(8, 1)), weight(normal_values(64, 2)), y(normal_values(8, 3));
+  const Values before = y.values();
+  linear(ctx, x.view(0, 8), weight.view(8, 8), y.view(0, 8));
+  linear_heads(ctx, x.view(0, 2, 4), weight.view(2, 8, 4), y.view(0, 2, 8));
+  CHECK(y.values() == before);
 }
 
 TEST_CASE("linear: bf16 weights, every small number of tokens") {
-  for (Index n = 0; n <= 40; ++n) {
-    check_forward<float, bf16>({n, 37, 23}, n % 3, n % 2, n % 5 < 2, 2);
-    check_forward<float, bf16>({n, 96, 130}, 3, n % 2 == 0, n % 3 == 0, 1);
+  for (Index n = 1; n <= 40; ++n) {
+    check_forward<cpu, float, bf16>({n, 37, 23}, n % 3, n % 2, n % 5 < 2, 2);
+    check_forward<cpu, float, bf16>({n, 96, 130}, 3, n % 2 == 0, n % 3 == 0, 1);
   }
 }
 
-TEST_CASE_TEMPLATE("linear: sizes of more than one tile", A, float, double) {
-  check_forward<A, A>({300, 257, 801}, 2, true, true, 2);
-  check_forward<A, A>({1030, 130, 5}, 1, false, false, 2);
-  check_forward<A, A>({7, 1000, 2050}, 1, true, false, 2);
+TEST_CASE_TEMPLATE("linear: sizes of more than one tile", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  check_forward<Device, A, A>({300, 257, 801}, 2, true, true, 2);
+  check_forward<Device, A, A>({1030, 130, 5}, 1, false, false, 2);
+  check_forward<Device, A, A>({7, 1000, 2050}, 1, true, false, 2);
 }
 
 TEST_CASE("linear: sizes of more than one tile, bf16 weights") {
-  check_forward<float, bf16>({300, 257, 801}, 2, true, true, 2);
+  check_forward<cpu, float, bf16>({300, 257, 801}, 2, true, true, 2);
 }
 
-TEST_CASE_TEMPLATE("linear: the residual may be y itself", A, float, double) {
-  for (Index n : {3, 20, 300}) {
-    Context<cpu> ctx(2);
-    Strided<A> x(n, 40, 2, 1), weight(50, 40, 0, 2), y(n, 50, 2, 3);
-    const auto before = y.values;
-    linear(ctx, x.view, weight.view, y.view, y.view);
-    CHECK(relative_error(y.view, [&](Index t, Index o) {
-            double sum = static_cast<double>(before[static_cast<std::size_t>(t * 52 + 1 + o)]);
-            for (Index k = 0; k < 40; ++k)
-              sum += static_cast<double>(x.view(t, k)) * static_cast<double>(weight.view(o, k));
-            return sum;
-          }) <= rounding<A>);
-  }
+TEST_CASE_TEMPLATE("linear: the residual may be y itself", Where, ZAMBA_TEST_ON) {
+  using A = typename Where::type;
+  for (Index n : {3, 20, 300})
+    for (Index gap : {2, 8}) check_forward<typename Where::device, A, A>({n, 40, 56}, gap, false, true, 2, true);
 }
 
-TEST_CASE_TEMPLATE("linear: a row is the same whichever few rows it is computed with", A, float, double) {
-  Context<cpu> ctx(2);
-  Strided<A> x(32, 203, 0, 1), weight(77, 203, 0, 2), together(32, 77, 0, 3), alone(1, 77, 0, 4);
-  for (Index n = 1; n <= 32; ++n) {
-    linear(ctx, x.view.slice(0, n), weight.view, together.view.slice(0, n));
-    for (Index t = 0; t < n; ++t) {
-      linear(ctx, x.view.slice(t, 1), weight.view, alone.view);
-      CHECK(std::equal(alone.values.begin(), alone.values.end(), &together.view(t, 0)));
+TEST_CASE_TEMPLATE("linear: a row is the same whichever few rows it is computed with", Where, ZAMBA_TEST_ON) {
+  using A = typename Where::type;
+  constexpr bool on_cpu = std::is_same_v<typename Where::device, cpu>;
+  const Index few = on_cpu ? 32 : 8;
+  for (const Index in : {203, 208}) {
+    const Array<typename Where::device, A> x(normal_values(32 * in, 1)), weight(normal_values(77 * in, 2));
+    const Values together = rows_of_product<Where>(x, weight, in, 77, 0, few);
+    for (Index n = 1; n < few; ++n) {
+      const Index first = few - n;
+      const Values some = rows_of_product<Where>(x, weight, in, 77, first, n);
+      CHECK(std::equal(some.begin(), some.end(), together.begin() + first * 77));
     }
   }
+  if constexpr (!on_cpu && std::is_same_v<A, bf16>) {
+    // Nine rows or more, through kernels for 16, 32 and 64, with columns in one part and in several.
+    for (const Index in : {208, 776}) {
+      const Array<typename Where::device, A> x(normal_values(64 * in, 1)), weight(normal_values(77 * in, 2));
+      const Values together = rows_of_product<Where>(x, weight, in, 77, 0, 64);
+      for (const Index n : {9, 16, 17, 32, 33, 63}) {
+        const Index first = 64 - n;
+        const Values some = rows_of_product<Where>(x, weight, in, 77, first, n);
+        CHECK(std::equal(some.begin(), some.end(), together.begin() + first * 77));
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("linear: what other rows hold, not even a NaN, changes a row", Where, ZAMBA_TEST_ON) {
+  const Index in = 264, out = 40;
+  for (const Index n : {2, 9, 40}) {
+    Values values = normal_values(n * in, 1);
+    const Array<typename Where::device, typename Where::type> weight(normal_values(out * in, 2)), x(values);
+    std::fill(values.begin() + in, values.begin() + 2 * in, std::nan(""));
+    const Array<typename Where::device, typename Where::type> poisoned(values);
+    const Values good = rows_of_product<Where>(x, weight, in, out, 0, n);
+    const Values bad = rows_of_product<Where>(poisoned, weight, in, out, 0, n);
+    bool same = true;
+    for (Index t = 0; t < n; ++t)
+      for (Index o = 0; o < out; ++o) {
+        const auto at = static_cast<std::size_t>(t * out + o);
+        same = same && (t == 1 ? std::isnan(bad[at]) : bad[at] == good[at]);
+      }
+    CHECK(same);
+  }
+}
+
+TEST_CASE_TEMPLATE("linear_heads: every head is its own product", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  for (const Index n : {1, 8, 9, 33, 64, 70})
+    for (const Index in : {24, 19}) {
+      const Index heads = 3, out = 21;
+      CAPTURE(n);
+      CAPTURE(in);
+      const Values xs = normal_values(n * heads * in, 1), ws = normal_values(heads * out * in, 2);
+      auto ctx = new_context<Device>(2);
+      const Array<Device, A> x(xs), weight(ws), y(nans(static_cast<std::size_t>(n * heads * out)));
+      linear_heads(ctx, x.view(n, heads, in), weight.view(heads, out, in), y.view(n, heads, out));
+      const Values x_rounded = x.values(), w_rounded = weight.values(), got = y.values();
+      Values wanted;
+      for (Index t = 0; t < n; ++t)
+        for (Index h = 0; h < heads; ++h)
+          for (Index o = 0; o < out; ++o) {
+            double sum = 0;
+            for (Index k = 0; k < in; ++k)
+              sum += x_rounded[static_cast<std::size_t>((t * heads + h) * in + k)] *
+                     w_rounded[static_cast<std::size_t>((h * out + o) * in + k)];
+            wanted.push_back(sum);
+          }
+      CHECK(zamba::testing::relative_error(got, wanted) <= rounding<A>);
+    }
 }
 
 TEST_CASE_TEMPLATE("linear: bf16 weights give what their values as float give, bit by bit", Gap,

@@ -166,6 +166,54 @@ TEST_CASE_TEMPLATE("rms_norm: strides, threads and reruns change no bit", Where,
   CHECK(run<Where>(x, t, weight, d_out, n, 1e-5, 0, 2) == once);
 }
 
+/// rms_norm of x + t, and rms_norm_concat of the halves of x, against plain sums in double.
+template <class Where>
+void check_forward(Index n, Index d, Index padding, double tolerance) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  using F = compute_t<T>;
+  CAPTURE(n);
+  CAPTURE(d);
+  CAPTURE(padding);
+  const double eps = 1e-5;
+  auto ctx = zamba::testing::new_context<Device>(2);
+  const PaddedMatrix<Device, T> x(normal_values(n * d, 1), n, padding), t(normal_values(n * d, 2), n, padding);
+  const auto [left, right] = halves(x.values(), d);
+  const PaddedMatrix<Device, T> a(left, n, padding), b(right, n, padding);
+  const PaddedMatrix<Device, T> out(zamba::testing::nans(static_cast<std::size_t>(n * d)), n, padding);
+  const PaddedMatrix<Device, F> weight(normal_values(d, 4), 1), rstd(Values(static_cast<std::size_t>(n)), 1);
+  const auto check = [&](const Values& v) {
+    Values wanted, wanted_rstd;
+    const Values weights = weight.values();
+    for (Index i = 0; i < n; ++i) {
+      double squares = 0;
+      for (Index c = 0; c < d; ++c) {
+        const double value = v[static_cast<std::size_t>(i * d + c)];
+        squares += value * value;
+      }
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(d) + eps);
+      wanted_rstd.push_back(scale);
+      for (Index c = 0; c < d; ++c)
+        wanted.push_back(weights[static_cast<std::size_t>(c)] * v[static_cast<std::size_t>(i * d + c)] * scale);
+    }
+    CHECK(relative_error(out.values(), wanted) < tolerance);
+    CHECK(relative_error(rstd.values(), wanted_rstd) < (sizeof(T) == 8 ? 1e-14 : 1e-6));
+  };
+  rms_norm(ctx, x.view(), t.view(), weight.vector(), eps, out.view(), rstd.vector());
+  check(sum(x.values(), t.values()));
+  if (d % 2) return;
+  rms_norm_concat(ctx, a.view(), b.view(), weight.vector(), eps, out.view(), rstd.vector());
+  check(x.values());
+}
+
+TEST_CASE_TEMPLATE("rms_norm: widths about what a block of threads holds, in pieces of 16 bytes or not", Where,
+                   ZAMBA_TEST_ON) {
+  const double tolerance = sizeof(typename Where::type) == 8 ? 1e-14 : 1e-6;
+  for (const Index d : {8, 16, 1000, 4096, 4112, 8192, 8208, 8193}) check_forward<Where>(2, d, 8, tolerance);
+  for (const Index d : {16, 4096, 4112}) check_forward<Where>(2, d, 3, tolerance);
+  check_forward<Where>(1027, 16, 0, tolerance);  // three positions of a block
+}
+
 TEST_CASE("rms_norm of no positions touches nothing") {
   Context<cpu> ctx(2);
   float weight[4] = {1, 1, 1, 1}, d_weight[4] = {1, 2, 3, 4}, unused[4] = {};

@@ -29,6 +29,13 @@ TEST_CASE("rms_norm in bf16 is that in float, rounded where it is written") {
   CHECK(relative_error(d_w.values(), exact.d_weight) < On<cuda, float>::tolerance);
 }
 
+TEST_CASE("rms_norm in bf16: widths about what a block of threads holds, in pieces of 16 bytes or not") {
+  // 8 bits: at most 2^-8 of each element.
+  for (const Index d : {8, 16, 1000, 4096, 4112, 8192, 8208, 8193}) check_forward<On<cuda, bf16>>(2, d, 8, 0x1p-8);
+  for (const Index d : {16, 4096, 4112}) check_forward<On<cuda, bf16>>(2, d, 3, 0x1p-8);
+  check_forward<On<cuda, bf16>>(1027, 16, 0, 0x1p-8);
+}
+
 TEST_CASE("rms_norm of no positions launches nothing") {
   Context<cuda> ctx;
   const PaddedMatrix<cuda, float> weight({1, 2}, 1), d_weight({3, 4}, 1);

@@ -1,22 +1,29 @@
 // SPDX-License-Identifier: MIT
-// embedding on CUDA, forward; equations and shapes in embedding.hpp. A thread an element; exact.
+// embedding on CUDA, forward; equations and shapes in embedding.hpp. A thread takes 16 bytes of a row, or one element
+// where rows are not in such pieces; exact.
 #pragma once
+
+#include <type_traits>
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/embedding.hpp>
 
 namespace zamba {
 
 namespace detail {
 
-template <class A, class W>
-struct EmbedElement {
+template <class A>
+struct EmbedPiece {
   const Token* tokens;
-  Matrix<const W> table;
+  Matrix<const A> table;
   Matrix<A> out;
 
-  __device__ void operator()(Index t, Index c) const { out(t, c) = A(compute_t<W>(table(Index{tokens[t]}, c))); }
+  template <int Width>
+  __device__ void piece(Index t, Index c) const {
+    store_piece(&out(t, c), piece_at<Width>(&table(Index{tokens[t]}, c)));
+  }
 };
 
 }  // namespace detail
@@ -25,7 +32,9 @@ template <>
 struct Embedding<cuda> {
   template <class A, class W>
   static void forward(Context<cuda>& ctx, const Token* tokens, Index count, Matrix<const W> table, Matrix<A> out) {
-    detail::for_elements(ctx, count, table.cols(), detail::EmbedElement<A, W>{tokens, table, out}, "embedding");
+    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
+    detail::for_pieces<A>(ctx, detail::in_pieces(table) && detail::in_pieces(out), count, table.cols(),
+                          detail::EmbedPiece<A>{tokens, table, out}, "embedding");
   }
 };
 

@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: MIT
 // linear on CUDA, forward; equations and shapes in linear.hpp.
 //
-//   few tokens (decode)   a block takes four rows of the weight, which are read once, 16 bytes a lane; its warps share
-//                         the columns. Bound by memory bandwidth
-//   many tokens           cuBLAS
+//   1 to 8 tokens      a block takes four rows of the weight, 16 bytes a lane; its threads share the columns
+//   9 to 64, bf16      tensor cores: a block takes 128 rows of the weight, which pass through shared memory in stages
+//                      of 64 columns, several of them on their way at any time. Where the rows make too few blocks for
+//                      a GPU, blocks share the columns too, and a second kernel adds their sums
+//   more               cuBLAS, all heads in one call
 //
-// Numeric contract: products and sums in compute_t, rounded once when written, except that a bias joins many tokens in
-// a second rounding. With few tokens a row of y is the same whichever rows it is computed with; with many it is what
-// cuBLAS chooses for these extents. A rerun is bit-equal.
+// The first two read the weight once, bound by memory bandwidth.
+//
+// Numeric contract: products and sums in compute_t, rounded once when written, except that with cuBLAS a bias joins in
+// a second rounding. With 1 to 8 tokens a row of y is the same whichever rows it is computed with, and with 9 to 64 on
+// tensor cores as well: the order of a sum depends on the extents of the weight only. With more it is what cuBLAS
+// chooses for these extents. A rerun is bit-equal.
 #pragma once
+
+#include <algorithm>
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/linear.hpp>
 
@@ -27,12 +35,16 @@ struct LinearTraits {
   static constexpr int rows = 4, tokens = Tokens_;
   static constexpr int threads = 256, warps = threads / 32;
   static constexpr int width = wide<A>;  // elements of one load
+  // Loads of each row on their way before the first is used; the order of a sum does not depend on it.
+  static constexpr int ahead = tokens <= 4 ? 2 : 1;
+  // Blocks of a multiprocessor, at least, as far as registers allow it without spills.
+  static constexpr int blocks = std::is_same_v<A, double> ? 1 : tokens == 1 ? 4 : tokens == 2 ? 3 : 2;
 };
 
 /// Blocks across: rows of the weight; down: heads. Wide: rows begin at multiples of 16 bytes and are whole numbers of
 /// them.
 template <class Traits, bool Wide>
-__global__ void __launch_bounds__(Traits::threads)
+__global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     linear_kernel(Tensor<const typename Traits::A, 3> x_heads, Tensor<const typename Traits::A, 3> weight_heads,
                   Tensor<typename Traits::A, 3> y_heads, Matrix<const typename Traits::A> residual,
                   Vector<const typename Traits::F> bias) {
@@ -51,19 +63,32 @@ __global__ void __launch_bounds__(Traits::threads)
 #pragma unroll
   for (int s = 0; s < tokens; ++s) in[s] = x.data + ::min(Index{s}, x.rows() - 1) * x.stride[0];
 
+  constexpr int step = Traits::threads * width, ahead = Traits::ahead;
+  const Index cols = x.cols();
   F sum[rows][tokens] = {};
-  for (Index k = threadIdx.x * width; k < x.cols(); k += Traits::threads * width) {
-    F weights[rows][width];
+  for (Index first_k = threadIdx.x * width; first_k < cols; first_k += ahead * step) {
+    Piece<width, A> pieces[ahead][rows];
 #pragma unroll
-    for (int r = 0; r < rows; ++r) load_piece<width>(w[r] + k, weights[r]);
-#pragma unroll
-    for (int s = 0; s < tokens; ++s) {
-      F inputs[width];
-      load_piece<width>(in[s] + k, inputs);
+    for (int i = 0; i < ahead; ++i)
 #pragma unroll
       for (int r = 0; r < rows; ++r)
+        if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w[r] + first_k + i * step);
 #pragma unroll
-        for (int i = 0; i < width; ++i) sum[r][s] += weights[r][i] * inputs[i];
+    for (int i = 0; i < ahead; ++i) {
+      const Index k = first_k + i * step;
+      if (k >= cols) break;
+      F weights[rows][width];
+#pragma unroll
+      for (int r = 0; r < rows; ++r) pieces[i][r].values(weights[r]);
+#pragma unroll
+      for (int s = 0; s < tokens; ++s) {
+        F inputs[width];
+        load_piece<width>(in[s] + k, inputs);
+#pragma unroll
+        for (int r = 0; r < rows; ++r)
+#pragma unroll
+          for (int j = 0; j < width; ++j) sum[r][s] += weights[r][j] * inputs[j];
+      }
     }
   }
 #pragma unroll
@@ -83,6 +108,195 @@ __global__ void __launch_bounds__(Traits::threads)
   y(token, out) = A(residual ? total + F(residual(token, out)) : total);
 }
 
+/// Products of bf16 for up to Tokens_ tokens, whose sums a block keeps in registers: of 128 rows of the weight, each in
+/// two parts.
+///
+/// A stage is 64 columns, which four warps have for 32 rows each, and half of them: four other warps have the other
+/// half. A fragment of a takes neighbouring columns 2t, 2t + 1 and 2t + 8, 2t + 9 of lane t; the order of columns
+/// within a sum is free as long as a and b agree, so they are columns 8t to 8t + 3 of memory here, the next product
+/// taking 8t + 4 to 8t + 7: a lane reads 16 bytes at once. So nobody but the thread that copied a piece of the weight
+/// into shared memory reads it, and the copies of a warp meet no bank twice.
+template <int Tokens_, int Stages_>
+struct LinearTileTraits {
+  static constexpr int tokens = Tokens_, stages = Stages_;
+  static constexpr int rows = 128, depth = 64;
+  static constexpr int row_warps = 4, halves = 2, threads = row_warps * halves * 32;
+  static constexpr int row_tiles = rows / row_warps / 16, token_tiles = tokens / 8;  // fragments of a warp
+  static constexpr int pieces = depth / wide<bf16>;                                  // of a row in a stage
+  static constexpr int weight_pieces = rows * pieces, token_pieces = tokens * pieces;
+  static constexpr int weight_copies = weight_pieces / threads;
+  static constexpr int token_copies = (token_pieces + threads - 1) / threads;
+  static constexpr int row_stride = rows + 4;  // of the sums in shared memory: writing them meets no bank twice
+  static constexpr std::size_t shared_bytes = std::size_t{16} * stages * (weight_pieces + token_pieces);
+  static_assert(sizeof(float) * tokens * row_stride <= shared_bytes, "zamba: the sums take the place of the stages");
+};
+
+/// Where sums of bf16 products go. Whole: rows of y, residual and bias can be read and written 16 bytes at a time.
+struct LinearResult {
+  static constexpr int width = wide<bf16>;
+  Tensor<bf16, 3> y;
+  Matrix<const bf16> residual;
+  Vector<const float> bias;
+  bool whole;
+
+  /// Outputs [out, out + width) of a token.
+  __device__ void write(Index head, Index token, Index out, float (&sum)[width]) const {
+    bf16* const to = y.data + token * y.stride[0] + head * y.stride[1] + out;
+    const bf16* const more = residual ? &residual(token, out) : nullptr;
+    if (whole) {
+      if (bias) {
+        float values[width];
+        load_values<width>(&bias[out], values);
+#pragma unroll
+        for (int i = 0; i < width; ++i) sum[i] += values[i];
+      }
+      if (more) {
+        float values[width];
+        piece_at<width>(more).values(values);
+#pragma unroll
+        for (int i = 0; i < width; ++i) sum[i] += values[i];
+      }
+      store_piece<width>(to, sum);
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (out + i >= y.cols()) return;
+        if (bias) sum[i] += bias[out + i];
+        if (more) sum[i] += float(more[i]);
+        to[i] = bf16(sum[i]);
+      }
+    }
+  }
+};
+
+/// Blocks across: rows of the weight; down: parts of the columns, of so many stages each; deep: heads. With one part
+/// the sums go to `result`, else to `partial` (parts, heads, tokens, rows of whole blocks).
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads, 2)
+    linear_tile_kernel(Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, int stages_of_part, LinearResult result,
+                       Tensor<float, 4> partial) {
+  extern __shared__ uint4 linear_stages[];
+  constexpr int stages = Traits::stages, tokens = Traits::tokens, token_tiles = Traits::token_tiles;
+  uint4* const weight_stages = linear_stages;
+  uint4* const token_stages = linear_stages + stages * Traits::weight_pieces;
+  const int thread = threadIdx.x, lane = thread % 32, g = lane / 4, t = lane % 4;
+  const int row_warp = thread / 32 % Traits::row_warps, half = thread / 32 / Traits::row_warps;
+  const Index head = blockIdx.z, first_row = Index{blockIdx.x} * Traits::rows;
+  const Index first_col = Index{blockIdx.y} * stages_of_part * Traits::depth;
+  const int cols = static_cast<int>(::min(x.cols() - first_col, Index{stages_of_part} * Traits::depth));
+  const int count = (cols + Traits::depth - 1) / Traits::depth, n = static_cast<int>(x.rows());
+
+  // Of the weight this thread has columns `col` to `col + 7` of a stage in rows `row`, `row` + 8, ...
+  const int row = row_warp * 16 * Traits::row_tiles + g, col = (half * 4 + t) * 8;
+  const int rows_left = static_cast<int>(::min(weight.shape[1] - first_row, Index{Traits::rows})) - row;
+  const bf16* const w = weight.data + head * weight.stride[0] + (first_row + row) * weight.stride[1] + first_col + col;
+  const bf16* const in = x.data + head * x.stride[1] + first_col;
+  const auto begin = [&](int stage) {
+    if (stage < count) {
+      const int slot = stage % stages, k = stage * Traits::depth;
+#pragma unroll
+      for (int i = 0; i < Traits::weight_copies; ++i)
+        copy_async(weight_stages + slot * Traits::weight_pieces + i * Traits::threads + thread,
+                   w + 8 * i * weight.stride[1] + k, k + col < cols && 8 * i < rows_left);
+#pragma unroll
+      for (int i = 0; i < Traits::token_copies; ++i) {
+        const int piece = i * Traits::threads + thread, token = piece / Traits::pieces, at = piece % Traits::pieces;
+        // Odd tokens have the halves of a stage exchanged, so that eight lanes that read two tokens meet no bank twice.
+        if (Traits::token_pieces % Traits::threads == 0 || piece < Traits::token_pieces)
+          copy_async(token_stages + slot * Traits::token_pieces + token * Traits::pieces + (at ^ (token % 2 * 4)),
+                     in + token * x.stride[0] + k + at * 8, k + at * 8 < cols && token < n);
+      }
+    }
+    copy_async_commit();
+  };
+
+  float sums[Traits::row_tiles][token_tiles][4] = {};
+  for (int stage = 0; stage < stages - 1; ++stage) begin(stage);
+  for (int stage = 0; stage < count; ++stage) {
+    copy_async_wait<stages - 2>();
+    __syncthreads();  // the stage is there, and nobody still reads what the next copies replace
+    begin(stage + stages - 1);
+    const int slot = stage % stages;
+    uint4 a[Traits::weight_copies];
+#pragma unroll
+    for (int i = 0; i < Traits::weight_copies; ++i)
+      a[i] = weight_stages[slot * Traits::weight_pieces + i * Traits::threads + thread];
+    const uint4* const tokens_here =
+        token_stages + slot * Traits::token_pieces + g * Traits::pieces + ((half * 4 + t) ^ (g % 2 * 4));
+    // Four independent products at a time, so that none waits for the one before it.
+#pragma unroll
+    for (int tile = 0; tile < token_tiles; tile += 2) {
+      const uint4 b[] = {tokens_here[tile * 8 * Traits::pieces], tokens_here[(tile + 1) * 8 * Traits::pieces]};
+#pragma unroll
+      for (int m = 0; m < Traits::row_tiles; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          mma_16x8x16(sums[m][tile + i], {a[2 * m].x, a[2 * m + 1].x, a[2 * m].y, a[2 * m + 1].y}, {b[i].x, b[i].y});
+#pragma unroll
+      for (int m = 0; m < Traits::row_tiles; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          mma_16x8x16(sums[m][tile + i], {a[2 * m].z, a[2 * m + 1].z, a[2 * m].w, a[2 * m + 1].w}, {b[i].z, b[i].w});
+    }
+  }
+
+  // The halves of the columns join, and rows lie beside each other for the writing.
+  float* const tile_sums = reinterpret_cast<float*>(linear_stages);
+  const auto for_sums = [&](auto&& f) {
+#pragma unroll
+    for (int m = 0; m < Traits::row_tiles; ++m)
+#pragma unroll
+      for (int tile = 0; tile < token_tiles; ++tile)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          f(sums[m][tile][i], tile_sums[(8 * tile + 2 * t + i % 2) * Traits::row_stride + row + 16 * m + 8 * (i / 2)]);
+  };
+  __syncthreads();
+  if (half == 1) for_sums([](float sum, float& to) { to = sum; });
+  __syncthreads();
+  if (half == 0) for_sums([](float sum, float& to) { to = sum + to; });
+  __syncthreads();
+  constexpr int width = LinearResult::width, pieces = Traits::rows / width;
+  for (int piece = thread; piece < ::min(n, tokens) * pieces; piece += Traits::threads) {
+    const int token = piece / pieces, at = piece % pieces * width;
+    if (first_row + at >= weight.shape[1]) continue;
+    const float* const from = tile_sums + token * Traits::row_stride + at;
+    const auto low = piece_at<4>(from), high = piece_at<4>(from + 4);
+    if (partial) {
+      float* const to = &partial(blockIdx.y, head, token, first_row + at);
+      store_piece(to, low), store_piece(to + 4, high);
+    } else {
+      float values[width], rest[4];
+      high.values(rest);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[4 + i] = rest[i];
+      low.values(rest);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] = rest[i];
+      result.write(head, token, first_row + at, values);
+    }
+  }
+}
+
+/// Adds the parts in order. Blocks across: outputs; down: tokens; deep: heads.
+template <class Threads>
+__global__ void __launch_bounds__(Threads::value)
+    linear_join_kernel(Tensor<const float, 4> partial, LinearResult result) {
+  constexpr int width = LinearResult::width;
+  const Index head = blockIdx.z, token = blockIdx.y;
+  const Index out = (Index{blockIdx.x} * Threads::value + threadIdx.x) * width;
+  if (out >= result.y.cols()) return;
+  float sum[width] = {};
+#pragma unroll 4
+  for (Index part = 0; part < partial.shape[0]; ++part) {
+    float values[width];
+    load_values<width>(&partial(part, head, token, out), values);
+#pragma unroll
+    for (int i = 0; i < width; ++i) sum[i] += values[i];
+  }
+  result.write(head, token, out, sum);
+}
+
 template <class A>
 struct AddBias {
   Vector<const compute_t<A>> bias;
@@ -100,25 +314,35 @@ struct Linear<cuda> {
                       Matrix<const A> residual, Vector<const F> bias) {
     static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
     if (y.rows() == 0 || y.cols() == 0) return;
-    if (y.rows() <= few_tokens)
-      few<A>(ctx, split_heads(x, 1), one_head(weight), split_heads(y, 1), residual, bias);
-    else
-      many<A>(ctx, x, weight, y, residual, bias);
+    any_number<A>(ctx, split_heads(x, 1), one_head(weight), split_heads(y, 1), residual, bias);
   }
 
   template <class A, class W>
   static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
     static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
     if (y.size() == 0) return;
-    if (y.rows() <= few_tokens)
-      few<A>(ctx, x, weight, y, {}, Vector<const compute_t<A>>{});
-    else
-      for (Index h = 0; h < weight.shape[0]; ++h)
-        many<A>(ctx, head_of(x, h), weight[h], head_of(y, h), {}, Vector<const compute_t<A>>{});
+    any_number<A>(ctx, x, weight, y, {}, Vector<const compute_t<A>>{});
   }
 
  private:
-  static constexpr Index few_tokens = 8;
+  /// Up to so many tokens the kernels here read the weight once, the first in any type, the second on tensor cores.
+  static constexpr Index few_tokens = 8, tile_tokens = 64;
+  /// Blocks of the second for which columns are shared out: about one for each multiprocessor. A constant, so that sums
+  /// are the same on all GPUs.
+  static constexpr Index tile_blocks = 132;
+  /// Stages of a part of the columns, at least: with fewer, the sums of the parts would be what takes the time.
+  static constexpr Index least_stages = 4;
+
+  /// y (n, heads, out); with a residual or a bias it is one head.
+  template <class A, class F>
+  static void any_number(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
+                         Matrix<const A> residual, Vector<const F> bias) {
+    if (y.rows() <= few_tokens) return few<A>(ctx, x, weight, y, residual, bias);
+    if constexpr (std::is_same_v<A, bf16>)
+      if (y.rows() <= tile_tokens && detail::in_pieces(x) && detail::in_pieces(weight))
+        return tiles(ctx, x, weight, y, residual, bias);
+    many<A>(ctx, x, weight, y, residual, bias);
+  }
 
   /// (out, in) as (1, out, in).
   template <class A>
@@ -146,17 +370,52 @@ struct Linear<cuda> {
                      Matrix<const A> residual, Vector<const F> bias) {
     const dim3 grid(static_cast<unsigned>((weight.shape[1] + Traits::rows - 1) / Traits::rows),
                     static_cast<unsigned>(weight.shape[0]));
-    if (in_pieces<Traits>(x) && in_pieces<Traits>(weight))
+    if (detail::in_pieces(x) && detail::in_pieces(weight))
       detail::linear_kernel<Traits, true><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
     else
       detail::linear_kernel<Traits, false><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
     detail::check_launch("linear");
   }
 
-  template <class Traits, class A>
-  static bool in_pieces(Tensor<const A, 3> m) {
-    return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.cols() % Traits::width == 0 &&
-           m.stride[0] % Traits::width == 0 && m.stride[1] % Traits::width == 0;
+  static void tiles(Context<cuda>& ctx, Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, Tensor<bf16, 3> y,
+                    Matrix<const bf16> residual, Vector<const float> bias) {
+    if (y.rows() <= 16)
+      launch_tiles<detail::LinearTileTraits<16, 6>>(ctx, x, weight, y, residual, bias);
+    else if (y.rows() <= 32)
+      launch_tiles<detail::LinearTileTraits<32, 5>>(ctx, x, weight, y, residual, bias);
+    else
+      launch_tiles<detail::LinearTileTraits<64, 4>>(ctx, x, weight, y, residual, bias);
+  }
+
+  template <class Traits>
+  static void launch_tiles(Context<cuda>& ctx, Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, Tensor<bf16, 3> y,
+                           Matrix<const bf16> residual, Vector<const float> bias) {
+    const Index heads = weight.shape[0], across = (weight.shape[1] + Traits::rows - 1) / Traits::rows;
+    const Index stages = std::max<Index>(1, (x.cols() + Traits::depth - 1) / Traits::depth);
+    const Index most = std::max<Index>(1, std::min(tile_blocks / (across * heads), stages / least_stages));
+    const Index of_part = (stages + most - 1) / most, parts = (stages + of_part - 1) / of_part;
+    const bool whole = detail::in_pieces(y) && (!residual || detail::in_pieces(residual)) &&
+                       reinterpret_cast<std::uintptr_t>(bias.data) % 16 == 0;
+    const detail::LinearResult result{y, residual, bias, whole};
+    ArenaScope scope(ctx.arena());
+    Tensor<float, 4> partial;
+    if (parts > 1) partial = ctx.arena().template tensor<float>(parts, heads, y.rows(), across * Traits::rows);
+
+    detail::check_cuda(
+        cudaFuncSetAttribute(detail::linear_tile_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(Traits::shared_bytes)),
+        "linear");
+    const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(parts), static_cast<unsigned>(heads));
+    detail::linear_tile_kernel<Traits><<<grid, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
+        x, weight, static_cast<int>(of_part), result, partial);
+    detail::check_launch("linear");
+    if (parts == 1) return;
+    using Threads = std::integral_constant<int, 128>;
+    const dim3 of_join(detail::blocks_for(y.cols(), Threads::value * detail::LinearResult::width),
+                       static_cast<unsigned>(y.rows()), static_cast<unsigned>(heads));
+    detail::linear_join_kernel<Threads>
+        <<<of_join, Threads::value, 0, ctx.stream()>>>(Tensor<const float, 4>(partial), result);
+    detail::check_launch("linear: join");
   }
 
   template <class A>
@@ -164,24 +423,32 @@ struct Linear<cuda> {
                                             : std::is_same_v<A, float> ? CUDA_R_32F
                                                                        : CUDA_R_16BF;
 
-  /// In cuBLAS's column-major terms: y^T (out, n) = W (out, in) x^T (in, n).
+  /// In cuBLAS's column-major terms: y^T (out, n) = W (out, in) x^T (in, n), for every head.
   template <class A, class F>
-  static void many(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A> residual,
-                   Vector<const F> bias) {
+  static void many(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
+                   Matrix<const A> residual, Vector<const F> bias) {
+    const Index heads = weight.shape[0], out = weight.shape[1];
     if (residual && residual.data != y.data)
       detail::check_cuda(cudaMemcpy2DAsync(y.data, static_cast<std::size_t>(y.stride[0]) * sizeof(A), residual.data,
                                            static_cast<std::size_t>(residual.stride[0]) * sizeof(A),
-                                           static_cast<std::size_t>(y.cols()) * sizeof(A),
+                                           static_cast<std::size_t>(out) * sizeof(A),
                                            static_cast<std::size_t>(y.rows()), cudaMemcpyDeviceToDevice, ctx.stream()),
                          "linear: residual");
     const F one = 1, of_residual = residual ? 1 : 0;
-    detail::check_cublas(
-        cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, y.cols(), y.rows(), x.cols(), &one, weight.data,
-                        type_of<A>, weight.stride[0], x.data, type_of<A>, x.stride[0], &of_residual, y.data, type_of<A>,
-                        y.stride[0], std::is_same_v<F, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
-                        CUBLAS_GEMM_DEFAULT),
-        "linear: cublasGemmEx");
-    if (bias) detail::for_elements(ctx, y.rows(), y.cols(), detail::AddBias<A>{bias, y}, "linear: bias");
+    constexpr auto compute = std::is_same_v<F, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
+    if (heads == 1)
+      detail::check_cublas(cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
+                                           weight.data, type_of<A>, weight.stride[1], x.data, type_of<A>, x.stride[0],
+                                           &of_residual, y.data, type_of<A>, y.stride[0], compute, CUBLAS_GEMM_DEFAULT),
+                           "linear: cublasGemmEx");
+    else
+      detail::check_cublas(
+          cublasGemmStridedBatchedEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
+                                        weight.data, type_of<A>, weight.stride[1], weight.stride[0], x.data, type_of<A>,
+                                        x.stride[0], x.stride[1], &of_residual, y.data, type_of<A>, y.stride[0],
+                                        y.stride[1], heads, compute, CUBLAS_GEMM_DEFAULT),
+          "linear: cublasGemmStridedBatchedEx");
+    if (bias) detail::for_elements(ctx, y.rows(), out, detail::AddBias<A>{bias, head_of(y, 0)}, "linear: bias");
   }
 };
 

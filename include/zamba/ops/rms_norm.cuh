@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: MIT
 // rms_norm on CUDA; equations and shapes in rms_norm.hpp.
 //
-// Forward: a block a position, whose threads hold v in registers, or read it twice where it is too wide. Backward: the
-// same for d_x and d_t; d_weight in two more kernels, a thread a column, over fixed groups of positions and then over
-// the groups in order.
+// Forward: a block a position, whose threads hold v and their part of the weight in registers, read 16 bytes at a time
+// where rows allow; the weight also for the positions that the block takes later. Where a position is too wide for that
+// it is read twice. Backward: a block a position for d_x and d_t; d_weight in two more kernels, a thread a column, over
+// fixed groups of positions and then over the groups in order.
 //
 // Numeric contract: sums in compute_t, in an order fixed by the width and the number of positions. Agrees with the CPU
 // version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
 #include <zamba/context.cuh>
 #include <zamba/detail/block_sum.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/rms_norm.hpp>
 
 namespace zamba {
@@ -27,6 +32,17 @@ struct SummedInput {
 
   __device__ Index width() const { return x.cols(); }
   __device__ F value(Index i, Index c) const { return F(x(i, c)) + (t ? F(t(i, c)) : F(0)); }
+  /// Width neighbouring values from column c on.
+  template <int Width>
+  __device__ void values(Index i, Index c, F (&to)[Width]) const {
+    load_piece<Width>(&x(i, c), to);
+    if (!t) return;
+    F more[Width];
+    load_piece<Width>(&t(i, c), more);
+#pragma unroll
+    for (int k = 0; k < Width; ++k) to[k] += more[k];
+  }
+  bool in_pieces() const { return detail::in_pieces(x) && (!t || detail::in_pieces(t)); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     d_x(i, c) = A(F(d_x(i, c)) + d_v);
     if (d_t) d_t(i, c) = A(d_v);
@@ -43,6 +59,11 @@ struct ConcatenatedInput {
 
   __device__ Index width() const { return a.cols() + b.cols(); }
   __device__ F value(Index i, Index c) const { return c < a.cols() ? F(a(i, c)) : F(b(i, c - a.cols())); }
+  template <int Width>
+  __device__ void values(Index i, Index c, F (&to)[Width]) const {
+    load_piece<Width>(c < a.cols() ? &a(i, c) : &b(i, c - a.cols()), to);
+  }
+  bool in_pieces() const { return detail::in_pieces(a) && detail::in_pieces(b); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     A& d = c < a.cols() ? d_a(i, c) : d_b(i, c - a.cols());
     d = A(F(d) + d_v);
@@ -60,41 +81,80 @@ struct RmsNormTraits {
   static constexpr int columns = 128;  // of d_weight in one block
 };
 
-template <class Traits>
+/// For positions of at most threads * Held::value elements. A thread has neighbouring elements of 16 bytes; where Wide,
+/// it reads and writes them at once. The order of the sum is the same either way.
+template <class Traits, class Held, bool Wide>
 __global__ void __launch_bounds__(Traits::threads)
     rms_norm_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight, typename Traits::F eps,
                     Matrix<typename Traits::A> out, Vector<typename Traits::F> rstd) {
+  using A = typename Traits::A;
+  using F = typename Traits::F;
+  constexpr int width = wide<A>, pieces = Held::value / width;
+  const int all = static_cast<int>(in.width());
+  const auto column = [](int p) { return (p * Traits::threads + static_cast<int>(threadIdx.x)) * width; };
+  F weights[pieces][width] = {};
+#pragma unroll
+  for (int p = 0; p < pieces; ++p) {
+    if constexpr (Wide) {
+      if (column(p) < all) load_values<width>(&weight[column(p)], weights[p]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < width; ++k)
+        if (column(p) + k < all) weights[p][k] = weight[column(p) + k];
+    }
+  }
+  int turn = 0;
+  for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x, turn ^= 1) {
+    F held[pieces][width] = {}, squares = 0;
+#pragma unroll
+    for (int p = 0; p < pieces; ++p) {
+      if constexpr (Wide) {
+        if (column(p) < all) in.template values<width>(i, column(p), held[p]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < width; ++k)
+          if (column(p) + k < all) held[p][k] = in.value(i, column(p) + k);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < pieces; ++p)
+#pragma unroll
+      for (int k = 0; k < width; ++k) squares += held[p][k] * held[p][k];
+    const F scale = F(1) / ::sqrt(block_sum_in_turn<Traits::threads>(squares, turn) / F(all) + eps);
+    if (threadIdx.x == 0) rstd[i] = scale;
+#pragma unroll
+    for (int p = 0; p < pieces; ++p) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) held[p][k] = weights[p][k] * (held[p][k] * scale);
+      if constexpr (Wide) {
+        if (column(p) < all) store_piece<width>(&out(i, column(p)), held[p]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < width; ++k)
+          if (column(p) + k < all) out(i, column(p) + k) = A(held[p][k]);
+      }
+    }
+  }
+}
+
+/// For positions of any width.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads)
+    rms_norm_twice_read_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight,
+                               typename Traits::F eps, Matrix<typename Traits::A> out,
+                               Vector<typename Traits::F> rstd) {
   using F = typename Traits::F;
   const Index width = in.width();
-  const bool holds = width <= Traits::threads * Traits::held;
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x) {
-    F squares = 0, held[Traits::held];
-    if (holds) {
-#pragma unroll
-      for (int k = 0; k < Traits::held; ++k) {
-        const Index c = k * Traits::threads + threadIdx.x;
-        held[k] = c < width ? in.value(i, c) : F(0);
-      }
-#pragma unroll
-      for (int k = 0; k < Traits::held; ++k) squares += held[k] * held[k];
-    } else {
-      for (Index c = threadIdx.x; c < width; c += Traits::threads) {
-        const F v = in.value(i, c);
-        squares += v * v;
-      }
+    F squares = 0;
+    for (Index c = threadIdx.x; c < width; c += Traits::threads) {
+      const F v = in.value(i, c);
+      squares += v * v;
     }
     const F scale = F(1) / ::sqrt(block_sum<Traits::threads>(squares) / F(width) + eps);
     if (threadIdx.x == 0) rstd[i] = scale;
-    if (holds) {
-#pragma unroll
-      for (int k = 0; k < Traits::held; ++k) {
-        const Index c = k * Traits::threads + threadIdx.x;
-        if (c < width) out(i, c) = typename Traits::A(weight[c] * (held[k] * scale));
-      }
-    } else {
-      for (Index c = threadIdx.x; c < width; c += Traits::threads)
-        out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale));
-    }
+    for (Index c = threadIdx.x; c < width; c += Traits::threads)
+      out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale));
   }
 }
 
@@ -172,14 +232,40 @@ struct RmsNorm<cuda> {
  private:
   /// At most this many partial sums of d_weight.
   static constexpr Index groups_at_most = 64;
+  /// Blocks of the forward pass: what a GPU holds at a time, so that most of them take several positions.
+  static constexpr Index blocks_at_most = 512;
+
+  /// Blocks of about equally many positions.
+  static unsigned even_blocks(Index positions) {
+    const Index each = (positions + blocks_at_most - 1) / blocks_at_most;
+    return static_cast<unsigned>((positions + each - 1) / each);
+  }
 
   template <class Input, class A, class F>
   static void launch_forward(Context<cuda>& ctx, const Input& in, Vector<const F> weight, double eps, Matrix<A> out,
                              Vector<F> rstd) {
     using Traits = detail::RmsNormTraits<Input>;
     if (out.rows() == 0) return;
-    detail::rms_norm_kernel<Traits><<<detail::blocks_for(out.rows(), 1), Traits::threads, 0, ctx.stream()>>>(
-        in, weight, static_cast<F>(eps), out, rstd);
+    const bool whole =
+        in.in_pieces() && detail::in_pieces(out) && reinterpret_cast<std::uintptr_t>(weight.data) % 16 == 0;
+    using All = std::integral_constant<int, Traits::held>;
+    using Half = std::integral_constant<int, Traits::held / 2>;
+    if (out.cols() > Traits::threads * All::value) {
+      detail::rms_norm_twice_read_kernel<Traits>
+          <<<detail::blocks_for(out.rows(), 1), Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps),
+                                                                                    out, rstd);
+      return detail::check_launch("rms_norm");
+    }
+    const unsigned blocks = even_blocks(out.rows());
+    if (whole && out.cols() <= Traits::threads * Half::value)
+      detail::rms_norm_kernel<Traits, Half, true>
+          <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps), out, rstd);
+    else if (whole)
+      detail::rms_norm_kernel<Traits, All, true>
+          <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps), out, rstd);
+    else
+      detail::rms_norm_kernel<Traits, All, false>
+          <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps), out, rstd);
     detail::check_launch("rms_norm");
   }
 
