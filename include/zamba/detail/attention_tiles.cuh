@@ -16,6 +16,9 @@
 // and in one order, so a rerun is bit-equal and a row gives the same in any batch. The output is rounded once.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
 #include <zamba/detail/tensor_core.cuh>
@@ -92,8 +95,7 @@ __device__ void copy_tile(bf16* to, const bf16* from, Index stride, int rows, in
     from += first * stride + c;
     if (c >= columns) rows = 0;
 #pragma unroll 1
-    for (int r = first; r < Rows; r += step, to += step * Stride, from += step * stride)
-      copy_async(to, from, r < rows);
+    for (int r = first; r < Rows; r += step, to += step * Stride, from += step * stride) copy_async(to, from, r < rows);
   } else {
 #pragma unroll 1
     for (int i = threadIdx.x; i < Rows * Pieces; i += Threads) {
@@ -126,24 +128,21 @@ __device__ inline float sum_of_row(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-inline constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+inline constexpr float log2_e = 1.4426950408889634f;
 
-/// Scores (16 RowTiles x 8 ColumnTiles) in units of log 2; -infinity where a key comes after the query. `query` and
-/// `key` are the positions of the first row and column.
+/// Scores (16 RowTiles x 8 ColumnTiles) of keys after the query become -infinity. `query` and `key` are the positions
+/// of the first row and column.
 template <int RowTiles, int ColumnTiles>
-__device__ void scale_and_mask(float (&scores)[RowTiles][ColumnTiles][4], float scale, int query, int key) {
+__device__ void mask(float (&scores)[RowTiles][ColumnTiles][4], int query, int key) {
+  if (key + 8 * ColumnTiles - 1 <= query) return;
   const int lane = threadIdx.x % 32;
-  const bool all_seen = key + 8 * ColumnTiles - 1 <= query;
 #pragma unroll
   for (int m = 0; m < RowTiles; ++m)
 #pragma unroll
     for (int n = 0; n < ColumnTiles; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scores[m][n][i] *= scale;
-        if (!all_seen && key + 8 * n + lane % 4 * 2 + i % 2 > query + 16 * m + lane / 4 + i / 2 * 8)
-          scores[m][n][i] = -INFINITY;
-      }
+      for (int i = 0; i < 4; ++i)
+        if (key + 8 * n + lane % 4 * 2 + i % 2 > query + 16 * m + lane / 4 + i / 2 * 8) scores[m][n][i] = -INFINITY;
 }
 
 /// sums *= factor, row by row; factor (rows g and g + 8 of every tile). Most often no row has a greater score than
@@ -235,8 +234,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
   StageRing<Traits> ring{queries + Traits::queries * stride};
 
   const Index k_stride = source.k.stride[1], v_stride = source.v.stride[1];
-  int next = 0;           // the first key of the next tile to copy
-  bool values = false;    // whether its keys have been
+  int next = 0;         // the first key of the next tile to copy
+  bool values = false;  // whether its keys have been
   const auto copy = [&](bf16* to) {
     if (next < tile.keys) {
       const Index from_stride = values ? v_stride : k_stride;
@@ -265,7 +264,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
     unsigned probabilities[row_tiles][key_tiles][2];
     if (sees) {
       float scores[row_tiles][key_tiles][4] = {};
-#pragma unroll 2
+#pragma unroll(Traits::dims > 128 ? 1 : 2)
       for (int d = 0; d < Traits::dims; d += 16) {
         unsigned a[row_tiles][4];
 #pragma unroll
@@ -282,7 +281,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
           }
         }
       }
-      scale_and_mask(scores, scale, tile.position + row, first);
+      mask(scores, tile.position + row, first);
       float shrink[row_tiles][2];
 #pragma unroll
       for (int m = 0; m < row_tiles; ++m)
@@ -293,13 +292,14 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
           for (int n = 0; n < key_tiles; ++n)
             most = ::max(most, ::max(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
           most = greatest_of_row(most);
-          shrink[m][half] = exp2_approximate(greatest[m][half] - most);
+          shrink[m][half] = exp2_approximate((greatest[m][half] - most) * scale);
           greatest[m][half] = most;
+          const float origin = -most * scale;
           float of_tile = 0;
 #pragma unroll
           for (int n = 0; n < key_tiles; ++n) {
-            const float low = exp2_approximate(scores[m][n][2 * half] - most);
-            const float high = exp2_approximate(scores[m][n][2 * half + 1] - most);
+            const float low = exp2_approximate(::fmaf(scores[m][n][2 * half], scale, origin));
+            const float high = exp2_approximate(::fmaf(scores[m][n][2 * half + 1], scale, origin));
             of_tile += low + high;
             probabilities[m][n][half] = pack_bf16(low, high);
           }
@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
       const float all = sum_of_row(total[m][half]);
       const int r = row + 16 * m + 8 * half + lane / 4;
       if (lane % 4 == 0 && r < tile.tokens)
-        lse(tile.token + r, tile.head) = greatest[m][half] * ln_2 + ::log(all);
+        lse(tile.token + r, tile.head) = greatest[m][half] * static_cast<float>(shape.scale) + ::log(all);
       total[m][half] = 1 / all;
     }
   write_sums(tile, sums, total, row, 0, head_dim, out);
@@ -352,8 +352,8 @@ struct DeepAttentionTraits {
   static_assert(slab_dims % 16 == 0 && slab_keys % 32 == 0 && keys % slab_keys == 0);
   static constexpr int stride = dims + 8, k_stride = slab_dims + 8, p_stride = keys + 8;
   static_assert(stride / 8 % 2 == 1 && k_stride / 8 % 2 == 1 && p_stride / 8 % 2 == 1);
-  static constexpr int stages = Stages_;
-  static constexpr int stage_size = keys * k_stride > slab_keys * stride ? keys * k_stride : slab_keys * stride;
+  static constexpr int key_slab = keys * k_stride, value_slab = slab_keys * stride;
+  static constexpr int stages = Stages_, stage_size = std::max(key_slab, value_slab);
   static constexpr int shared_bytes =
       (queries * (stride + p_stride) + stages * stage_size) * static_cast<int>(sizeof(bf16)) +
       queries * column_groups * static_cast<int>(sizeof(float));
@@ -372,7 +372,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
   const int lane = threadIdx.x % 32, group = threadIdx.x / 32 % groups;
   const int row = threadIdx.x / 32 / groups * 16 * row_tiles;
   const float scale = static_cast<float>(shape.scale) * log2_e;
-  bf16* queries = reinterpret_cast<bf16*>(tiles);             // (queries, stride)
+  bf16* queries = reinterpret_cast<bf16*>(tiles);            // (queries, stride)
   bf16* probabilities = queries + Traits::queries * stride;  // (queries, p_stride)
   StageRing<Traits> ring{probabilities + Traits::queries * Traits::p_stride};
   float* of_groups = reinterpret_cast<float*>(ring.stages + Traits::stages * Traits::stage_size);  // (queries, groups)
@@ -391,8 +391,8 @@ __global__ void __launch_bounds__(Traits::threads, 1)
             to, tile.k + next * k_stride + d, k_stride, tile.keys - next, head_dim - d);
       } else {
         const int j = next + (slab - slabs) * Traits::slab_keys;
-        copy_tile<Traits::threads, Traits::slab_keys, Traits::dims / 8, stride>(
-            to, tile.v + j * v_stride, v_stride, tile.keys - j, head_dim);
+        copy_tile<Traits::threads, Traits::slab_keys, Traits::dims / 8, stride>(to, tile.v + j * v_stride, v_stride,
+                                                                                tile.keys - j, head_dim);
       }
       if (++slab == slabs + value_slabs(next)) {
         slab = 0;
@@ -439,7 +439,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       }
     }
 
-    scale_and_mask(scores, scale, tile.position + row, own_key);
+    mask(scores, tile.position + row, own_key);
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
@@ -461,14 +461,15 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         float most = greatest[m][half];
 #pragma unroll
         for (int g = 0; g < groups; ++g) most = ::max(most, of_groups[r * groups + g]);
-        shrink[m][half] = exp2_approximate(greatest[m][half] - most);
+        shrink[m][half] = exp2_approximate((greatest[m][half] - most) * scale);
         greatest[m][half] = most;
+        const float origin = -most * scale;
         float of_tile = 0;
         auto* to = reinterpret_cast<unsigned*>(probabilities + r * Traits::p_stride + group * 8 * key_tiles);
 #pragma unroll
         for (int n = 0; n < key_tiles; ++n) {
-          const float low = exp2_approximate(scores[m][n][2 * half] - most);
-          const float high = exp2_approximate(scores[m][n][2 * half + 1] - most);
+          const float low = exp2_approximate(::fmaf(scores[m][n][2 * half], scale, origin));
+          const float high = exp2_approximate(::fmaf(scores[m][n][2 * half + 1], scale, origin));
           of_tile += low + high;
           to[4 * n + lane % 4] = pack_bf16(low, high);
         }
@@ -523,13 +524,13 @@ __global__ void __launch_bounds__(Traits::threads, 1)
 #pragma unroll
       for (int g = 0; g < groups; ++g) all += of_groups[r * groups + g];
       if (group == 0 && lane % 4 == 0 && r < tile.tokens)
-        lse(tile.token + r, tile.head) = greatest[m][half] * ln_2 + ::log(all);
+        lse(tile.token + r, tile.head) = greatest[m][half] * static_cast<float>(shape.scale) + ::log(all);
       total[m][half] = 1 / all;
     }
   write_sums(tile, sums, total, row, group * 8 * dim_tiles, head_dim, out);
 }
 
-/// Heads that fit the kernels above, and their launch.
+/// What fits the kernels above, and their launch. The greatest score is that of the greatest product where scale > 0.
 class AttentionTiles {
  public:
   static constexpr Index most_dimensions = 512;
@@ -539,8 +540,8 @@ class AttentionTiles {
     const auto aligned = [](const bf16* data, Index stride) {
       return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
     };
-    return shape.head_dim % 8 == 0 && shape.head_dim <= most_dimensions && aligned(q.data, q.stride[0]) &&
-           aligned(keys.k.data, keys.k.stride[0] | keys.k.stride[1]) &&
+    return shape.scale > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= most_dimensions &&
+           aligned(q.data, q.stride[0]) && aligned(keys.k.data, keys.k.stride[0] | keys.k.stride[1]) &&
            aligned(keys.v.data, keys.v.stride[0] | keys.v.stride[1]) && aligned(out.data, out.stride[0]);
   }
 
@@ -548,10 +549,18 @@ class AttentionTiles {
                      const AttentionKeys<bf16>& keys, const Sequences& sequences, const AttentionRows& rows,
                      Matrix<bf16> out, Matrix<float> lse) {
     const auto narrow = [&]<class Traits>(Traits) {
-      launch<Traits>(narrow_attention_kernel<Traits>, ctx, shape, q, keys, sequences, rows, out, lse);
+      allow_shared(narrow_attention_kernel<Traits>, Traits::shared_bytes);
+      narrow_attention_kernel<Traits>
+          <<<blocks<Traits>(shape, sequences), Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
+              shape, q, keys, sequences, rows, out, lse);
+      check_launch("attention");
     };
     const auto deep = [&]<class Traits>(Traits) {
-      launch<Traits>(deep_attention_kernel<Traits>, ctx, shape, q, keys, sequences, rows, out, lse);
+      allow_shared(deep_attention_kernel<Traits>, Traits::shared_bytes);
+      deep_attention_kernel<Traits>
+          <<<blocks<Traits>(shape, sequences), Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
+              shape, q, keys, sequences, rows, out, lse);
+      check_launch("attention");
     };
     if (shape.head_dim <= 64) return narrow(NarrowAttentionTraits<64, 64>{});
     if (shape.head_dim <= 80) return narrow(NarrowAttentionTraits<80, 64>{});
@@ -564,17 +573,17 @@ class AttentionTiles {
   }
 
  private:
-  template <class Traits, class Kernel>
-  static void launch(Kernel* kernel, Context<cuda>& ctx, const AttentionShape& shape, Matrix<const bf16> q,
-                     const AttentionKeys<bf16>& keys, const Sequences& sequences, const AttentionRows& rows,
-                     Matrix<bf16> out, Matrix<float> lse) {
-    static_assert(Traits::shared_bytes <= 227 * 1024);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes),
+  /// More than 48 KB have to be asked for.
+  template <class Kernel>
+  static void allow_shared(Kernel* kernel, int bytes) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                "attention: shared memory");
-    const Index blocks = (sequences.tokens / Traits::queries + sequences.rows) * shape.heads;
-    kernel<<<static_cast<unsigned>(blocks), Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
-        shape, q, keys, sequences, rows, out, lse);
-    check_launch("attention");
+  }
+
+  template <class Traits>
+  static unsigned blocks(const AttentionShape& shape, const Sequences& sequences) {
+    static_assert(Traits::shared_bytes <= 227 * 1024);
+    return static_cast<unsigned>((sequences.tokens / Traits::queries + sequences.rows) * shape.heads);
   }
 };
 

@@ -96,8 +96,8 @@ struct Softmax {
   }
 };
 
-/// Which tokens the blocks of a launch are for: place i is token i % per_row of row i / per_row, or token i of the batch
-/// where per_row is 0.
+/// Which tokens the blocks of a launch are for: place i is token i % per_row of row i / per_row, or token i of the
+/// batch where per_row is 0.
 struct AttentionPlaces {
   Index per_row;
   AttentionRows rows;
@@ -153,8 +153,7 @@ __global__ void __launch_bounds__(Traits::threads)
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int i = 0; i < Traits::width; ++i)
-        query[h][p][i] =
-            held[p] && h < count ? F(q(t, (head + h) * head_dim + d + i)) * F(shape.scale) : F(0);
+        query[h][p][i] = held[p] && h < count ? F(q(t, (head + h) * head_dim + d + i)) * F(shape.scale) : F(0);
   }
 
   Softmax<Traits> softmax[heads];
@@ -451,11 +450,10 @@ struct Attention<cuda> {
     const auto shared = static_cast<std::size_t>(std::max<Index>(of_warps, 2 * Traits::most_parts)) * sizeof(F);
     ArenaScope scope(ctx.arena());
     detail::AttentionParts<F> parts{{}, arrived};
-    if (most_parts > 1)
-      parts.sums = ctx.arena().template tensor<F>(most_parts, down, shape.heads, shape.head_dim + 2);
+    if (most_parts > 1) parts.sums = ctx.arena().template tensor<F>(most_parts, down, shape.heads, shape.head_dim + 2);
     const dim3 grid(static_cast<unsigned>(down), static_cast<unsigned>(across), static_cast<unsigned>(most_parts));
-    detail::attention_kernel<Traits><<<grid, Traits::threads, shared, ctx.stream()>>>(shape, q, keys, sequences, places,
-                                                                                      parts, out, lse);
+    detail::attention_kernel<Traits>
+        <<<grid, Traits::threads, shared, ctx.stream()>>>(shape, q, keys, sequences, places, parts, out, lse);
     detail::check_launch("attention");
   }
 };
