@@ -48,7 +48,7 @@ struct AttentionRows {
 /// A tile of queries of one row and head, with its keys.
 struct QueryTile {
   const bf16 *q, *k, *v;  // of the first query, of key 0
-  Index token, head;      // the first query's
+  int token, head;        // the first query's
   int tokens;             // of the tile
   int position;           // of the first query
   int keys;               // that the last query sees
@@ -63,7 +63,7 @@ struct QueryTile {
     QueryTile tile{};
     const unsigned block = gridDim.x - 1 - blockIdx.x, heads = static_cast<unsigned>(shape.heads);
     const Index place = block / heads;
-    tile.head = block % heads;
+    tile.head = static_cast<int>(block % heads);
     Index row = 0, high = sequences.rows;
     while (high - row > 1) {
       const Index middle = (row + high) / 2;
@@ -73,7 +73,7 @@ struct QueryTile {
     const Index first = (place - begin / Queries - row) * Queries;
     if (first >= length || !rows.have(length)) return tile;
     const Index column = tile.head / (shape.heads / shape.kv_heads) * shape.head_dim;
-    tile.token = begin + first;
+    tile.token = static_cast<int>(begin + first);
     tile.tokens = static_cast<int>(::min(Index{Queries}, length - first));
     tile.position = static_cast<int>(first + (source.cached ? sequences.start(row) : 0));
     tile.keys = tile.position + tile.tokens;
@@ -255,10 +255,11 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
 #pragma unroll
   for (int m = 0; m < row_tiles; ++m) greatest[m][0] = greatest[m][1] = -INFINITY;
   const bf16* own_queries = queries + row * stride + place_of_a<stride>();
+  const int last = row < tile.tokens ? tile.position + row + 16 * row_tiles - 1 : -1;  // the position of the last query
 
   for (int first = 0; first < tile.keys; first += Traits::keys) {
     // A warp that sees none of these keys only keeps pace.
-    const bool sees = first <= tile.position + row + 16 * row_tiles - 1 && row < tile.tokens;
+    const bool sees = first <= last;
     const bf16* k = ring.to_read() + place_of_b<stride>();
     copy(ring.to_write());
     unsigned probabilities[row_tiles][key_tiles][2];
@@ -535,9 +536,9 @@ class AttentionTiles {
  public:
   static constexpr Index most_dimensions = 512;
 
-  static bool fit(const AttentionShape& shape, Matrix<const bf16> q, const AttentionKeys<bf16>& keys,
-                  Matrix<bf16> out) {
-    const auto aligned = [](const bf16* data, Index stride) {
+  template <class A>
+  static bool fit(const AttentionShape& shape, Matrix<const A> q, const AttentionKeys<A>& keys, Matrix<A> out) {
+    const auto aligned = [](const A* data, Index stride) {
       return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
     };
     return shape.scale > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= most_dimensions &&
@@ -545,9 +546,10 @@ class AttentionTiles {
            aligned(keys.v.data, keys.v.stride[0] | keys.v.stride[1]) && aligned(out.data, out.stride[0]);
   }
 
-  static void launch(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const bf16> q,
-                     const AttentionKeys<bf16>& keys, const Sequences& sequences, const AttentionRows& rows,
-                     Matrix<bf16> out, Matrix<float> lse) {
+  /// A is bf16; a template, so that only what uses the kernels compiles them.
+  template <class A>
+  static void launch(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q, const AttentionKeys<A>& keys,
+                     const Sequences& sequences, const AttentionRows& rows, Matrix<A> out, Matrix<float> lse) {
     const auto narrow = [&]<class Traits>(Traits) {
       allow_shared(narrow_attention_kernel<Traits>, Traits::shared_bytes);
       narrow_attention_kernel<Traits>
