@@ -2,11 +2,11 @@
 // attention on CUDA, forward; equations and shapes in attention.hpp.
 //
 // Rows of few tokens over a cache go at the pace of memory: a block takes one token, up to four heads that share keys,
-// and a part of the keys; its warps take turns at them, each with a running softmax of its own, and the lanes share the
-// head's dimensions. The block of a token that finishes last joins the parts, in order. The number of parts is bounded,
-// so the grid does not depend on how long a cache may become.
-// Longer rows of bf16 go through tensor cores (detail/attention_tiles.cuh); of other types, or where rows do not start
-// at multiples of 16 bytes, through the kernel for few tokens with one part.
+// and a part of the keys; teams of lanes take turns at them, each with a running softmax of its own, and the lanes of a
+// team share the head's dimensions. The block of a token that finishes last joins the parts, in order. The number of
+// parts is bounded, so the grid does not depend on how long a cache may become. Longer rows of bf16 go through tensor
+// cores (detail/attention_tiles.cuh); of other types, or where rows do not start at multiples of 16 bytes, through the
+// kernel for few tokens with one part.
 //
 // Numeric contract: scores, softmax and sums in compute_t; which way a row goes, its parts and the order of its keys
 // follow from the row alone, so a rerun is bit-equal and nothing depends on the rest of the batch. Rounded once when
@@ -54,19 +54,19 @@ struct Piece {
   }
 };
 
-/// Activations of A_, keys of S_, Heads_ of a token together; lane l holds pieces l, l + 32, ... of a head, Pieces_ of
-/// them, of Width_ dimensions.
-template <class A_, class S_, int Heads_, int Width_, int Pieces_>
+/// Activations of A_, keys of S_, Heads_ of a token together. Teams of Lanes_ lanes: lane l holds pieces l, l + Lanes_,
+/// ... of a head, Pieces_ of them, of Width_ dimensions.
+template <class A_, class S_, int Heads_, int Lanes_, int Width_, int Pieces_>
 struct AttentionTraits {
   using A = A_;
   using S = S_;
   using F = compute_t<A>;
-  static constexpr int heads = Heads_, width = Width_, pieces = Pieces_;
-  static constexpr int warps = 4, threads = 32 * warps;
-  static constexpr int at_once = 4;      // keys of a warp whose loads are in flight together
+  static constexpr int heads = Heads_, lanes = Lanes_, width = Width_, pieces = Pieces_;
+  static constexpr int threads = 128, teams = threads / lanes;
+  static constexpr int at_once = 4;      // keys of a team whose loads are in flight together
   static constexpr int least_keys = 64;  // of a part, and its sizes are multiples of it
   static constexpr int most_parts = 32;
-  static_assert(most_parts <= threads);
+  static_assert(32 % lanes == 0 && most_parts <= threads);
 };
 
 /// A running softmax of one head: the greatest score, the sum of exponentials, and the weighted sum of values in the
@@ -76,12 +76,12 @@ struct Softmax {
   using F = typename Traits::F;
   F greatest = -INFINITY, total = 0, sum[Traits::pieces][Traits::width] = {};
 
-  /// The weights of keys by their scores, of which the first is of a key and those of -infinity are of none.
+  /// The weights of keys by their scores; those of -infinity are of none.
   __device__ void add(const F (&scores)[Traits::at_once], F (&weights)[Traits::at_once]) {
     F next = greatest;
 #pragma unroll
     for (int b = 0; b < Traits::at_once; ++b) next = ::max(next, scores[b]);
-    const F shrink = ::exp(greatest - next);
+    const F shrink = greatest == next ? F(1) : ::exp(greatest - next);  // also where there was no key yet
     greatest = next;
     total *= shrink;
 #pragma unroll
@@ -90,7 +90,7 @@ struct Softmax {
       for (int i = 0; i < Traits::width; ++i) sum[p][i] *= shrink;
 #pragma unroll
     for (int b = 0; b < Traits::at_once; ++b) {
-      weights[b] = ::exp(scores[b] - next);
+      weights[b] = scores[b] == -INFINITY ? F(0) : ::exp(scores[b] - next);
       total += weights[b];
     }
   }
@@ -118,10 +118,10 @@ __global__ void __launch_bounds__(Traits::threads)
   using A = typename Traits::A;
   using S = typename Traits::S;
   using F = typename Traits::F;
-  constexpr int heads = Traits::heads, warps = Traits::warps, at_once = Traits::at_once;
+  constexpr int heads = Traits::heads, lanes = Traits::lanes, teams = Traits::teams, at_once = Traits::at_once;
   extern __shared__ char shared[];
-  F* of_warps = reinterpret_cast<F*>(shared);  // (warps, heads, head_dim + 2), then the parts' weights and totals
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head_dim = static_cast<int>(shape.head_dim);
+  F* of_teams = reinterpret_cast<F*>(shared);  // (teams, heads, head_dim + 2), then the parts' weights and totals
+  const int lane = threadIdx.x % lanes, team = threadIdx.x / lanes, head_dim = static_cast<int>(shape.head_dim);
 
   const Index place = blockIdx.x;
   const Index row = places.per_row ? place / places.per_row : row_of(sequences, place);
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(Traits::threads)
   F query[heads][Traits::pieces][Traits::width];
 #pragma unroll
   for (int p = 0; p < Traits::pieces; ++p) {
-    const int d = (32 * p + lane) * Traits::width;
+    const int d = (lanes * p + lane) * Traits::width;
     held[p] = d < head_dim;
 #pragma unroll
     for (int h = 0; h < heads; ++h)
@@ -160,18 +160,19 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index column = Index{kv_head} * head_dim + lane * Traits::width;
   const S* k = keys.key(row, begin) + column;
   const S* v = keys.value(row, begin) + column;
-  for (int j = first + warp * at_once; j < end; j += warps * at_once) {
+  for (int turn = first; turn < end; turn += teams * at_once) {
+    const int j = turn + team * at_once;  // may be at or after the end
     Piece<S, Traits::width> key[at_once][Traits::pieces] = {}, value[at_once][Traits::pieces] = {};
 #pragma unroll
     for (int b = 0; b < at_once; ++b)
 #pragma unroll
       for (int p = 0; p < Traits::pieces; ++p)
-        if (held[p]) key[b][p].load(k + ::min(j + b, end - 1) * keys.k.stride[1] + 32 * p * Traits::width);
+        if (held[p]) key[b][p].load(k + ::min(j + b, end - 1) * keys.k.stride[1] + lanes * p * Traits::width);
 #pragma unroll
     for (int b = 0; b < at_once; ++b)
 #pragma unroll
       for (int p = 0; p < Traits::pieces; ++p)
-        if (held[p]) value[b][p].load(v + ::min(j + b, end - 1) * keys.v.stride[1] + 32 * p * Traits::width);
+        if (held[p]) value[b][p].load(v + ::min(j + b, end - 1) * keys.v.stride[1] + lanes * p * Traits::width);
 
     F scores[heads][at_once] = {};
 #pragma unroll
@@ -191,7 +192,7 @@ __global__ void __launch_bounds__(Traits::threads)
 #pragma unroll
       for (int b = 0; b < at_once; ++b) {
 #pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2)
+        for (int distance = lanes / 2; distance > 0; distance /= 2)
           scores[h][b] += __shfl_xor_sync(0xffffffffu, scores[h][b], distance);
         if (j + b >= end) scores[h][b] = -INFINITY;
       }
@@ -213,12 +214,12 @@ __global__ void __launch_bounds__(Traits::threads)
   const int stride = head_dim + 2;
 #pragma unroll
   for (int h = 0; h < heads; ++h) {
-    F* of_head = of_warps + (warp * heads + h) * stride;
+    F* of_head = of_teams + (team * heads + h) * stride;
 #pragma unroll
     for (int p = 0; p < Traits::pieces; ++p)
 #pragma unroll
       for (int i = 0; i < Traits::width; ++i)
-        if (held[p]) of_head[(32 * p + lane) * Traits::width + i] = softmax[h].sum[p][i];
+        if (held[p]) of_head[(lanes * p + lane) * Traits::width + i] = softmax[h].sum[p][i];
     if (lane == 0) {
       of_head[head_dim] = softmax[h].greatest;
       of_head[head_dim + 1] = softmax[h].total;
@@ -226,12 +227,12 @@ __global__ void __launch_bounds__(Traits::threads)
   }
   __syncthreads();
   for (int h = 0; h < count; ++h) {
-    const F* of_head = of_warps + h * stride;
-    F greatest = -INFINITY, total = 0, scale[warps];
+    const F* of_head = of_teams + h * stride;
+    F greatest = -INFINITY, total = 0, scale[teams];
 #pragma unroll
-    for (int w = 0; w < warps; ++w) greatest = ::max(greatest, of_head[w * heads * stride + head_dim]);
+    for (int w = 0; w < teams; ++w) greatest = ::max(greatest, of_head[w * heads * stride + head_dim]);
 #pragma unroll
-    for (int w = 0; w < warps; ++w) {
+    for (int w = 0; w < teams; ++w) {
       scale[w] = ::exp(of_head[w * heads * stride + head_dim] - greatest);
       total += scale[w] * of_head[w * heads * stride + head_dim + 1];
     }
@@ -239,7 +240,7 @@ __global__ void __launch_bounds__(Traits::threads)
     for (int d = threadIdx.x; d < head_dim; d += Traits::threads) {
       F sum = 0;
 #pragma unroll
-      for (int w = 0; w < warps; ++w) sum += scale[w] * of_head[w * heads * stride + d];
+      for (int w = 0; w < teams; ++w) sum += scale[w] * of_head[w * heads * stride + d];
       if (to)
         to[d] = sum;
       else
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(Traits::threads)
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  F *weights = of_warps, *totals = of_warps + Traits::most_parts;
+  F *weights = of_teams, *totals = of_teams + Traits::most_parts;
   const Index part_stride = parts.sums.stride[0];
   for (int h = 0; h < count; ++h) {
     const F* from = &parts.sums(0, place, head + h, 0);
@@ -406,15 +407,17 @@ struct Attention<cuda> {
     constexpr int wide = detail::wide<S>;
     const bool in_pieces = shape.head_dim % wide == 0 && starts_pieces(keys.k) && starts_pieces(keys.v);
     const Index group = shape.heads / shape.kv_heads;
-    const auto with = [&]<int Heads, int Width, int Pieces>(detail::AttentionTraits<A, S, Heads, Width, Pieces>) {
-      launch_pieces<Heads, Width, Pieces>(ctx, shape, q, keys, sequences, places, arrived, out, lse);
-    };
-    if (!in_pieces) return with(detail::AttentionTraits<A, S, 1, 1, 2>{});
+    const auto with =
+        [&]<int Heads, int Lanes, int Width, int Pieces>(detail::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>) {
+          launch_pieces<Heads, Lanes, Width, Pieces>(ctx, shape, q, keys, sequences, places, arrived, out, lse);
+        };
+    if (!in_pieces) return with(detail::AttentionTraits<A, S, 1, 32, 1, 2>{});
     if constexpr (std::is_same_v<S, bf16>) {
-      if (group > 2) return with(detail::AttentionTraits<A, S, 4, wide, 1>{});
-      if (group == 2) return with(detail::AttentionTraits<A, S, 2, wide, 1>{});
+      if (group > 2) return with(detail::AttentionTraits<A, S, 4, 8, wide, 1>{});
+      if (group == 2) return with(detail::AttentionTraits<A, S, 2, 8, wide, 1>{});
+      return with(detail::AttentionTraits<A, S, 1, 8, wide, 1>{});
     }
-    with(detail::AttentionTraits<A, S, 1, wide, 1>{});
+    with(detail::AttentionTraits<A, S, 1, 32, wide, 1>{});
   }
 
   /// Whether every position begins at a multiple of 16 bytes.
@@ -424,16 +427,18 @@ struct Attention<cuda> {
            keys.stride[1] % detail::wide<S> == 0;
   }
 
-  /// With as many pieces a lane as a head needs.
-  template <int Heads, int Width, int Pieces, class A, class S, class F>
+  /// With as many lanes, then pieces a lane, as a head needs.
+  template <int Heads, int Lanes, int Width, int Pieces, class A, class S, class F>
   static void launch_pieces(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
                             const detail::AttentionKeys<S>& keys, const Sequences& sequences,
                             const detail::AttentionPlaces& places, unsigned* arrived, Matrix<A> out, Matrix<F> lse) {
-    if constexpr (32 * Width * Pieces < most_dimensions)
-      if (shape.head_dim > 32 * Width * Pieces)
-        return launch_pieces<Heads, Width, 2 * Pieces>(ctx, shape, q, keys, sequences, places, arrived, out, lse);
-    launch<detail::AttentionTraits<A, S, Heads, Width, Pieces>>(ctx, shape, q, keys, sequences, places, arrived, out,
-                                                                lse);
+    if constexpr (Lanes * Width * Pieces < most_dimensions) {
+      constexpr int lanes = std::min(2 * Lanes, 32), pieces = Lanes < 32 ? Pieces : 2 * Pieces;
+      if (shape.head_dim > Lanes * Width * Pieces)
+        return launch_pieces<Heads, lanes, Width, pieces>(ctx, shape, q, keys, sequences, places, arrived, out, lse);
+    }
+    launch<detail::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>>(ctx, shape, q, keys, sequences, places, arrived,
+                                                                       out, lse);
   }
 
   template <class Traits, class A, class S, class F>
@@ -446,8 +451,8 @@ struct Attention<cuda> {
     const Index keys_at_most = keys.k.shape[1];
     const Index most_parts =
         arrived ? std::min<Index>((keys_at_most + Traits::least_keys - 1) / Traits::least_keys, Traits::most_parts) : 1;
-    const Index of_warps = Traits::warps * Traits::heads * (shape.head_dim + 2);
-    const auto shared = static_cast<std::size_t>(std::max<Index>(of_warps, 2 * Traits::most_parts)) * sizeof(F);
+    const Index of_teams = Traits::teams * Traits::heads * (shape.head_dim + 2);
+    const auto shared = static_cast<std::size_t>(std::max<Index>(of_teams, 2 * Traits::most_parts)) * sizeof(F);
     ArenaScope scope(ctx.arena());
     detail::AttentionParts<F> parts{{}, arrived};
     if (most_parts > 1) parts.sums = ctx.arena().template tensor<F>(most_parts, down, shape.heads, shape.head_dim + 2);
