@@ -208,6 +208,7 @@ struct StageRing {
 /// Heads of at most Dims_ dimensions, keys and values in tiles of Keys_.
 template <int Dims_, int Keys_>
 struct NarrowAttentionTraits {
+  static constexpr bool deep = false;
   static constexpr int dims = Dims_, keys = Keys_;
   static_assert(dims % 16 == 0 && keys % 32 == 0);
   static constexpr int warps = 4, threads = 32 * warps, row_tiles = 2;
@@ -346,6 +347,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
 /// and of SlabKeys_ values.
 template <int RowTiles_, int DimTiles_, int SlabDims_, int SlabKeys_, int Stages_>
 struct DeepAttentionTraits {
+  static constexpr bool deep = true;
   static constexpr int row_tiles = RowTiles_, dim_tiles = DimTiles_, slab_dims = SlabDims_, slab_keys = SlabKeys_;
   static constexpr int row_groups = 2, column_groups = 4, warps = row_groups * column_groups, threads = 32 * warps;
   static constexpr int queries = row_groups * 16 * row_tiles, dims = column_groups * 8 * dim_tiles;
@@ -531,11 +533,12 @@ __global__ void __launch_bounds__(Traits::threads, 1)
   write_sums(tile, sums, total, row, group * 8 * dim_tiles, head_dim, out);
 }
 
-/// What fits the kernels above, and their launch. The greatest score is that of the greatest product where scale > 0.
+/// What fits the kernels above, and their launch. A is bf16; templates, so that only what uses the kernels compiles
+/// them.
 class AttentionTiles {
  public:
-  static constexpr Index most_dimensions = 512;
-
+  /// Otherwise: the greatest score is not that of the greatest product, rows do not start at multiples of 16 bytes, or
+  /// the GPU has too little shared memory.
   template <class A>
   static bool fit(const AttentionShape& shape, Matrix<const A> q, const AttentionKeys<A>& keys, Matrix<A> out) {
     const auto aligned = [](const A* data, Index stride) {
@@ -543,49 +546,56 @@ class AttentionTiles {
     };
     return shape.scale > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= most_dimensions &&
            aligned(q.data, q.stride[0]) && aligned(keys.k.data, keys.k.stride[0] | keys.k.stride[1]) &&
-           aligned(keys.v.data, keys.v.stride[0] | keys.v.stride[1]) && aligned(out.data, out.stride[0]);
+           aligned(keys.v.data, keys.v.stride[0] | keys.v.stride[1]) && aligned(out.data, out.stride[0]) &&
+           with_traits(shape.head_dim, []<class Traits>(Traits) { return Traits::shared_bytes; }) <= shared_at_most();
   }
 
-  /// A is bf16; a template, so that only what uses the kernels compiles them.
   template <class A>
   static void launch(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q, const AttentionKeys<A>& keys,
                      const Sequences& sequences, const AttentionRows& rows, Matrix<A> out, Matrix<float> lse) {
-    const auto narrow = [&]<class Traits>(Traits) {
-      allow_shared(narrow_attention_kernel<Traits>, Traits::shared_bytes);
-      narrow_attention_kernel<Traits>
-          <<<blocks<Traits>(shape, sequences), Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
-              shape, q, keys, sequences, rows, out, lse);
+    with_traits(shape.head_dim, [&]<class Traits>(Traits) {
+      static_assert(Traits::shared_bytes <= 227 * 1024);
+      const auto blocks = static_cast<unsigned>((sequences.tokens / Traits::queries + sequences.rows) * shape.heads);
+      if constexpr (Traits::deep) {
+        allow_shared(deep_attention_kernel<Traits>, Traits::shared_bytes);
+        deep_attention_kernel<Traits><<<blocks, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
+            shape, q, keys, sequences, rows, out, lse);
+      } else {
+        allow_shared(narrow_attention_kernel<Traits>, Traits::shared_bytes);
+        narrow_attention_kernel<Traits><<<blocks, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
+            shape, q, keys, sequences, rows, out, lse);
+      }
       check_launch("attention");
-    };
-    const auto deep = [&]<class Traits>(Traits) {
-      allow_shared(deep_attention_kernel<Traits>, Traits::shared_bytes);
-      deep_attention_kernel<Traits>
-          <<<blocks<Traits>(shape, sequences), Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
-              shape, q, keys, sequences, rows, out, lse);
-      check_launch("attention");
-    };
-    if (shape.head_dim <= 64) return narrow(NarrowAttentionTraits<64, 64>{});
-    if (shape.head_dim <= 80) return narrow(NarrowAttentionTraits<80, 64>{});
-    if (shape.head_dim <= 128) return narrow(NarrowAttentionTraits<128, 64>{});
-    if (shape.head_dim <= 160) return narrow(NarrowAttentionTraits<160, 32>{});
-    if (shape.head_dim <= 224) return deep(DeepAttentionTraits<4, 7, 112, 64, 4>{});
-    if (shape.head_dim <= 256) return deep(DeepAttentionTraits<4, 8, 128, 64, 3>{});
-    if (shape.head_dim <= 480) return deep(DeepAttentionTraits<2, 15, 128, 32, 4>{});
-    deep(DeepAttentionTraits<2, 16, 128, 32, 4>{});
+    });
   }
 
  private:
+  static constexpr Index most_dimensions = 512;
+
+  template <class F>
+  static auto with_traits(Index head_dim, F&& f) {
+    if (head_dim <= 64) return f(NarrowAttentionTraits<64, 64>{});
+    if (head_dim <= 80) return f(NarrowAttentionTraits<80, 64>{});
+    if (head_dim <= 128) return f(NarrowAttentionTraits<128, 64>{});
+    if (head_dim <= 160) return f(NarrowAttentionTraits<160, 32>{});
+    if (head_dim <= 224) return f(DeepAttentionTraits<4, 7, 112, 64, 4>{});
+    if (head_dim <= 256) return f(DeepAttentionTraits<4, 8, 128, 64, 3>{});
+    if (head_dim <= 480) return f(DeepAttentionTraits<2, 15, 128, 32, 4>{});
+    return f(DeepAttentionTraits<2, 16, 128, 32, 4>{});
+  }
+
+  static int shared_at_most() {
+    int device = 0, bytes = 0;
+    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "attention");
+    return bytes;
+  }
+
   /// More than 48 KB have to be asked for.
   template <class Kernel>
   static void allow_shared(Kernel* kernel, int bytes) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                "attention: shared memory");
-  }
-
-  template <class Traits>
-  static unsigned blocks(const AttentionShape& shape, const Sequences& sequences) {
-    static_assert(Traits::shared_bytes <= 227 * 1024);
-    return static_cast<unsigned>((sequences.tokens / Traits::queries + sequences.rows) * shape.heads);
   }
 };
 
