@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/ops/attention.cuh>
+
+#define ZAMBA_TEST_ON On<cpu, float>, On<cuda, float>, On<cuda, double>
+#define ZAMBA_TEST_CACHES_ON On<cuda, float, bf16>
+#include "attention.cpp"
+
+namespace {
+
+/// Rounded to bf16, as the device sees them.
+Values rounded(Values values) {
+  for (double& value : values) value = static_cast<double>(bf16(static_cast<float>(value)));
+  return values;
+}
+
+Problem bf16_problem(AttentionShape shape, std::vector<Index> lengths, std::vector<Index> starts, Index max_length) {
+  Problem p = random_problem(shape, std::move(lengths), std::move(starts), max_length);
+  for (Values* values : {&p.q, &p.k, &p.v, &p.cache_k, &p.cache_v}) *values = rounded(*values);
+  return p;
+}
+
+/// Row `row` of a problem, on its own.
+Problem row_of_problem(const Problem& batch, std::size_t row) {
+  const Index first = std::accumulate(batch.lengths.begin(), batch.lengths.begin() + static_cast<long>(row), Index{0});
+  const Index length = batch.lengths[row], cached = batch.max_length * batch.k_width();
+  Problem alone = batch;
+  alone.lengths = {length};
+  alone.starts = {batch.starts[row]};
+  alone.q = part(batch.q, first * batch.q_width(), length * batch.q_width());
+  alone.k = part(batch.k, first * batch.k_width(), length * batch.k_width());
+  alone.v = part(batch.v, first * batch.k_width(), length * batch.k_width());
+  alone.cache_k = part(batch.cache_k, static_cast<Index>(row) * cached, cached);
+  alone.cache_v = part(batch.cache_v, static_cast<Index>(row) * cached, cached);
+  return alone;
+}
+
+/// out by the definition, of every row.
+Values plain_batch(const Problem& p) {
+  Values out;
+  for (std::size_t row = 0; row < p.lengths.size(); ++row) {
+    const Problem alone = row_of_problem(p, row);
+    const Index past = p.max_length > 0 ? p.starts[row] : 0;
+    const Values k = joined(part(alone.cache_k, 0, past * p.k_width()), alone.k);
+    const Values v = joined(part(alone.cache_v, 0, past * p.k_width()), alone.v);
+    out = joined(out, plain_attention(p.shape, alone.q, k, v, past));
+  }
+  return out;
+}
+
+/// Of an output in bf16, by norm: it and, on tensor cores, the probabilities are off by up to 2^-9 of themselves, each
+/// 1.1e-3 by norm where the errors are spread evenly.
+constexpr double bf16_tolerance = 2.5e-3;
+
+using Bf16 = On<cuda, bf16>;
+
+/// Against the definition, and each row alone: what lies in unused memory is NaN.
+void check_bf16(Problem p) {
+  const Values wanted = plain_batch(p);
+  for (std::size_t row = 0; row < p.lengths.size(); ++row)
+    for (Index at = (static_cast<Index>(row) * p.max_length + p.starts[row]) * p.k_width();
+         at < (static_cast<Index>(row) + 1) * p.max_length * p.k_width(); ++at)
+      p.cache_k[static_cast<std::size_t>(at)] = p.cache_v[static_cast<std::size_t>(at)] = nan;
+  p.padding = 8;
+  const Result together = run<Bf16>(p);
+  CHECK(relative_error(together.out, wanted) < bf16_tolerance);
+  Values out, lse;
+  for (std::size_t row = 0; row < p.lengths.size(); ++row) {
+    if (p.lengths[row] == 0) continue;
+    const Result alone = run<Bf16>(row_of_problem(p, row));
+    out = joined(out, alone.out);
+    lse = joined(lse, alone.lse);
+  }
+  CHECK(out == together.out);
+  CHECK(lse == together.lse);
+  // Scores of exact products, summed in float: lse is right to some 1e-7 of the scores.
+  Problem exact = p;
+  exact.padding = 0;
+  for (Values* values : {&exact.cache_k, &exact.cache_v})
+    for (double& value : *values) value = std::isnan(value) ? 0 : value;
+  CHECK(relative_error(together.lse, run<On<cpu, float>>(exact).lse) < 1e-5);
+}
+
+TEST_CASE("attention in bf16: heads of every width") {
+  for (const Index head_dim : {8, 40, 64, 72, 80, 88, 128, 136, 160, 168, 224, 232, 256, 264, 464, 480, 488, 512}) {
+    CAPTURE(head_dim);
+    check_bf16(bf16_problem(shape_of(2, 1, head_dim), {9, 1, 70}, {0, 0, 0}, 0));
+    check_bf16(bf16_problem(shape_of(1, 1, head_dim), {33}, {101}, 134));
+  }
+}
+
+TEST_CASE("attention in bf16: the edges of tiles") {
+  for (const Index head_dim : {64, 160, 224, 464}) {
+    CAPTURE(head_dim);
+    for (const Index length : {5, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200}) {
+      CAPTURE(length);
+      check_bf16(bf16_problem(shape_of(1, 1, head_dim), {length}, {0}, 0));
+    }
+    check_bf16(bf16_problem(shape_of(1, 1, head_dim), {6, 0, 63, 4, 66, 0}, {250, 3, 65, 190, 0, 0}, 256));
+  }
+}
+
+TEST_CASE("attention in bf16: groups of heads") {
+  for (const Index group : {1, 2, 3, 4, 6}) {
+    CAPTURE(group);
+    check_bf16(bf16_problem(shape_of(2 * group, 2, 24), {1, 40, 3}, {300, 20, 65}, 320));
+  }
+}
+
+TEST_CASE("attention in bf16: one token over a long cache") {
+  for (const Index past : {0, 62, 63, 64, 2046, 2047, 2048, 2200}) {
+    CAPTURE(past);
+    check_bf16(bf16_problem(shape_of(2, 2, 16), {1, 1}, {past, 5}, 2300));
+  }
+  check_bf16(bf16_problem(shape_of(1, 1, 464), {1, 2}, {140, 60}, 150));
+}
+
+TEST_CASE("attention in bf16: cuts of a sequence agree, and reruns are bit-equal") {
+  for (const Index head_dim : {32, 232}) {
+    CAPTURE(head_dim);
+    Problem p = bf16_problem(shape_of(2, 1, head_dim), {150}, {10}, 160);
+    const Result whole = run<Bf16>(p);
+    CHECK(run<Bf16>(p) == whole);
+    for (const Index first : {1, 4, 5, 70, 149}) {
+      const Result cut = chunked<Bf16>(p, {first, 150 - first});
+      CHECK(relative_error(cut.out, whole.out) < bf16_tolerance);
+      CHECK(relative_error(cut.lse, whole.lse) < 1e-6);
+      CHECK(cut.cache_k == whole.cache_k);
+      CHECK(cut.cache_v == whole.cache_v);
+    }
+  }
+}
+
+TEST_CASE("attention in bf16: scores of any size give finite numbers") {
+  Problem p = bf16_problem(shape_of(1, 1, 64), {140}, {0}, 0);
+  p.shape.scale = 1e4;
+  for (const double value : run<Bf16>(p).out) CHECK(std::isfinite(value));
+}
+
+TEST_CASE("attention in bf16: memory that is not aligned to 16 bytes") {
+  Problem p = bf16_problem(shape_of(2, 1, 40), {60, 1}, {7, 90}, 100);
+  const Values wanted = plain_batch(p);
+  p.padding = 3;
+  CHECK(relative_error(run<Bf16>(p).out, wanted) < bf16_tolerance);
+}
+
+}  // namespace
