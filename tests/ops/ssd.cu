@@ -17,8 +17,9 @@ Values part_of(const Values& values, Index begin, Index count) {
   return Values(values.begin() + begin, values.begin() + begin + count);
 }
 
-/// y and the state in bf16 against those in float, by norm and row by row. Every factor is rounded to 8 bits, 2^-9 of
-/// it at most and 2^-10.3 on average, and each product and y have two or three of these roundings, of random signs.
+/// y and the state in bf16 against those in float, by norm and row by row. Every factor is rounded to 8 bits, by 2^-8
+/// of it at most and some 2^-9.3 on average (root of the mean square): once in a state, two or three times in y, with
+/// random signs.
 void check_in_bf16(const Problem& p, Index chunk = ssd_chunk) {
   const Result exact = run<cuda, float>(p, true, {}, {}, 1, chunk), got = run<cuda, bf16>(p, true, {}, {}, 1, chunk);
   const Index D = p.channels(), size = D * p.states;
@@ -28,7 +29,7 @@ void check_in_bf16(const Problem& p, Index chunk = ssd_chunk) {
     CAPTURE(p.lengths[row]);
     CHECK(relative_error(part_of(got.y, begin * D, p.lengths[row] * D),
                          part_of(exact.y, begin * D, p.lengths[row] * D)) < 0x1p-8);
-    CHECK(relative_error(part_of(got.h, row * size, size), part_of(exact.h, row * size, size)) < 0x1p-9);
+    CHECK(relative_error(part_of(got.h, row * size, size), part_of(exact.h, row * size, size)) < 0x1p-8);
   }
 }
 
@@ -98,7 +99,7 @@ TEST_CASE("ssd in bf16: a sequence cut in two, at any place and without a state"
     y.insert(y.end(), right.y.begin(), right.y.end());
     // Both are within the bound of check_in_bf16 of the recurrence in float.
     CHECK(relative_error(y, expected.y) < 0x1p-7);
-    CHECK(relative_error(right.h, expected.h) < 0x1p-8);
+    CHECK(relative_error(right.h, expected.h) < 0x1p-7);
   }
 }
 
@@ -130,7 +131,7 @@ TEST_CASE("ssd in bf16 keeps the states that it keeps in float") {
     if (k == 0 || k == 5)
       CHECK(a == b);
     else
-      CHECK(relative_error(a, b) < 0x1p-9);
+      CHECK(relative_error(a, b) < 0x1p-8);
   }
 }
 

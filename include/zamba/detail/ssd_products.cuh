@@ -34,28 +34,43 @@ struct SsdProductTraits {
   static_assert(P <= N, "zamba: a warp gathers its rows of y where its rows of C were");
 };
 
-/// Shared memory of a block. Rows of tiles lie as SsdTile says.
-template <class Traits>
-struct SsdShared {
-  struct Stage {
-    bf16 u[Traits::Q * Traits::P], B[Traits::Q * Traits::N], C[Traits::Q * Traits::N];
-  };
-  Stage stage[Traits::stages];
-  bf16 state[2][Traits::P * Traits::N];  // (P, N), for even and odd chunks
-  float dt[2][Traits::Q], l[2][Traits::Q];
-};
-
-/// A tile of rows of Width bf16, of which pieces of 16 bytes are permuted so that eight rows' are in different banks.
+/// A place in a tile of rows of Width bf16 in shared memory, of which pieces of 16 bytes are permuted so that eight
+/// rows' are in different banks. `at` counts from `memory`, where tiles begin at multiples of their width: so a place
+/// to the right is one exclusive or away.
 template <int Width>
-struct SsdTile {
-  bf16* data;
+struct SsdPlace {
+  bf16* memory;
+  int at;
 
-  /// Where a piece begins; column is a multiple of 8.
-  __device__ bf16* piece(int row, int column) const {
+  /// In the tile that begins here; column is a multiple of 8.
+  __device__ SsdPlace in_tile(int row, int column) const {
     constexpr int pieces = Width / 8;
     const int turn = pieces >= 8 ? row & 7 : (row >> 1) & (pieces - 1);
-    return data + row * Width + ((column / 8) ^ turn) * 8;
+    return {memory, at + row * Width + ((column / 8) ^ turn) * 8};
   }
+  /// rows: a multiple of 8; column: a multiple of 8 of no bit that the column of this place has.
+  __device__ bf16* further(int rows, int column) const { return memory + ((at ^ column) + rows * Width); }
+  __device__ SsdPlace operator+(int elements) const { return {memory, at + elements}; }
+};
+
+/// Shared memory of a block: chunks (u, B, C) in turn, the states before even and odd ones, and their dt and l.
+template <class Traits>
+struct SsdShared {
+  static constexpr int u_size = Traits::Q * Traits::P, B_size = Traits::Q * Traits::N, stage_size = u_size + 2 * B_size;
+  static constexpr int state_size = Traits::P * Traits::N, tiles = Traits::stages * stage_size + 2 * state_size;
+  static constexpr std::size_t bytes = tiles * sizeof(bf16) + 4 * Traits::Q * sizeof(float);
+
+  bf16* memory;
+
+  __device__ SsdPlace<Traits::P> u(int chunk) const { return {memory, chunk % Traits::stages * stage_size}; }
+  __device__ SsdPlace<Traits::N> B(int chunk) const { return {memory, chunk % Traits::stages * stage_size + u_size}; }
+  __device__ SsdPlace<Traits::N> C(int chunk) const { return B(chunk) + B_size; }
+  /// (P, N)
+  __device__ SsdPlace<Traits::N> state(int chunk) const {
+    return {memory, Traits::stages * stage_size + chunk % 2 * state_size};
+  }
+  __device__ float* dt(int chunk) const { return reinterpret_cast<float*>(memory + tiles) + chunk % 2 * Traits::Q; }
+  __device__ float* l(int chunk) const { return dt(chunk) + 2 * Traits::Q; }
 };
 
 /// What the warps of a block have in common: a head's share of a row.
@@ -78,10 +93,10 @@ struct SsdPart {
     begin = sequences.begin(row);
     length = sequences.length(row);
   }
-  __device__ Index chunks() const { return (length + Traits::Q - 1) / Traits::Q; }
+  __device__ int chunks() const { return static_cast<int>((length + Traits::Q - 1) / Traits::Q); }
   /// Tokens of a chunk; 0 behind the last one.
-  __device__ int count(Index chunk) const {
-    return static_cast<int>(::max(Index{0}, ::min(Index{Traits::Q}, length - chunk * Traits::Q)));
+  __device__ int count(int chunk) const {
+    return static_cast<int>(::max(Index{0}, ::min(Index{Traits::Q}, length - Index{chunk} * Traits::Q)));
   }
 };
 
@@ -89,7 +104,7 @@ struct SsdPart {
 template <class Traits>
 class SsdCarrier {
  public:
-  __device__ SsdCarrier(const SsdInputs<bf16, float>& in, const SsdPart<Traits>& part, SsdShared<Traits>& shared)
+  __device__ SsdCarrier(const SsdInputs<bf16, float>& in, const SsdPart<Traits>& part, SsdShared<Traits> shared)
       : in_(in),
         part_(part),
         shared_(shared),
@@ -100,30 +115,29 @@ class SsdCarrier {
         least_(static_cast<float>(in.dt_min)) {}
 
   /// Begins to copy a chunk; one group of copies, though there may be none.
-  __device__ void bring(Index chunk) const {
+  __device__ void bring(int chunk) const {
     const int count = part_.count(chunk);
-    auto& stage = shared_.stage[chunk % Traits::stages];
-    const Index first = part_.begin + chunk * Traits::Q;
+    const Index first = part_.begin + Index{chunk} * Traits::Q;
     if (count > 0) {
-      copy<Traits::P>(&in_.u(first, part_.channel), in_.u.stride[0], count, part_.channels, stage.u);
-      copy<Traits::N>(&in_.B(first, part_.group, 0), in_.B.stride[0], count, part_.states, stage.B);
-      copy<Traits::N>(&in_.C(first, part_.group, 0), in_.C.stride[0], count, part_.states, stage.C);
+      copy<Traits::P>(&in_.u(first, part_.channel), in_.u.stride[0], count, part_.channels, shared_.u(chunk));
+      copy<Traits::N>(&in_.B(first, part_.group, 0), in_.B.stride[0], count, part_.states, shared_.B(chunk));
+      copy<Traits::N>(&in_.C(first, part_.group, 0), in_.C.stride[0], count, part_.states, shared_.C(chunk));
     }
     copy_async_commit();
   }
 
   /// Asks for a chunk's delta, which times() takes; by one warp.
-  __device__ void ask(Index chunk) {
+  __device__ void ask(int chunk) {
     const int count = part_.count(chunk);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = 2 * lane_ + i;
-      delta_[i] = t < count ? float(in_.delta(part_.begin + chunk * Traits::Q + t, part_.head)) : 0.0f;
+      delta_[i] = t < count ? float(in_.delta(part_.begin + Index{chunk} * Traits::Q + t, part_.head)) : 0.0f;
     }
   }
 
   /// dt and l of the chunk that was asked for, by the same warp; a token that is not there has dt 0 and a decay of 1.
-  __device__ void times(Index chunk) const {
+  __device__ void times(int chunk) const {
     const int count = part_.count(chunk);
     float dt[2], step[2];
 #pragma unroll
@@ -140,7 +154,7 @@ class SsdCarrier {
     }
     float before = __shfl_up_sync(0xffffffffu, sum, 1);
     if (lane_ == 0) before = 0;
-    float *const to = shared_.dt[chunk % 2] + 2 * lane_, *const logarithm = shared_.l[chunk % 2] + 2 * lane_;
+    float *const to = shared_.dt(chunk) + 2 * lane_, *const logarithm = shared_.l(chunk) + 2 * lane_;
     to[0] = dt[0];
     to[1] = dt[1];
     logarithm[0] = before + step[0];
@@ -150,19 +164,19 @@ class SsdCarrier {
  private:
   /// (Q, Width), zeros outside of (count, columns).
   template <int Width>
-  __device__ void copy(const bf16* from, Index stride, int count, int columns, bf16* to) const {
+  __device__ void copy(const bf16* from, Index stride, int count, int columns, SsdPlace<Width> to) const {
     constexpr int pieces = Width / 8;
     const int column = thread_ % pieces * 8;
 #pragma unroll 4
     for (int row = thread_ / pieces; row < Traits::Q; row += 32 * Traits::state_warps / pieces) {
       const bool there = row < count && column < columns;
-      copy_async(SsdTile<Width>{to}.piece(row, column), there ? from + row * stride + column : from, there);
+      copy_async(to.in_tile(row, column).further(0, 0), there ? from + row * stride + column : from, there);
     }
   }
 
   const SsdInputs<bf16, float>& in_;
   const SsdPart<Traits>& part_;
-  SsdShared<Traits>& shared_;
+  SsdShared<Traits> shared_;
   int lane_, thread_;
   float a_, bias_, least_;  // a: in powers of 2
   float delta_[2] = {};
@@ -186,18 +200,20 @@ struct SsdStateWarp {
       }
   }
 
-  __device__ void share(bf16* to) const {
+  __device__ void share(SsdPlace<Traits::N> state) const {
+    const auto to = state.in_tile(first + lane / 4, 0) + 2 * (lane % 4);
 #pragma unroll
     for (int j = 0; j < Traits::N / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        bf16* at = SsdTile<Traits::N>{to}.piece(first + lane / 4 + 8 * i, 8 * j) + 2 * (lane % 4);
-        *reinterpret_cast<unsigned*>(at) = pack_bf16(s[j][2 * i], s[j][2 * i + 1]);
-      }
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<unsigned*>(to.further(8 * i, 8 * j)) = pack_bf16(s[j][2 * i], s[j][2 * i + 1]);
   }
 
   /// Over a chunk.
-  __device__ void advance(typename SsdShared<Traits>::Stage& stage, const float* dt, const float* l) {
+  __device__ void advance(SsdShared<Traits> shared, int chunk) {
+    const float *const dt = shared.dt(chunk), *const l = shared.l(chunk);
+    const auto u_named = shared.u(chunk).in_tile(lane % 8 + lane / 16 * 8, first + lane / 8 % 2 * 8);
+    const auto B_named = shared.B(chunk).in_tile(lane % 16, lane / 16 * 8);
     const float last = l[Traits::Q - 1], decay = exp2_approximate(last);
 #pragma unroll
     for (int j = 0; j < Traits::N / 8; ++j)
@@ -206,8 +222,7 @@ struct SsdStateWarp {
 #pragma unroll
     for (int k = 0; k < Traits::Q; k += 16) {
       unsigned u[4];
-      load_matrices_transposed(
-          u, SsdTile<Traits::P>{stage.u}.piece(k + lane % 8 + lane / 16 * 8, first + lane / 8 % 2 * 8));
+      load_matrices_transposed(u, u_named.further(k, 0));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int t = k + 8 * half + 2 * (lane % 4);
@@ -219,7 +234,7 @@ struct SsdStateWarp {
 #pragma unroll
       for (int n = 0; n < Traits::N; n += 16) {
         unsigned B[4];
-        load_matrices_transposed(B, SsdTile<Traits::N>{stage.B}.piece(k + lane % 16, n + lane / 16 * 8));
+        load_matrices_transposed(B, B_named.further(k, n));
         mma_16x8x16(s[n / 8], u, {B[0], B[1]});
         mma_16x8x16(s[n / 8 + 1], u, {B[2], B[3]});
       }
@@ -227,20 +242,21 @@ struct SsdStateWarp {
   }
 };
 
-/// y of 16 tokens of a chunk, from `first` on, by a warp. state: that before the chunk.
+/// y of 16 tokens of a chunk, from `first` on, by a warp. y: where the chunk's begins.
 template <class Traits>
-__device__ void ssd_outputs(typename SsdShared<Traits>::Stage& stage, bf16* state, const float* dt, const float* l,
-                            int first, int count, float skip, const SsdPart<Traits>& part, Matrix<bf16> y) {
+__device__ void ssd_outputs(SsdShared<Traits> shared, int chunk, int first, int count, float skip, int channels,
+                            bf16* y, Index y_stride) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const SsdTile<Traits::N> B_tile{stage.B}, C_tile{stage.C}, state_tile{state};
-  const SsdTile<Traits::P> u_tile{stage.u};
-  // Row and column of the piece that a lane names, of a matrix whose rows are the columns of the product.
-  const int named_row = lane % 8 + lane / 16 * 8, named_column = lane / 8 % 2 * 8;
-  const float l_row[2] = {l[first + g], l[first + g + 8]};
+  const float *const dt = shared.dt(chunk), *const l = shared.l(chunk), l_row[2] = {l[first + g], l[first + g + 8]};
+  // The pieces that a lane names: of C; of matrices whose rows are the columns of a product; and of u.
+  const auto C_named = shared.C(chunk).in_tile(first + lane % 16, lane / 16 * 8);
+  const auto B_named = shared.B(chunk).in_tile(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8);
+  const auto state_named = shared.state(chunk).in_tile(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8);
+  const auto u_named = shared.u(chunk).in_tile(lane % 16, lane / 16 * 8);
 
   unsigned C[Traits::N / 16][4];
 #pragma unroll
-  for (int n = 0; n < Traits::N; n += 16) load_matrices(C[n / 16], C_tile.piece(first + lane % 16, n + lane / 16 * 8));
+  for (int n = 0; n < Traits::N; n += 16) load_matrices(C[n / 16], C_named.further(0, n));
 
   float sums[Traits::P / 8][4] = {};
 #pragma unroll
@@ -248,7 +264,7 @@ __device__ void ssd_outputs(typename SsdShared<Traits>::Stage& stage, bf16* stat
 #pragma unroll
     for (int p = 0; p < Traits::P; p += 16) {
       unsigned s[4];
-      load_matrices(s, state_tile.piece(p + named_row, n + named_column));
+      load_matrices(s, state_named.further(p, n));
       mma_16x8x16(sums[p / 8], C[n / 16], {s[0], s[1]});
       mma_16x8x16(sums[p / 8 + 1], C[n / 16], {s[2], s[3]});
     }
@@ -267,7 +283,7 @@ __device__ void ssd_outputs(typename SsdShared<Traits>::Stage& stage, bf16* stat
 #pragma unroll
       for (int j = 0; j < 4; j += 2) {
         unsigned B[4];
-        load_matrices(B, B_tile.piece(k + 8 * j + named_row, n + named_column));
+        load_matrices(B, B_named.further(k + 8 * j, n));
         mma_16x8x16(CB[j], C[n / 16], {B[0], B[1]});
         mma_16x8x16(CB[j + 1], C[n / 16], {B[2], B[3]});
       }
@@ -289,7 +305,7 @@ __device__ void ssd_outputs(typename SsdShared<Traits>::Stage& stage, bf16* stat
 #pragma unroll
       for (int p = 0; p < Traits::P; p += 16) {
         unsigned u[4];
-        load_matrices_transposed(u, u_tile.piece(k + 16 * half + lane % 16, p + lane / 16 * 8));
+        load_matrices_transposed(u, u_named.further(k + 16 * half, p));
         mma_16x8x16(sums[p / 8], M, {u[0], u[1]});
         mma_16x8x16(sums[p / 8 + 1], M, {u[2], u[3]});
       }
@@ -297,13 +313,14 @@ __device__ void ssd_outputs(typename SsdShared<Traits>::Stage& stage, bf16* stat
   }
 
   __syncwarp();  // all lanes have their part of C
+  const auto u_own = shared.u(chunk).in_tile(first + g, 0) + 2 * t;
+  const auto y_own = shared.C(chunk).in_tile(first + g, 0) + 2 * t;
 #pragma unroll
   for (int j = 0; j < Traits::P / 8; ++j)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = first + g + 8 * i;
-      const unsigned u = *reinterpret_cast<const unsigned*>(u_tile.piece(row, 8 * j) + 2 * t);
-      *reinterpret_cast<unsigned*>(C_tile.piece(row, 8 * j) + 2 * t) =
+      const unsigned u = *reinterpret_cast<const unsigned*>(u_own.further(8 * i, 8 * j));
+      *reinterpret_cast<unsigned*>(y_own.further(8 * i, 8 * j)) =
           pack_bf16(sums[j][2 * i] + skip * __uint_as_float(u << 16),
                     sums[j][2 * i + 1] + skip * __uint_as_float(u & 0xffff0000u));
     }
@@ -312,9 +329,9 @@ __device__ void ssd_outputs(typename SsdShared<Traits>::Stage& stage, bf16* stat
   const int column = lane % pieces * 8;
 #pragma unroll
   for (int row = lane / pieces; row < 16; row += 32 / pieces)
-    if (first + row < count && column < part.channels)
-      *reinterpret_cast<uint4*>(&y(first + row, part.channel + column)) =
-          *reinterpret_cast<const uint4*>(C_tile.piece(first + row, column));
+    if (first + row < count && column < channels)
+      *reinterpret_cast<uint4*>(y + (first + row) * y_stride + column) =
+          *reinterpret_cast<const uint4*>(shared.C(chunk).in_tile(first + row, column).further(0, 0));
 }
 
 /// Rows of more than few_tokens. checkpoints, optional: the states before the chunks, as ssd() keeps them for Q.
@@ -322,14 +339,14 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     ssd_products_kernel(SsdInputs<bf16, float> in, Sequences sequences, Tensor<float, 3> state, Matrix<bf16> y,
                         Tensor<float, 3> checkpoints, Index few_tokens) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  auto& shared = *reinterpret_cast<SsdShared<Traits>*>(memory);
+  extern __shared__ __align__(128) unsigned char ssd_memory[];
+  const SsdShared<Traits> shared{reinterpret_cast<bf16*>(ssd_memory)};
   let_next_begin();
   wait_for_previous();
   const SsdPart<Traits> part(in, sequences);
   if (part.length <= few_tokens) return;
   const int warp = threadIdx.x / 32;
-  const Index chunks = part.chunks();
+  const int chunks = part.chunks();
 
   // Warps go their own ways between the barriers, of which each meets as many.
   if (warp >= Traits::token_warps) {
@@ -340,12 +357,12 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     SsdStateWarp<Traits> own{{}, static_cast<int>(threadIdx.x % 32), 16 * (warp - Traits::token_warps)};
     if (state && sequences.start(part.row) > 0)
       own.for_elements(part, [&](float& s, Index n, Index c) { s = state(part.row, n, c); });
-    own.share(shared.state[0]);
+    own.share(shared.state(0));
     if (keeps_time) {
       carrier.times(0);
       carrier.ask(1);
     }
-    for (Index chunk = 0; chunk < chunks; ++chunk) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
       copy_async_wait<Traits::stages - 2>();
       __syncthreads();
       carrier.bring(chunk + Traits::stages - 1);
@@ -353,8 +370,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
         own.for_elements(part, [&](float& s, Index n, Index c) {
           checkpoints(part.begin / Traits::Q + part.row + chunk, n, c) = s;
         });
-      own.advance(shared.stage[chunk % Traits::stages], shared.dt[chunk % 2], shared.l[chunk % 2]);
-      own.share(shared.state[(chunk + 1) % 2]);
+      own.advance(shared, chunk);
+      own.share(shared.state(chunk + 1));
       if (keeps_time) {
         carrier.times(chunk + 1);
         carrier.ask(chunk + 2);
@@ -363,14 +380,12 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     if (state) own.for_elements(part, [&](float& s, Index n, Index c) { state(part.row, n, c) = s; });
   } else {
     const float skip = in.D[part.head];
-    for (Index chunk = 0; chunk < chunks; ++chunk) {
+    bf16* to = &y(part.begin, part.channel);
+    for (int chunk = 0; chunk < chunks; ++chunk, to += Traits::Q * y.stride[0]) {
       __syncthreads();
       // Later tokens take longer, so warps take turns.
-      const int first = static_cast<int>((warp + chunk) % Traits::token_warps) * 16, count = part.count(chunk);
-      if (first < count)
-        ssd_outputs<Traits>(shared.stage[chunk % Traits::stages], shared.state[chunk % 2], shared.dt[chunk % 2],
-                            shared.l[chunk % 2], first, count, skip, part,
-                            y.slice(part.begin + chunk * Traits::Q, count));
+      const int first = (warp + chunk) % Traits::token_warps * 16, count = part.count(chunk);
+      if (first < count) ssd_outputs(shared, chunk, first, count, skip, part.channels, to, y.stride[0]);
     }
   }
 }

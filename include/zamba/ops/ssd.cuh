@@ -180,7 +180,7 @@ struct Ssd<cuda> {
     const Index heads = in.delta.cols(), parts = (in.u.cols() / heads + P - 1) / P;
     detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>,
                    static_cast<unsigned>(sequences.rows * heads * parts), Traits::threads,
-                   sizeof(detail::SsdShared<Traits>), in, sequences, state, y, checkpoints, few_tokens);
+                   detail::SsdShared<Traits>::bytes, in, sequences, state, y, checkpoints, few_tokens);
   }
 
   template <class A, int Width, class F>
