@@ -159,7 +159,19 @@ struct Ssd<cuda> {
     const Index N = in.B.shape[2];
     return N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 && aligned(in.u, piece) &&
            aligned(in.B, piece) && aligned(in.C, piece) && aligned(y, piece) &&
-           (!checkpoints || chunk == detail::SsdProductTraits<64, 64>::Q);
+           (!checkpoints || chunk == detail::SsdProductTraits<64, 64>::Q) &&
+           memory_of_a_block() >= (N <= 64 ? shared_bytes<64, 64> : shared_bytes<128, 64>);
+  }
+
+  template <int N, int P>
+  static constexpr std::size_t shared_bytes = detail::SsdShared<detail::SsdProductTraits<N, P>>::bytes;
+
+  /// Shared memory that this GPU lets a block have.
+  static std::size_t memory_of_a_block() {
+    int device = 0, bytes = 0;
+    detail::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    detail::check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "ssd");
+    return static_cast<std::size_t>(bytes);
   }
 
   static void products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
@@ -179,8 +191,8 @@ struct Ssd<cuda> {
     using Traits = detail::SsdProductTraits<N, P>;
     const Index heads = in.delta.cols(), parts = (in.u.cols() / heads + P - 1) / P;
     detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>,
-                   static_cast<unsigned>(sequences.rows * heads * parts), Traits::threads,
-                   detail::SsdShared<Traits>::bytes, in, sequences, state, y, checkpoints, few_tokens);
+                   static_cast<unsigned>(sequences.rows * heads * parts), Traits::threads, shared_bytes<N, P>, in,
+                   sequences, state, y, checkpoints, few_tokens);
   }
 
   template <class A, int Width, class F>
