@@ -33,7 +33,8 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-/// Forward and backward over n positions in so many groups; what is assigned is poisoned before.
+/// Forward and, where the device has it, backward over n positions in so many groups; what is assigned is poisoned
+/// before.
 template <class Where>
 Result run(const Values& x, const Values& z, const Values& weight, const Values& d_out, Index n, Index groups,
            double eps = 1e-5, Index padding = 0, int threads = 1) {
@@ -41,13 +42,18 @@ Result run(const Values& x, const Values& z, const Values& weight, const Values&
   using T = typename Where::type;
   const Values unset(x.size(), std::nan(""));
   auto ctx = zamba::testing::new_context<Device>(threads);
-  const PaddedMatrix<Device, T> x_(x, n, padding), z_(z, n, padding), w(weight, 1), dy(d_out, n, padding);
-  const PaddedMatrix<Device, T> out(unset, n, padding), rstd(Values(static_cast<std::size_t>(n * groups)), n);
-  const PaddedMatrix<Device, T> d_x(unset, n, padding), d_z(unset, n, padding), d_w(Values(weight.size()), 1);
+  const PaddedMatrix<Device, T> x_(x, n, padding), z_(z, n, padding), dy(d_out, n, padding);
+  const PaddedMatrix<Device, T> out(unset, n, padding), d_x(unset, n, padding), d_z(unset, n, padding);
+  const PaddedMatrix<Device, compute_t<T>> w(weight, 1), d_w(Values(weight.size()), 1),
+      rstd(Values(static_cast<std::size_t>(n * groups)), n);
   gated_rms_norm(ctx, x_.view(), z_.view(), w.vector(), eps, out.view(), rstd.view());
-  gated_rms_norm_backward(ctx, dy.view(), x_.view(), z_.view(), w.vector(), rstd.view(), d_x.view(), d_z.view(),
-                          d_w.vector());
-  return {out.values(), rstd.values(), d_x.values(), d_z.values(), d_w.values()};
+  if constexpr (trains<Device>) {
+    gated_rms_norm_backward(ctx, dy.view(), x_.view(), z_.view(), w.vector(), rstd.view(), d_x.view(), d_z.view(),
+                            d_w.vector());
+    return {out.values(), rstd.values(), d_x.values(), d_z.values(), d_w.values()};
+  } else {
+    return {out.values(), rstd.values(), {}, {}, {}};
+  }
 }
 
 TEST_CASE_TEMPLATE("gated_rms_norm agrees with the reference", Where, ZAMBA_TEST_ON) {
@@ -55,6 +61,7 @@ TEST_CASE_TEMPLATE("gated_rms_norm agrees with the reference", Where, ZAMBA_TEST
   const auto value = [&](const char* name) { return fixture.values(std::string("gated_rms_norm_2_groups.") + name); };
   const Result result = run<Where>(value("in.x"), value("in.gate"), value("in.weight"), value("cotangent.y"), 21, 2);
   CHECK(relative_error(result.out, value("out.y")) < Where::tolerance);
+  if (!trains<typename Where::device>) return;
   CHECK(relative_error(result.d_x, value("grad.x")) < Where::tolerance);
   CHECK(relative_error(result.d_z, value("grad.gate")) < Where::tolerance);
   CHECK(relative_error(result.d_weight, value("grad.weight")) < Where::tolerance);

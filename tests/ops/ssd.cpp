@@ -35,6 +35,7 @@ struct Problem {
 
 struct Result {
   Values y, h, d_u, d_delta, d_B, d_C, d_A_log, d_D, d_dt_bias, d_h0;
+  Values kept;  // checkpoints, infinity where none was written: unlike NaN equal to itself
   bool operator==(const Result&) const = default;
 };
 
@@ -66,6 +67,9 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
   Result result;
   result.y = y.values();
   result.h = h.values();
+  result.kept = checkpoints.values();
+  for (double& value : result.kept)
+    if (std::isnan(value)) value = std::numeric_limits<double>::infinity();
   if constexpr (std::is_same_v<Device, cpu>) {
     if (d_y.empty()) return result;
     const A dy(d_y), dh(d_h), d_u(nans(p.u.size())), d_delta(nans(p.delta.size())), d_B(nans(p.B.size())),
@@ -75,8 +79,8 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
                                        d_bias.view(H)};
     ssd_backward(ctx, dy.view(tokens, D), in, sequences, kept, gradients,
                  with_state ? dh.view(p.rows, N, D) : Tensor<T, 3>{}, chunk);
-    result = {result.y,     result.h,         d_u.values(), d_delta.values(), d_B.values(),
-              d_C.values(), d_A_log.values(), d_D.values(), d_bias.values(),  dh.values()};
+    result = {result.y,         result.h,     d_u.values(),    d_delta.values(), d_B.values(), d_C.values(),
+              d_A_log.values(), d_D.values(), d_bias.values(), dh.values(),      result.kept};
   }
   return result;
 }

@@ -3,3 +3,141 @@
 
 #define ZAMBA_TEST_ON On<cpu, float>, On<cuda, float>, On<cuda, double>
 #include "ssd.cpp"
+
+namespace {
+
+/// What a bf16 array holds exactly.
+Problem stored(Problem p) {
+  for (Values* values : {&p.u, &p.delta, &p.B, &p.C})
+    for (double& value : *values) value = bf16(static_cast<float>(value));
+  return p;
+}
+
+Values part_of(const Values& values, Index begin, Index count) {
+  return Values(values.begin() + begin, values.begin() + begin + count);
+}
+
+/// y and the state in bf16 against those in float, by norm and row by row. Every factor is rounded to 8 bits, by 2^-8
+/// of it at most and some 2^-9.3 on average (root of the mean square): once in a state, two or three times in y, with
+/// random signs.
+void check_in_bf16(const Problem& p, Index chunk = ssd_chunk) {
+  const Result exact = run<cuda, float>(p, true, {}, {}, 1, chunk), got = run<cuda, bf16>(p, true, {}, {}, 1, chunk);
+  const Index D = p.channels(), size = D * p.states;
+  for (Index row = 0, begin = 0; row < p.rows; begin += p.lengths[row++]) {
+    if (p.lengths[row] == 0) continue;
+    CAPTURE(row);
+    CAPTURE(p.lengths[row]);
+    CHECK(relative_error(part_of(got.y, begin * D, p.lengths[row] * D),
+                         part_of(exact.y, begin * D, p.lengths[row] * D)) < 0x1p-8);
+    CHECK(relative_error(part_of(got.h, row * size, size), part_of(exact.h, row * size, size)) < 0x1p-8);
+  }
+}
+
+TEST_CASE("ssd in bf16 is that in float, at the edges of chunks and of few tokens") {
+  for (const Index length : {1, 8, 9, 15, 16, 17, 63, 64, 65, 128, 129, 200})
+    check_in_bf16(stored(random_problem({length}, {0}, 1, 2, 16, 16)));
+  check_in_bf16(stored(random_problem({200}, {7}, 1, 2, 16, 16)));
+}
+
+TEST_CASE("ssd in bf16 is that in float, for all sizes of heads and states") {
+  for (const Index N : {8, 16, 56, 64, 72, 128})
+    for (const Index per_head : {8, 32, 40, 64, 72}) {
+      CAPTURE(N);
+      CAPTURE(per_head);
+      check_in_bf16(stored(random_problem({70}, {3}, 1, 1, per_head, N)));
+    }
+  // Those that products do not fit.
+  for (const auto& [per_head, N] : {std::pair<Index, Index>{12, 16}, {16, 12}, {8, 136}, {7, 5}})
+    check_in_bf16(stored(random_problem({70}, {3}, 1, 2, per_head, N)));
+}
+
+TEST_CASE("ssd in bf16: groups, ragged rows, rows of no tokens, and what comes before a row") {
+  Problem p = stored(random_problem({9, 0, 130, 64, 3, 65}, {0, 2, 5, 0, 1, 1}, 2, 4, 24, 24));
+  const Index D = p.channels(), size = D * p.states;
+  for (const Index row : {0, 3})  // must not read the state
+    std::fill_n(p.h0.begin() + row * size, size, std::nan(""));
+  check_in_bf16(p);
+  const Result all = run<cuda, bf16>(p, true);
+  CHECK(run<cuda, bf16>(p, true) == all);
+  CHECK(part_of(all.h, size, size) == part_of(run<cuda, float>(p, true).h, size, size));  // kept
+  // Each row alone gives the same bits.
+  for (Index row = 0, begin = 0; row < p.rows; begin += p.lengths[row++]) {
+    if (p.lengths[row] == 0) continue;
+    Problem alone = p;
+    alone.rows = 1;
+    alone.lengths = {p.lengths[row]};
+    alone.starts = {p.starts[row]};
+    for (Values* values : {&alone.u, &alone.delta, &alone.B, &alone.C}) {
+      const Index width = static_cast<Index>(values->size()) / p.tokens();
+      *values = part_of(*values, begin * width, p.lengths[row] * width);
+    }
+    alone.h0 = part_of(p.h0, row * size, size);
+    const Result result = run<cuda, bf16>(alone, true);
+    CHECK(result.y == part_of(all.y, begin * D, p.lengths[row] * D));
+    CHECK(result.h == part_of(all.h, row * size, size));
+  }
+}
+
+TEST_CASE("ssd in bf16: a sequence cut in two, at any place and without a state") {
+  const Problem whole = stored(random_problem({140}, {0}, 1, 2, 16, 16));
+  const Result expected = run<cuda, bf16>(whole, true);
+  CHECK(run<cuda, bf16>(whole, false).y == expected.y);
+  for (const Index first : {1, 8, 9, 40, 64, 65, 131, 139}) {
+    const auto part = [&](Index begin, Index count, const Values& h) {
+      Problem p = whole;
+      p.lengths = {count};
+      p.starts = {begin};
+      p.h0 = h;
+      for (Values* values : {&p.u, &p.delta, &p.B, &p.C}) {
+        const Index width = static_cast<Index>(values->size()) / 140;
+        *values = part_of(*values, begin * width, count * width);
+      }
+      return run<cuda, bf16>(p, true);
+    };
+    const Result left = part(0, first, nans(whole.h0.size())), right = part(first, 140 - first, left.h);
+    Values y = left.y;
+    y.insert(y.end(), right.y.begin(), right.y.end());
+    // Both are within the bound of check_in_bf16 of the recurrence in float.
+    CHECK(relative_error(y, expected.y) < 0x1p-7);
+    CHECK(relative_error(right.h, expected.h) < 0x1p-7);
+  }
+}
+
+TEST_CASE("ssd in bf16: decays so strong that their products vanish, weak ones after them, and the least dt") {
+  Problem p = random_problem({128}, {3}, 1, 2, 16, 16);
+  for (double& value : p.A_log) value += 2.5;  // A near -12
+  for (Index t = 0; t < 128; ++t)
+    for (Index h = 0; h < p.heads; ++h) p.delta[t * p.heads + h] += t % 64 < 40 ? 30 : -6;
+  p = stored(p);
+  check_in_bf16(p);
+  // The weak ones by themselves: their outputs are much smaller.
+  const Index D = p.channels();
+  const Values exact = run<cuda, float>(p, true).y, got = run<cuda, bf16>(p, true).y;
+  for (const Index t : {44, 108})
+    CHECK(relative_error(part_of(got, t * D, 20 * D), part_of(exact, t * D, 20 * D)) < 0x1p-7);
+  p.dt_min = 0.5;
+  check_in_bf16(p);
+}
+
+TEST_CASE("ssd in bf16 keeps the states that it keeps in float") {
+  // Chunks of another length take the recurrence, whose states are those in float.
+  const Problem p = stored(random_problem({70, 129, 5}, {0, 2, 0}, 1, 2, 16, 16));
+  for (const Index chunk : {64, 48}) check_in_bf16(p, chunk);
+  const Values exact = run<cuda, float>(p, true).kept, got = run<cuda, bf16>(p, true).kept;
+  const Index size = p.channels() * p.states;
+  for (const Index k : {0, 1, 2, 3, 4, 5}) {  // 2 + 3 + 1 chunks; the first of a row that begins at 0 is 0
+    CAPTURE(k);
+    const Values a = part_of(got, k * size, size), b = part_of(exact, k * size, size);
+    if (k == 0 || k == 5)
+      CHECK(a == b);
+    else
+      CHECK(relative_error(a, b) < 0x1p-8);
+  }
+}
+
+TEST_CASE("ssd with more states than CUDA has room for") {
+  CHECK_THROWS_WITH_AS((run<cuda, float>(random_problem({1}, {0}, 1, 1, 1, 513), false)),
+                       "zamba: ssd: on CUDA d_state is at most 512, got 513", Error);
+}
+
+}  // namespace

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // rope on CUDA; equations and shapes in rope.hpp.
 //
-// A thread turns one pair of every head of a token, so that an angle is computed once.
+// A block takes a token: it computes the angles once, in shared memory, then turns the pairs of all heads, 16 bytes of
+// each half a lane where the views allow it.
 //
 // Numeric contract: angles, cosines and sines in double, as on the CPU; the turn in compute_t, rounded once when
 // written.
@@ -9,37 +10,66 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/launch.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/rope.hpp>
 
 namespace zamba {
 
 namespace detail {
 
-template <class A>
-struct TurnPair {
+/// Width_: neighbouring pairs that a thread turns at once.
+template <class A_, int Width_>
+struct RopeTraits {
+  using A = A_;
   using F = compute_t<A>;
-  RopeShape shape;
-  Sequences sequences;
-  Matrix<A> x;
-  int direction;
-
-  __device__ void operator()(Index t, Index i) const {
-    const Index row = row_of(sequences, t), half = shape.head_dim / 2;
-    const double position = static_cast<double>(sequences.start(row) + t - sequences.begin(row));
-    const double angle =
-        direction * position * ::pow(shape.theta, -2.0 * static_cast<double>(i) / static_cast<double>(shape.head_dim));
-    double sine_, cosine_;
-    ::sincos(angle, &sine_, &cosine_);
-    const F sine = static_cast<F>(sine_), cosine = static_cast<F>(cosine_);
-    for (Index head = 0; head < shape.heads; ++head) {
-      A& first = x(t, head * shape.head_dim + i);
-      A& second = x(t, head * shape.head_dim + half + i);
-      const F a = F(first), b = F(second);
-      first = A(a * cosine - b * sine);
-      second = A(b * cosine + a * sine);
-    }
-  }
+  static constexpr int threads = 128, width = Width_;
+  struct alignas(width == 1 ? sizeof(A) : 16) Piece {
+    A of[width];
+  };
 };
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads)
+    rope_kernel(RopeShape shape, Sequences sequences, Matrix<typename Traits::A> x, int direction) {
+  using A = typename Traits::A;
+  using F = typename Traits::F;
+  using Piece = typename Traits::Piece;
+  extern __shared__ __align__(16) unsigned char rope_memory[];
+  let_next_begin();
+  wait_for_previous();
+  const int half = static_cast<int>(shape.head_dim / 2), pieces = half / Traits::width;
+  const int tasks = static_cast<int>(shape.heads) * pieces;
+  F *const cosines = reinterpret_cast<F*>(rope_memory), *const sines = cosines + half;
+  for (Index t = blockIdx.x; t < sequences.tokens; t += gridDim.x) {
+    const Index row = row_of(sequences, t);
+    const double position = static_cast<double>(sequences.start(row) + t - sequences.begin(row));
+    for (int i = threadIdx.x; i < half; i += Traits::threads) {
+      const double angle = direction * position *
+                           ::pow(shape.theta, -2.0 * static_cast<double>(i) / static_cast<double>(shape.head_dim));
+      double sine, cosine;
+      ::sincos(angle, &sine, &cosine);
+      cosines[i] = static_cast<F>(cosine);
+      sines[i] = static_cast<F>(sine);
+    }
+    __syncthreads();
+    for (int task = threadIdx.x; task < tasks; task += Traits::threads) {
+      const int head = task / pieces, i = task % pieces * Traits::width;
+      Piece& first = *reinterpret_cast<Piece*>(&x(t, head * shape.head_dim + i));
+      Piece& second = *reinterpret_cast<Piece*>(&x(t, head * shape.head_dim + half + i));
+      Piece a = first, b = second;
+#pragma unroll
+      for (int k = 0; k < Traits::width; ++k) {
+        const F a_k = F(a.of[k]), b_k = F(b.of[k]), cosine = cosines[i + k], sine = sines[i + k];
+        a.of[k] = A(a_k * cosine - b_k * sine);
+        b.of[k] = A(b_k * cosine + a_k * sine);
+      }
+      first = a;
+      second = b;
+    }
+    __syncthreads();  // the angles have been read
+  }
+}
 
 }  // namespace detail
 
@@ -47,8 +77,22 @@ template <>
 struct Rope<cuda> {
   template <class A>
   static void turn(Context<cuda>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x, int direction) {
-    detail::for_elements(ctx, sequences.tokens, shape.head_dim / 2, detail::TurnPair<A>{shape, sequences, x, direction},
-                         "rope");
+    if (sequences.tokens == 0) return;
+    constexpr int wide = detail::wide<A>;
+    if (shape.head_dim / 2 % wide == 0 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride[0] % wide == 0)
+      launch<wide>(ctx, shape, sequences, x, direction);
+    else
+      launch<1>(ctx, shape, sequences, x, direction);
+  }
+
+ private:
+  template <int Width, class A>
+  static void launch(Context<cuda>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x,
+                     int direction) {
+    using Traits = detail::RopeTraits<A, Width>;
+    detail::launch(ctx, "rope", detail::rope_kernel<Traits>, detail::blocks_for(sequences.tokens, 1), Traits::threads,
+                   static_cast<std::size_t>(shape.head_dim) * sizeof(typename Traits::F), shape, sequences, x,
+                   direction);
   }
 };
 

@@ -1,79 +1,112 @@
 // SPDX-License-Identifier: MIT
 // ssd on CUDA, forward; equations and shapes in ssd.hpp.
 //
-// The recurrence itself, from a row's first token to its last: neighbouring lanes share the states of a channel, 16 a
-// lane in registers, and their sums meet in a fixed order.
+// Rows of more than few_tokens, stored as bf16: products of matrices on tensor cores, in detail/ssd_products.cuh, with
+// its numeric contract. Everything else: the recurrence itself, from a row's first token to its last. Neighbouring
+// channels are a warp's neighbouring lanes, so that the state is read and written in whole lines; some lanes share the
+// states of a channel, 16 a lane in registers, and their sums meet in a fixed order.
 //
-// Numeric contract: everything in compute_t; nothing depends on how a sequence is cut. Agrees with the CPU version to
-// rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written.
+// Numeric contract of the recurrence: everything in compute_t; nothing depends on how a sequence is cut. Agrees with
+// the CPU version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written. Which
+// of the two a row takes depends on its own length only.
 #pragma once
 
+#include <limits>
+
 #include <zamba/context.cuh>
+#include <zamba/detail/launch.cuh>
+#include <zamba/detail/ssd_products.cuh>
 #include <zamba/ops/ssd.hpp>
 
 namespace zamba {
 
 namespace detail {
 
-/// Lanes_ lanes share a channel of at most 16 Lanes_ states.
-template <class A_, int Lanes_>
+/// Lanes_ lanes share Width_ neighbouring channels of at most 16 Lanes_ states.
+template <class A_, int Lanes_, int Width_>
 struct SsdTraits {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int lanes = Lanes_, states = 16;  // of a lane
-  static constexpr int threads = 128, channels = threads / lanes;
+  static constexpr int lanes = Lanes_, states = 16, width = Width_;  // states: of a lane and channel
+  static constexpr int threads = 64, of_warp = 32 / lanes * width, channels = threads / 32 * of_warp;
   static_assert(lanes <= 32 && (lanes & (lanes - 1)) == 0,
                 "zamba: the lanes of a channel are a power of two in a warp");
+  template <class T>
+  struct alignas(sizeof(T) * width) Piece {
+    T of[width];
+  };
 };
 
+/// Rows of at most `longest` tokens.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
     ssd_kernel(SsdInputs<typename Traits::A, typename Traits::F> in, Sequences sequences,
                Tensor<typename Traits::F, 3> state, Matrix<typename Traits::A> y,
-               Tensor<typename Traits::F, 3> checkpoints, Index chunk) {
+               Tensor<typename Traits::F, 3> checkpoints, Index chunk, Index longest) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  const Index row = blockIdx.y, D = in.u.cols(), heads = in.delta.cols(), N = in.B.shape[2];
-  const Index wanted = Index{blockIdx.x} * Traits::channels + threadIdx.x / Traits::lanes;
+  using Activations = typename Traits::template Piece<A>;
+  using States = typename Traits::template Piece<F>;
+  constexpr int width = Traits::width;
+  let_next_begin();
+  const Index D = in.u.cols(), heads = in.delta.cols(), N = in.B.shape[2];
+  const Index across = (D + Traits::channels - 1) / Traits::channels, row = blockIdx.x / across;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, place = lane % (32 / Traits::lanes);
+  const Index wanted = blockIdx.x % across * Traits::channels + warp * Traits::of_warp + place * width;
   const bool mine = wanted < D;  // lanes without a channel still take part in the sums
-  const Index c = mine ? wanted : D - 1, head = c / (D / heads), group = head / (heads / in.B.shape[1]);
-  const Index first = threadIdx.x % Traits::lanes * Traits::states;
-  if (sequences.length(row) == 0) return;
-  const Index begin = sequences.begin(row), end = begin + sequences.length(row);
-  const bool continued = state && sequences.start(row) > 0;
+  const Index c = mine ? wanted : D - width, head = c / (D / heads), group = head / (heads / in.B.shape[1]);
+  const Index first = lane / (32 / Traits::lanes) * Traits::states;
   const F a = -::exp(in.A_log[head]), bias = in.dt_bias[head], skip = in.D[head], least = F(in.dt_min);
+  wait_for_previous();
+  const Index begin = sequences.begin(row), end = begin + sequences.length(row);
+  if (begin == end || end - begin > longest) return;
+  const bool continued = state && sequences.start(row) > 0;
 
-  F s[Traits::states];
+  States s[Traits::states];
 #pragma unroll
-  for (int n = 0; n < Traits::states; ++n) s[n] = continued && first + n < N ? state(row, first + n, c) : F(0);
+  for (int n = 0; n < Traits::states; ++n)
+    s[n] = continued && first + n < N ? *reinterpret_cast<const States*>(&state(row, first + n, c)) : States{};
   for (Index t = begin; t < end; ++t) {
     if (checkpoints && mine && (t - begin) % chunk == 0) {
       const Index k = begin / chunk + row + (t - begin) / chunk;
 #pragma unroll
       for (int n = 0; n < Traits::states; ++n)
-        if (first + n < N) checkpoints(k, first + n, c) = s[n];
+        if (first + n < N) *reinterpret_cast<States*>(&checkpoints(k, first + n, c)) = s[n];
     }
-    const F delta = F(in.delta(t, head)) + bias, u = F(in.u(t, c));
+    const F delta = F(in.delta(t, head)) + bias;
+    const Activations u = *reinterpret_cast<const Activations*>(&in.u(t, c));
     const F dt = ::max(least, delta > F(20) ? delta : ::log1p(::exp(delta)));
-    const F decay = ::exp(dt * a), dt_u = dt * u;
+    const F decay = ::exp(dt * a);
     const A* B = &in.B(t, group, 0);
     const A* C = &in.C(t, group, 0);
-    F sum = 0;
+    F dt_u[width], sum[width] = {};
+#pragma unroll
+    for (int i = 0; i < width; ++i) dt_u[i] = dt * F(u.of[i]);
 #pragma unroll
     for (int n = 0; n < Traits::states; ++n)
       if (first + n < N) {
-        s[n] = decay * s[n] + dt_u * F(B[first + n]);
-        sum += s[n] * F(C[first + n]);
+        const F B_n = F(B[first + n]), C_n = F(C[first + n]);
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          s[n].of[i] = decay * s[n].of[i] + dt_u[i] * B_n;
+          sum[i] += s[n].of[i] * C_n;
+        }
       }
 #pragma unroll
-    for (int distance = Traits::lanes / 2; distance > 0; distance /= 2)
-      sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    if (mine && first == 0) y(t, c) = A(sum + skip * u);
+    for (int distance = 16; distance >= 32 / Traits::lanes; distance /= 2)
+#pragma unroll
+      for (int i = 0; i < width; ++i) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], distance);
+    if (mine && first == 0) {
+      Activations out;
+#pragma unroll
+      for (int i = 0; i < width; ++i) out.of[i] = A(sum[i] + skip * F(u.of[i]));
+      *reinterpret_cast<Activations*>(&y(t, c)) = out;
+    }
   }
   if (state && mine) {
 #pragma unroll
     for (int n = 0; n < Traits::states; ++n)
-      if (first + n < N) state(row, first + n, c) = s[n];
+      if (first + n < N) *reinterpret_cast<States*>(&state(row, first + n, c)) = s[n];
   }
 }
 
@@ -87,23 +120,99 @@ struct Ssd<cuda> {
     if (sequences.tokens == 0) return;
     const Index N = in.B.shape[2];
     require(N <= 512, "ssd: on CUDA d_state is at most 512, got ", N);
-    if (N <= 32)
-      launch<detail::SsdTraits<A, 2>>(ctx, in, sequences, state, y, checkpoints, chunk);
-    else if (N <= 64)
-      launch<detail::SsdTraits<A, 4>>(ctx, in, sequences, state, y, checkpoints, chunk);
-    else if (N <= 128)
-      launch<detail::SsdTraits<A, 8>>(ctx, in, sequences, state, y, checkpoints, chunk);
+    Index longest = std::numeric_limits<Index>::max();
+    if constexpr (std::is_same_v<A, bf16>)
+      if (sequences.longest > few_tokens && products_can(in, y, checkpoints, chunk)) {
+        products(ctx, in, sequences, state, y, checkpoints);
+        if (sequences.rows == 1) return;
+        longest = few_tokens;
+      }
+    constexpr int width = std::is_same_v<F, float> ? 4 : 1;  // 16 bytes of a state
+    if (width > 1 && N <= 128 && in_pieces_of<width>(in, state, y, checkpoints))
+      recur<A, width>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
     else
-      launch<detail::SsdTraits<A, 32>>(ctx, in, sequences, state, y, checkpoints, chunk);
+      recur<A, 1>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
   }
 
  private:
-  template <class Traits, class A, class F>
-  static void launch(Context<cuda>& ctx, const SsdInputs<A, F>& in, const Sequences& sequences, Tensor<F, 3> state,
-                     Matrix<A> y, Tensor<F, 3> checkpoints, Index chunk) {
-    const dim3 grid(detail::blocks_for(in.u.cols(), Traits::channels), static_cast<unsigned>(sequences.rows));
-    detail::ssd_kernel<Traits><<<grid, Traits::threads, 0, ctx.stream()>>>(in, sequences, state, y, checkpoints, chunk);
-    detail::check_launch("ssd");
+  /// Up to so many tokens of a row, its recurrence takes no longer than a chunk of products.
+  static constexpr Index few_tokens = 8;
+
+  /// Whether rows of a view begin at multiples of `count` elements of memory.
+  template <class T, int Rank>
+  static bool aligned(const Tensor<T, Rank>& view, Index count) {
+    if (reinterpret_cast<std::uintptr_t>(view.data) % (static_cast<std::size_t>(count) * sizeof(T)) != 0) return false;
+    for (int i = 0; i + 1 < Rank; ++i)
+      if (view.stride[i] % count != 0) return false;
+    return true;
+  }
+
+  template <int Width, class A, class F>
+  static bool in_pieces_of(const SsdInputs<A, F>& in, Tensor<F, 3> state, Matrix<A> y, Tensor<F, 3> checkpoints) {
+    return in.u.cols() / in.delta.cols() % Width == 0 && aligned(in.u, Width) && aligned(y, Width) &&
+           aligned(state, Width) && aligned(checkpoints, Width);
+  }
+
+  static bool products_can(const SsdInputs<bf16, float>& in, Matrix<bf16> y, Tensor<float, 3> checkpoints,
+                           Index chunk) {
+    constexpr Index piece = 8;  // of 16 bytes
+    const Index N = in.B.shape[2];
+    return N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 && aligned(in.u, piece) &&
+           aligned(in.B, piece) && aligned(in.C, piece) && aligned(y, piece) &&
+           (!checkpoints || chunk == detail::SsdProductTraits<64, 64>::Q) &&
+           memory_of_a_block() >= (N <= 64 ? shared_bytes<64, 64> : shared_bytes<128, 64>);
+  }
+
+  template <int N, int P>
+  static constexpr std::size_t shared_bytes = detail::SsdShared<detail::SsdProductTraits<N, P>>::bytes;
+
+  /// Shared memory that this GPU lets a block have.
+  static std::size_t memory_of_a_block() {
+    int device = 0, bytes = 0;
+    detail::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    detail::check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "ssd");
+    return static_cast<std::size_t>(bytes);
+  }
+
+  static void products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
+                       Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
+    const bool narrow = in.u.cols() / in.delta.cols() <= 32;
+    if (in.B.shape[2] <= 64)
+      narrow ? launch_products<64, 32>(ctx, in, sequences, state, y, checkpoints)
+             : launch_products<64, 64>(ctx, in, sequences, state, y, checkpoints);
+    else
+      narrow ? launch_products<128, 32>(ctx, in, sequences, state, y, checkpoints)
+             : launch_products<128, 64>(ctx, in, sequences, state, y, checkpoints);
+  }
+
+  template <int N, int P>
+  static void launch_products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
+                              Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
+    using Traits = detail::SsdProductTraits<N, P>;
+    const Index heads = in.delta.cols(), parts = (in.u.cols() / heads + P - 1) / P;
+    detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>,
+                   static_cast<unsigned>(sequences.rows * heads * parts), Traits::threads, shared_bytes<N, P>, in,
+                   sequences, state, y, checkpoints, few_tokens);
+  }
+
+  template <class A, int Width, class F>
+  static void recur(Context<cuda>& ctx, const SsdInputs<A, F>& in, const Sequences& sequences, Tensor<F, 3> state,
+                    Matrix<A> y, Tensor<F, 3> checkpoints, Index chunk, Index longest) {
+    const Index N = in.B.shape[2];
+    const auto of_lanes = [&](auto lanes) {
+      using Traits = detail::SsdTraits<A, lanes, Width>;
+      const Index across = (in.u.cols() + Traits::channels - 1) / Traits::channels;
+      detail::launch(ctx, "ssd", detail::ssd_kernel<Traits>, static_cast<unsigned>(across * sequences.rows),
+                     Traits::threads, 0, in, sequences, state, y, checkpoints, chunk, longest);
+    };
+    if (N <= 32)
+      of_lanes(std::integral_constant<int, 2>{});
+    else if (N <= 64)
+      of_lanes(std::integral_constant<int, 4>{});
+    else if (Width > 1 || N <= 128)
+      of_lanes(std::integral_constant<int, 8>{});
+    else
+      of_lanes(std::integral_constant < int, Width == 1 ? 32 : 8 > {});
   }
 };
 

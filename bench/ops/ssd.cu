@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+// ssd in bf16 on CUDA: prefill and one token of Zamba2-2.7B's heads (80 of 64, N 64) and of Mamba2-1.3B's (64 of 64,
+// N 128), with one group.
+#include <zamba/ops/ssd.cuh>
+
+#include <cmath>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include "../support/device.cuh"
+
+namespace {
+
+using namespace zamba;
+
+constexpr Index P = 64;
+
+/// `rows` rows of `tokens`, with states of a past where there is one. Several sets, used in turn.
+struct Data {
+  Index rows, tokens, H, N, D, all, sets;
+  bool past;
+  bench::DeviceArray<bf16> u, delta, B, C, y;
+  bench::DeviceArray<float> A_log, skip, bias, state;
+  Buffer<cuda> places;
+
+  Data(Context<cuda>& ctx, Index rows, Index tokens, Index heads, Index N, bool past)
+      : rows(rows),
+        tokens(tokens),
+        H(heads),
+        N(N),
+        D(heads * P),
+        all(rows * tokens),
+        sets(bench::sets_beyond_cache(bytes(past))),
+        past(past),
+        u(ctx, sets * all * D, 1),
+        delta(ctx, sets * all * H, 2, 2),
+        B(ctx, sets * all * N, 3),
+        C(ctx, sets * all * N, 4),
+        y(ctx, sets * all * D, 5),
+        A_log(ctx, H, 6),
+        skip(ctx, H, 7),
+        bias(ctx, H, 8),
+        state(ctx, sets * rows * N * D, 9),
+        places(static_cast<std::size_t>(2 * rows + 1) * sizeof(Index)) {
+    ctx.fill(bias.view(H), -4.0f);  // dt near 0.02
+    std::vector<Index> host;
+    for (Index row = 0; row <= rows; ++row) host.push_back(row * tokens);
+    host.insert(host.end(), static_cast<std::size_t>(rows), past ? 1 : 0);
+    ctx.synchronize();
+    Memory<cuda>::copy_from_host(places.data(), host.data(), host.size() * sizeof(Index));
+  }
+
+  /// u, delta, B, C and y once; the state is read where there is a past, and written.
+  double bytes(bool with_past) const {
+    return static_cast<double>(2 * all * (2 * D + H + 2 * N) + 4 * rows * N * D * (with_past ? 2 : 1));
+  }
+  /// The recurrence's: decay s + dt u B, and y + C s.
+  double flops() const { return 5.0 * static_cast<double>(all * D * N); }
+
+  template <class T>
+  Matrix<T> of_set(const bench::DeviceArray<T>& array, Index set, Index cols) const {
+    return array.view(sets * all, cols).slice(set * all, all);
+  }
+  Tensor<float, 3> states(Index set) const { return state.view(sets * rows, N, D).slice(set * rows, rows); }
+  void forward(Context<cuda>& ctx, Index set) const {
+    const auto* offsets = reinterpret_cast<const Index*>(places.data());
+    const SsdInputs<bf16, float> in{of_set(u, set, D),
+                                    of_set(delta, set, H),
+                                    split_heads<const bf16>(of_set(B, set, N), 1),
+                                    split_heads<const bf16>(of_set(C, set, N), 1),
+                                    A_log.view(H),
+                                    skip.view(H),
+                                    bias.view(H)};
+    ssd(ctx, in, Sequences{offsets, offsets + rows + 1, rows, all, tokens}, states(set), of_set(y, set, D));
+  }
+
+  template <class T>
+  static std::vector<T> host(const T* from, Index count) {
+    std::vector<T> values(static_cast<std::size_t>(count));
+    Memory<cuda>::copy_to_host(values.data(), from, values.size() * sizeof(T));
+    return values;
+  }
+
+  /// Whether two channels of the last row are the definition's, y and state, by norm to the roundings of bf16.
+  bool right(Context<cuda>& ctx) const {
+    const Index at = all - tokens;
+    const auto before = host(states(0)[rows - 1].data, N * D);
+    forward(ctx, 0);
+    const auto got = host(&of_set(y, 0, D)(at, 0), tokens * D), u_ = host(&of_set(u, 0, D)(at, 0), tokens * D),
+               delta_ = host(&of_set(delta, 0, H)(at, 0), tokens * H), B_ = host(&of_set(B, 0, N)(at, 0), tokens * N),
+               C_ = host(&of_set(C, 0, N)(at, 0), tokens * N);
+    const auto after = host(states(0)[rows - 1].data, N * D), A_ = A_log.host(), skip_ = skip.host(),
+               bias_ = bias.host();
+    double y_difference = 0, y_norm = 0, s_difference = 0, s_norm = 0;
+    for (const Index c : {Index{5}, D - 2}) {
+      const Index head = c / P;
+      std::vector<double> s(static_cast<std::size_t>(N));
+      for (Index n = 0; n < N; ++n) s[n] = past ? before[n * D + c] : 0;
+      for (Index t = 0; t < tokens; ++t) {
+        const double dt = std::log1p(std::exp(double(delta_[t * H + head]) + bias_[head])), x = u_[t * D + c];
+        const double decay = std::exp(-dt * std::exp(double(A_[head])));
+        double sum = skip_[head] * x;
+        for (Index n = 0; n < N; ++n) {
+          s[n] = decay * s[n] + dt * x * B_[t * N + n];
+          sum += s[n] * C_[t * N + n];
+        }
+        y_difference += std::pow(got[t * D + c] - sum, 2);
+        y_norm += sum * sum;
+      }
+      for (Index n = 0; n < N; ++n) {
+        s_difference += std::pow(after[n * D + c] - s[n], 2);
+        s_norm += s[n] * s[n];
+      }
+    }
+    return std::sqrt(y_difference / y_norm) < 0x1p-7 && std::sqrt(s_difference / s_norm) < 0x1p-7;
+  }
+};
+
+void run(benchmark::State& state, bool past) {
+  Context<cuda> ctx;
+  const Data data(ctx, state.range(0), state.range(1), state.range(2), state.range(3), past);
+  if (!data.right(ctx)) return state.SkipWithError("differs from the definition");
+  bench::time_on_device(state, ctx, data.sets, [&](Index set) { data.forward(ctx, set); });
+  bench::report_on_device(state, data.flops(), data.bytes(past));
+}
+
+void prefill(benchmark::State& state) { run(state, false); }
+void step(benchmark::State& state) { run(state, true); }
+
+void settings(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "tokens", "H", "N"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+}
+
+BENCHMARK(prefill)
+    ->Name("ssd/prefill")
+    ->Apply(settings)
+    ->Args({1, 2048, 80, 64})
+    ->Args({1, 8192, 80, 64})
+    ->Args({8, 2048, 80, 64})
+    ->Args({1, 8192, 64, 128})
+    ->Args({8, 2048, 64, 128});
+BENCHMARK(step)
+    ->Name("ssd/step")
+    ->Apply(settings)
+    ->Args({1, 1, 80, 64})
+    ->Args({64, 1, 80, 64})
+    ->Args({1, 8, 80, 64})
+    ->Args({1, 9, 80, 64})
+    ->Args({1, 64, 80, 64})
+    ->Args({64, 1, 64, 128});
+
+}  // namespace
