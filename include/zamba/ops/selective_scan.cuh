@@ -13,7 +13,7 @@
 //   - Tokens past the end of a row have dt = 0: they change no state, as exp(0) = 1.
 //   - Slices of 4 states give the most warps, slices of 8 need less of shared memory; both sum in the same order, so
 //     the number of rows decides. Single tokens go through a kernel of their own, which is bound by the states' memory.
-// double and more than 64 states take a thread a channel.
+// double and more than 32 states take a thread a channel.
 //
 // Numeric contract: everything in compute_t. In float an exp is 2^x of the special-function unit, within 2e-7, and dt
 // and the gate within (3 + |x|) 1e-7 of theirs for an input x. The sum over n: four neighbouring n in order, then these
@@ -60,21 +60,14 @@ __device__ inline float scan_decay(float A_log) {
 
 /// One step of States states, and the sum of C s over them: each four in order, then these by pairs.
 template <int States>
-__device__ float scan_step(float dt, float dt_u, const float* B, const float* C, const float (&a)[States],
-                           float (&s)[States]) {
+__device__ float scan_step(float dt, float dt_u, const float (&B)[States], const float (&C)[States],
+                           const float (&a)[States], float (&s)[States]) {
   static_assert(States % 4 == 0, "zamba: a thread has a multiple of four states");
   float sums[States / 4];
 #pragma unroll
-  for (int n = 0; n < States; n += 4) {
-    const float4 b4 = *reinterpret_cast<const float4*>(B + n), c4 = *reinterpret_cast<const float4*>(C + n);
-    const float b[4] = {b4.x, b4.y, b4.z, b4.w}, c[4] = {c4.x, c4.y, c4.z, c4.w};
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s[n + i] = ::fmaf(exp2_approximate(dt * a[n + i]), s[n + i], dt_u * b[i]);
-      sum = i == 0 ? s[n] * c[0] : ::fmaf(s[n + i], c[i], sum);
-    }
-    sums[n / 4] = sum;
+  for (int n = 0; n < States; ++n) {
+    s[n] = ::fmaf(exp2_approximate(dt * a[n]), s[n], dt_u * B[n]);
+    sums[n / 4] = n % 4 == 0 ? s[n] * C[n] : ::fmaf(s[n], C[n], sums[n / 4]);
   }
 #pragma unroll
   for (int half = 1; half < States / 4; half *= 2)
@@ -143,10 +136,11 @@ struct SelectiveScanTraits {
   using A = A_;
   static constexpr int slices = Slices_, states = States_;
   static constexpr bool wide = Wide_;
-  static constexpr int threads = 128, blocks = states < 16 ? 4 : 2;// of a multiprocessor, at least
-  static constexpr int channels = threads / slices;  // of a block
+  static constexpr int threads = 128, blocks = slices * states > 16 ? 2 : 3;  // of a multiprocessor, at least
+  static constexpr int channels = threads / slices;                           // of a block
   static constexpr int quads = channels / 4;         // of channels, of which a thread prepares and finishes one
   static constexpr int tokens = threads / quads;     // between two barriers
+  static constexpr int group = states == 4 ? 2 : 1;  // tokens whose operands are read while those before are scanned
   static constexpr int state_quads = slices * states / 4;
   static constexpr int pieces = 2 * state_quads * tokens;  // of B and C, four elements each
   static constexpr int loads = (pieces + threads - 1) / threads;
@@ -218,6 +212,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     bias[i] = i < quad_width ? in.delta_bias[quad_channel + i] : 0.0f;
     skip[i] = i < quad_width ? in.D[quad_channel + i] : 0.0f;
   }
+  constexpr bool all_load = Traits::pieces % Traits::threads == 0;
   constexpr int state_quads = Traits::state_quads, piece_tokens = Traits::threads / (2 * state_quads);
   const int piece = threadIdx.x % (2 * state_quads), piece_token = threadIdx.x / (2 * state_quads);
   const int of_C = piece / state_quads, piece_state = piece % state_quads * 4;
@@ -231,7 +226,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   A* y_at = &y(begin + token, quad_channel);
   const int u_step = static_cast<int>(in.u.stride[0]) * tokens, z_step = static_cast<int>(in.z.stride[0]) * tokens;
   const int delta_step = static_cast<int>(in.delta.stride[0]) * tokens;
-  const int piece_step = static_cast<int>(source.stride[0]) * piece_tokens;
+  const int piece_step = static_cast<int>(source.stride[0]) * ::min(piece_tokens, tokens);
   const int y_step = static_cast<int>(y.stride[0]) * tokens;
 
   struct Loaded {
@@ -248,8 +243,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
     for (int k = 0; k < Traits::loads; ++k) {
       const int at = piece_token + k * piece_tokens;
-      loaded.pieces[k] = load_four<wide>(piece_at, at < tokens && at < left ? piece_width : 0);
-      if (at < tokens) piece_at += piece_step;
+      loaded.pieces[k] = load_four<wide>(piece_at, (all_load || at < tokens) && at < left ? piece_width : 0);
+      piece_at += piece_step;
     }
     return loaded;
   };
@@ -258,12 +253,14 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     z_at += z_step;
     return z;
   };
-  // Two of the four channels.
+  // Two of the four channels. Past the end delta is so small that dt is 0, which costs no branch.
+  constexpr float none = -1e30f;
   const auto prepare = [&](int buffer, int left, const Loaded& loaded, int pair) {
     float values[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float dt = token < left ? scan_softplus(loaded.delta[2 * pair + i] + bias[2 * pair + i]) : 0.0f;
+      const float delta = loaded.delta[2 * pair + i] + bias[2 * pair + i];
+      const float dt = scan_softplus(token < left ? delta : none);
       values[2 * i] = dt;
       values[2 * i + 1] = dt * loaded.u[2 * pair + i];
     }
@@ -275,10 +272,31 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     for (int k = 0; k < Traits::loads; ++k) {
       const int at = piece_token + k * piece_tokens;
       const Four& four = loaded.pieces[k];
-      if (at < tokens)
+      if (all_load || at < tokens)
         *reinterpret_cast<float4*>(&BC[buffer][at][piece_state / states][of_C][piece_state % states]) =
             make_float4(four[0], four[1], four[2], four[3]);
     }
+  };
+  // What the scan of `group` tokens reads.
+  constexpr int group = Traits::group;
+  struct Operands {
+    float2 steps[group];
+    float B[group][states], C[group][states];
+  };
+  const auto operands = [&](int buffer, int t) {
+    Operands read;
+#pragma unroll
+    for (int k = 0; k < group; ++k) {
+      read.steps[k] = *reinterpret_cast<const float2*>(&steps[buffer][t + k][Traits::place(channel)]);
+#pragma unroll
+      for (int n = 0; n < states; n += 4) {
+        const float4 b = *reinterpret_cast<const float4*>(&BC[buffer][t + k][slice][0][n]);
+        const float4 c = *reinterpret_cast<const float4*>(&BC[buffer][t + k][slice][1][n]);
+        read.B[k][n] = b.x, read.B[k][n + 1] = b.y, read.B[k][n + 2] = b.z, read.B[k][n + 3] = b.w;
+        read.C[k][n] = c.x, read.C[k][n + 1] = c.y, read.C[k][n + 2] = c.z, read.C[k][n + 3] = c.w;
+      }
+    }
+    return read;
   };
   // The sums over the slices of four channels.
   const auto total = [&](int buffer, float(&to)[4]) {
@@ -311,6 +329,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     const int left = length - first;
     if (checkpoints && first % static_cast<int>(scan_chunk) == 0)
       keep(checkpoints[begin / scan_chunk + row + first / static_cast<int>(scan_chunk)]);
+    Operands coming = operands(buffer, 0);
     const Loaded next = load(left - 2 * tokens);
     const Four z_now = load_z(left);
     float out[4];
@@ -318,10 +337,13 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
 #pragma unroll
-      for (int t = part * tokens / 4; t < (part + 1) * tokens / 4; ++t) {
-        const float2 step = *reinterpret_cast<const float2*>(&steps[buffer][t][Traits::place(channel)]);
-        sums[buffer][slice][t][channel] =
-            scan_step<states>(step.x, step.y, BC[buffer][t][slice][0], BC[buffer][t][slice][1], a, s);
+      for (int t = part * tokens / 4; t < (part + 1) * tokens / 4; t += group) {
+        const Operands now = coming;
+        if (t + group < tokens) coming = operands(buffer, t + group);
+#pragma unroll
+        for (int k = 0; k < group; ++k)
+          sums[buffer][slice][t + k][channel] =
+              scan_step<states>(now.steps[k].x, now.steps[k].y, now.B[k], now.C[k], a, s);
       }
       out[part] = scan_output(out[part], skip[part], u_before[part], z_before[part]);
       if (part % 2 == 0) prepare(buffer ^ 1, left - tokens, ahead, part / 2);
@@ -395,7 +417,7 @@ __global__ void __launch_bounds__(Traits::threads)
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     const float dt = scan_softplus(delta[r] + bias);
-    alignas(16) float b[states], w[states];
+    float b[states], w[states];
 #pragma unroll
     for (int n = 0; n < states; ++n) b[n] = B[r][n / 4][n % 4], w[n] = C[r][n / 4][n % 4];
     sums[r][slice][lane] = scan_step<states>(dt, dt * u[r], b, w, a, s[r]);
@@ -496,7 +518,7 @@ struct SelectiveScan<cuda> {
         launch_channels<detail::ChannelScanTraits<A, 32>>(ctx, in, sequences, state, y, checkpoints);
       else
         launch_channels<detail::ChannelScanTraits<A, 256>>(ctx, in, sequences, state, y, checkpoints);
-    } else if (N <= 64) {
+    } else if (N <= 32) {
       if (wide(in, y))
         launch_slices<A, true>(ctx, in, sequences, state, y, checkpoints);
       else
@@ -536,10 +558,8 @@ struct SelectiveScan<cuda> {
         launch_tokens<Fewer>(ctx, in, sequences, state, y, checkpoints);
       else
         launch<detail::SelectiveScanTraits<A, 4, 4, Wide>>(ctx, in, sequences, state, y, checkpoints);
-    } else if (N <= 32) {
-      launch<detail::SelectiveScanTraits<A, 4, 8, Wide>>(ctx, in, sequences, state, y, checkpoints);
     } else {
-      launch<detail::SelectiveScanTraits<A, 4, 16, Wide>>(ctx, in, sequences, state, y, checkpoints);
+      launch<detail::SelectiveScanTraits<A, 4, 8, Wide>>(ctx, in, sequences, state, y, checkpoints);
     }
   }
 
