@@ -39,7 +39,8 @@ struct Result {
 
 /// Forward and, where cotangents are given, backward. What forward and backward assign is poisoned before.
 template <class Device, class T>
-Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Values& d_h = {}, int threads = 1) {
+Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Values& d_h = {}, int threads = 1,
+           bool keep = true) {
   const Index tokens = p.tokens(), N = p.states, channels = p.channels;
   auto ctx = zamba::testing::new_context<Device>(threads);
   std::vector<Index> offsets{0};
@@ -60,7 +61,7 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
                                      D.view(channels),           bias.view(channels)};
   const Tensor<F, 3> state = with_state ? h.view(p.rows, N, channels) : Tensor<F, 3>{};
   const Tensor<F, 3> kept = checkpoints.view(scan_checkpoint_count(sequences), N, channels);
-  selective_scan(ctx, in, sequences, state, y.view(tokens, channels), kept);
+  selective_scan(ctx, in, sequences, state, y.view(tokens, channels), keep ? kept : Tensor<F, 3>{});
   Result result;
   result.y = y.values();
   result.h = h.values();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <zamba/ops/selective_scan.cuh>
 
+#include <utility>
+
 #define ZAMBA_TEST_ON On<cpu, float>, On<cuda, float>, On<cuda, double>
 #include "selective_scan.cpp"
 
@@ -28,6 +30,116 @@ TEST_CASE("selective_scan keeps on CUDA the states that it keeps on the CPU") {
   }
   CHECK(a.size() == 5u * 16 * 140);  // 1 + 3 + 1 chunks
   CHECK(relative_error(a, b) < On<cuda, float>::definition);
+}
+
+/// Against the definition in float64, and the same bits in a batch as alone, in y and in the state.
+template <class T>
+void check_rows(const Problem& p, double bound) {
+  const Result together = run<cuda, T>(p, true);
+  CHECK(relative_error(together.y, plain_scan(p)) < bound);
+  const auto part = [](const Values& values, Index first, Index count) {
+    return Values(values.begin() + first, values.begin() + first + count);
+  };
+  const Index of_state = p.states * p.channels, of_BC = p.heads * p.states;
+  for (Index row = 0, first = 0; row < p.rows; first += p.lengths[row++]) {
+    CAPTURE(row);
+    Problem alone = p;
+    alone.rows = 1;
+    alone.lengths = {p.lengths[row]};
+    alone.starts = {p.starts[row]};
+    for (auto [to, from] : {std::pair{&alone.u, &p.u}, {&alone.delta, &p.delta}, {&alone.z, &p.z}})
+      *to = part(*from, first * p.channels, p.lengths[row] * p.channels);
+    alone.B = part(p.B, first * of_BC, p.lengths[row] * of_BC);
+    alone.C = part(p.C, first * of_BC, p.lengths[row] * of_BC);
+    alone.h0 = part(p.h0, row * of_state, of_state);
+    const Result single = run<cuda, T>(alone, true);
+    CHECK(single.y == part(together.y, first * p.channels, p.lengths[row] * p.channels));
+    CHECK(single.h == part(together.h, row * of_state, of_state));
+  }
+}
+
+TEST_CASE("selective_scan on CUDA: the edges of its tiles, slices and groups of tokens") {
+  const double bound = On<cuda, float>::definition;
+  // Lengths around 8 and 16 tokens; heads of less than, of and of more than 32 and 64 channels, in fours or not.
+  for (const Index per_head : {1, 4, 31, 32, 36, 63, 64, 65, 68})
+    for (const Index N : {1, 4, 15, 16, 17, 32}) {
+      CAPTURE(per_head);
+      CAPTURE(N);
+      check_rows<float>(random_problem({7, 8, 0, 9, 15, 16, 17, 33}, {1, 0, 2, 0, 3, 0, 9, 4}, 2, per_head, N), bound);
+    }
+}
+
+TEST_CASE("selective_scan on CUDA: with rows or heads enough for slices of eight states, the same bits") {
+  // As one row the problem has fewer blocks than two a multiprocessor, together with the others more.
+  std::vector<Index> lengths, starts;
+  for (Index row = 0; row < 140; ++row) {
+    lengths.push_back(row % 3 == 0 ? 2 + row % 20 : row % 2);
+    starts.push_back(row % 4);
+  }
+  for (const Index per_head : {4, 5})
+    check_rows<float>(random_problem(lengths, starts, 2, per_head, 16), On<cuda, float>::definition);
+}
+
+TEST_CASE("selective_scan on CUDA: single tokens, one or two rows a block, are the tokens of a longer row") {
+  for (const Index N : {5, 16, 32})
+    for (const Index rows : {1, 3, 2200}) {  // 2200 rows of one tile: more than 16 blocks a multiprocessor
+      if (rows > 3 && N != 16) continue;
+      CAPTURE(N);
+      CAPTURE(rows);
+      const Index per_head = rows > 3 ? 4 : 36;
+      std::vector<Index> lengths(static_cast<std::size_t>(rows), 1), starts(lengths.size());
+      for (Index row = 0; row < rows; ++row) starts[row] = row % 3, lengths[row] = row % 7 == 6 ? 0 : 1;
+      Problem p = random_problem(lengths, starts, 1, per_head, N);
+      const Result tokens = run<cuda, float>(p, true, {}, {}, 1, false);
+      CHECK(relative_error(tokens.y, plain_scan(p)) < On<cuda, float>::definition);
+      // With states kept, the kernel of longer rows runs.
+      const Result longer = run<cuda, float>(p, true);
+      CHECK(tokens.y == longer.y);
+      CHECK(tokens.h == longer.h);
+    }
+}
+
+TEST_CASE("selective_scan on CUDA in bf16: wide loads and single elements, the same bits") {
+  // The same channels as two heads of 36, in fours, and as the first 36 of each of two heads of 37.
+  Problem p = random_problem({40, 3, 1}, {0, 2, 5}, 2, 36, 16);
+  for (Values* values : {&p.u, &p.delta, &p.z, &p.B, &p.C})
+    for (double& value : *values) value = bf16(static_cast<float>(value));
+  Problem odd = p;
+  odd.channels = 74;
+  const auto widened = [](const Values& from, Index inner) {  // (n, 36, inner) to (n, 37, inner)
+    Values to;
+    for (std::size_t i = 0; i < from.size(); i += 36 * inner) {
+      to.insert(to.end(), from.begin() + i, from.begin() + i + 36 * inner);
+      to.insert(to.end(), inner, 0.5);
+    }
+    return to;
+  };
+  for (auto [to, from] : {std::pair{&odd.u, &p.u},
+                          {&odd.delta, &p.delta},
+                          {&odd.z, &p.z},
+                          {&odd.D, &p.D},
+                          {&odd.delta_bias, &p.delta_bias},
+                          {&odd.h0, &p.h0}})
+    *to = widened(*from, 1);
+  odd.A_log = widened(p.A_log, 16);
+  const Result wide = run<cuda, bf16>(p, true), narrow = run<cuda, bf16>(odd, true);
+  for (Index i = 0; i < p.tokens() * 2; ++i)
+    for (Index c = 0; c < 36; ++c) REQUIRE(wide.y[i * 36 + c] == narrow.y[i * 37 + c]);
+  for (Index i = 0; i < p.rows * 16 * 2; ++i)
+    for (Index c = 0; c < 36; ++c) REQUIRE(wide.h[i * 36 + c] == narrow.h[i * 37 + c]);
+}
+
+TEST_CASE("selective_scan on CUDA: inputs far out, and decays of nothing and of everything") {
+  Problem p = random_problem({20}, {1}, 1, 8, 16);
+  for (Index i = 0; i < p.tokens() * 8; ++i) {
+    p.delta[i] += i % 5 == 0 ? -60 : i % 7 == 0 ? 40 : 0;
+    p.z[i] *= i % 11 == 0 ? 100 : 1;
+  }
+  for (Index i = 0; i < 8 * 16; ++i) p.A_log[i] = i % 9 == 0 ? 100 : i % 10 == 0 ? -100 : p.A_log[i];
+  // By norm, over outputs of up to some thousands; each of them also is a number.
+  const Result result = run<cuda, float>(p, true);
+  CHECK(relative_error(result.y, plain_scan(p)) < On<cuda, float>::definition);
+  for (const double value : result.h) REQUIRE(std::isfinite(value));
 }
 
 TEST_CASE("selective_scan without a state, and with more states than CUDA has room for") {

@@ -69,4 +69,11 @@ __device__ inline float exp2_approximate(float x) {
   return y;
 }
 
+/// 1 / x, within 1 unit in the last place; 0 for an infinite x.
+__device__ inline float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace zamba::detail
