@@ -26,34 +26,6 @@ namespace zamba {
 
 namespace detail {
 
-/// Width elements as they lie in memory: one, or 16 bytes of them.
-template <class S, int Width>
-struct Piece {
-  std::conditional_t<Width == 1, S, uint4> raw;
-
-  __device__ void load(const S* from) {
-    if constexpr (Width == 1)
-      raw = *from;
-    else
-      raw = __ldg(reinterpret_cast<const uint4*>(from));
-  }
-  __device__ void unpack(compute_t<S> (&to)[Width]) const {
-    static_assert(Width == 1 || Width == wide<S>, "zamba: a piece is one element or 16 bytes");
-    if constexpr (Width == 1) {
-      to[0] = compute_t<S>(raw);
-    } else if constexpr (std::is_same_v<S, bf16>) {
-      const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        to[2 * i] = __uint_as_float(words[i] << 16);
-        to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-      }
-    } else {
-      memcpy(to, &raw, sizeof(raw));
-    }
-  }
-};
-
 /// Activations of A_, keys of S_, Heads_ of a token together. Teams of Lanes_ lanes: lane l holds pieces l, l + Lanes_,
 /// ... of a head, Pieces_ of them, of Width_ dimensions.
 template <class A_, class S_, int Heads_, int Lanes_, int Width_, int Pieces_>
@@ -162,17 +134,20 @@ __global__ void __launch_bounds__(Traits::threads)
   const S* v = keys.value(row, begin) + column;
   for (int turn = first; turn < end; turn += teams * at_once) {
     const int j = turn + team * at_once;  // may be at or after the end
-    Piece<S, Traits::width> key[at_once][Traits::pieces] = {}, value[at_once][Traits::pieces] = {};
+    Piece<Traits::width, S> key[at_once][Traits::pieces] = {}, value[at_once][Traits::pieces] = {};
 #pragma unroll
     for (int b = 0; b < at_once; ++b)
 #pragma unroll
       for (int p = 0; p < Traits::pieces; ++p)
-        if (held[p]) key[b][p].load(k + ::min(j + b, end - 1) * keys.k.stride[1] + lanes * p * Traits::width);
+        if (held[p])
+          key[b][p] = piece_at<Traits::width>(k + ::min(j + b, end - 1) * keys.k.stride[1] + lanes * p * Traits::width);
 #pragma unroll
     for (int b = 0; b < at_once; ++b)
 #pragma unroll
       for (int p = 0; p < Traits::pieces; ++p)
-        if (held[p]) value[b][p].load(v + ::min(j + b, end - 1) * keys.v.stride[1] + lanes * p * Traits::width);
+        if (held[p])
+          value[b][p] =
+              piece_at<Traits::width>(v + ::min(j + b, end - 1) * keys.v.stride[1] + lanes * p * Traits::width);
 
     F scores[heads][at_once] = {};
 #pragma unroll
@@ -180,7 +155,7 @@ __global__ void __launch_bounds__(Traits::threads)
 #pragma unroll
       for (int p = 0; p < Traits::pieces; ++p) {
         F values[Traits::width];
-        key[b][p].unpack(values);
+        key[b][p].values(values);
 #pragma unroll
         for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -203,7 +178,7 @@ __global__ void __launch_bounds__(Traits::threads)
 #pragma unroll
       for (int p = 0; p < Traits::pieces; ++p) {
         F values[Traits::width];
-        value[b][p].unpack(values);
+        value[b][p].values(values);
 #pragma unroll
         for (int h = 0; h < heads; ++h)
 #pragma unroll
