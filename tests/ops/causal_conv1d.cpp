@@ -12,18 +12,24 @@
 
 #include <zamba/random.hpp>
 
+#include "../support/arrays.hpp"
+#include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 namespace {
 
 using namespace zamba;
-using Values = std::vector<double>;
+using zamba::testing::Array, zamba::testing::relative_error, zamba::testing::Values;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-/// Of one norm: the fixtures are rounded to float, and so is every sum of K + 1 terms in float.
-template <class T>
-constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
+template <class Device, class T>
+struct On {
+  using device = Device;
+  using type = T;
+  /// Of one norm: the fixtures are rounded to float, and so is every sum of K + 1 terms in float.
+  static constexpr double tolerance = sizeof(T) == 8 ? 2e-7 : 1e-6;
+};
 
 Values random_values(Index count, std::uint64_t stream) {
   Random random(Seed{11}, stream);
@@ -41,17 +47,6 @@ Values joined(Values a, const Values& b) {
   return a;
 }
 
-/// |a - b| / |b|, by norm.
-double relative_error(const Values& a, const Values& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
 /// A batch and what it is convolved with.
 struct Problem {
   Index channels = 0, width = 0;
@@ -66,43 +61,56 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-/// Forward and backward; gradients of parameters begin at zero.
-template <class T>
+/// Forward and, on the CPU, backward; gradients of parameters begin at zero.
+template <class Device, class T>
 Result run(const Problem& p) {
-  const Index D = p.channels, K = p.width, rows = static_cast<Index>(p.lengths.size()), stride = D + p.padding;
+  using F = compute_t<T>;
+  const Index D = p.channels, K = p.width, rows = static_cast<Index>(p.lengths.size());
+  auto ctx = zamba::testing::new_context<Device>(p.threads);
   std::vector<Index> offsets(1, 0);
   for (const Index length : p.lengths) offsets.push_back(offsets.back() + length);
   const Index tokens = offsets.back();
-  const Sequences sequences{offsets.data(), p.starts.empty() ? nullptr : p.starts.data(), rows, tokens,
+  const Sequences sequences{ctx.readable(offsets.data(), rows + 1),
+                            p.starts.empty() ? nullptr : ctx.readable(p.starts.data(), rows), rows, tokens,
                             *std::max_element(p.lengths.begin(), p.lengths.end())};
+  // Matrices inside wider ones, as there may be no token.
+  const Index stride = D + p.padding;
   const auto widened = [&](const Values& values) {
-    std::vector<T> wide(static_cast<std::size_t>(tokens * stride + 1), T(nan));
+    Values wide(static_cast<std::size_t>(tokens * stride), nan);
     for (Index i = 0; i < tokens; ++i) std::copy_n(values.begin() + i * D, D, wide.begin() + i * stride);
-    return wide;
+    return Array<Device, T>(wide);
   };
-  const auto matrix = [&](std::vector<T>& wide) { return Matrix<T>(wide.data(), tokens, stride).columns(0, D); };
-  const auto narrowed = [&](const std::vector<T>& wide) {
+  const auto matrix = [&](const Array<Device, T>& wide) { return wide.view(tokens, stride).columns(0, D); };
+  const auto narrowed = [&](const Array<Device, T>& array) {
     Values values;
+    const Values wide = array.values();
     for (Index i = 0; i < tokens; ++i)
       values.insert(values.end(), wide.begin() + i * stride, wide.begin() + i * stride + D);
     return values;
   };
-  const auto state_view = [&](std::vector<T>& values) {
-    return values.empty() ? Tensor<T, 3>{} : Tensor<T, 3>(values.data(), rows, K - 1, D);
+  const auto x = widened(p.x), out = widened(Values(p.x.size(), nan));
+  const Array<Device, F> weight(p.weight), bias(p.bias), state(p.state);
+  const auto state_view = [&](const Array<Device, F>& states) {
+    return p.state.empty() ? Tensor<F, 3>{} : states.view(rows, K - 1, D);
   };
-  auto x = widened(p.x), d_out = widened(p.d_out), out = widened(Values(p.x.size(), nan)), d_x = out;
-  std::vector<T> weight(p.weight.begin(), p.weight.end()), bias(p.bias.begin(), p.bias.end()),
-      d_weight(p.weight.size()), d_bias(p.bias.size()), initial(p.state.begin(), p.state.end()),
-      state = initial, d_state(p.d_state.begin(), p.d_state.end());
-  const Vector<T> bias_view = bias.empty() ? Vector<T>{} : Vector<T>(bias.data(), D);
-  const Vector<T> d_bias_view = bias.empty() ? Vector<T>{} : Vector<T>(d_bias.data(), D);
-  Context<cpu> ctx(p.threads);
-  causal_conv1d(ctx, matrix(x), Matrix<T>(weight.data(), D, K), bias_view, sequences, state_view(state), matrix(out));
-  causal_conv1d_backward(ctx, matrix(d_out), matrix(x), Matrix<T>(weight.data(), D, K), bias_view, sequences,
-                         state_view(initial), matrix(d_x), Matrix<T>(d_weight.data(), D, K), d_bias_view,
-                         state_view(d_state));
-  const auto doubles = [](const std::vector<T>& values) { return Values(values.begin(), values.end()); };
-  return {narrowed(out), doubles(state), narrowed(d_x), doubles(d_weight), doubles(d_bias), doubles(d_state)};
+  const Vector<F> bias_view = p.bias.empty() ? Vector<F>{} : bias.view(D);
+  causal_conv1d(ctx, matrix(x), weight.view(D, K), bias_view, sequences, state_view(state), matrix(out));
+  Result result;
+  result.out = narrowed(out);
+  result.state = state.values();
+  if constexpr (std::is_same_v<Device, cpu>) {
+    const auto d_out = widened(p.d_out), d_x = widened(Values(p.x.size(), nan));
+    const Array<Device, F> d_weight(Values(p.weight.size())), d_bias(Values(p.bias.size())), d_state(p.d_state),
+        initial(p.state);
+    causal_conv1d_backward(ctx, matrix(d_out), matrix(x), weight.view(D, K), bias_view, sequences, state_view(initial),
+                           matrix(d_x), d_weight.view(D, K), p.bias.empty() ? Vector<F>{} : d_bias.view(D),
+                           p.d_state.empty() ? Tensor<F, 3>{} : d_state.view(rows, K - 1, D));
+    result.d_x = narrowed(d_x);
+    result.d_weight = d_weight.values();
+    result.d_bias = d_bias.values();
+    result.d_state = d_state.values();
+  }
+  return result;
 }
 
 /// Rows of the given lengths and starts, with everything random.
@@ -121,23 +129,26 @@ Problem random_problem(Index channels, Index width, std::vector<Index> lengths, 
           .starts = std::move(starts)};
 }
 
-TEST_CASE_TEMPLATE("causal_conv1d agrees with the reference", T, float, double) {
+TEST_CASE_TEMPLATE("causal_conv1d agrees with the reference", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
   const auto& fixture = zamba::testing::Fixture::operators();
   const auto in = [&](const char* name) { return fixture.values(std::string("causal_conv1d_silu.") + name); };
-  const Result result = run<T>({.channels = 10,
-                                .width = 4,
-                                .x = in("in.x"),
-                                .weight = in("in.weight"),
-                                .bias = in("in.bias"),
-                                .state = {},
-                                .d_out = in("cotangent.y"),
-                                .d_state = {},
-                                .lengths = {11, 11},
-                                .starts = {}});
-  CHECK(relative_error(result.out, in("out.y")) < tolerance<T>);
-  CHECK(relative_error(result.d_x, in("grad.x")) < tolerance<T>);
-  CHECK(relative_error(result.d_weight, in("grad.weight")) < tolerance<T>);
-  CHECK(relative_error(result.d_bias, in("grad.bias")) < tolerance<T>);
+  const Result result = run<Device, T>({.channels = 10,
+                                        .width = 4,
+                                        .x = in("in.x"),
+                                        .weight = in("in.weight"),
+                                        .bias = in("in.bias"),
+                                        .state = {},
+                                        .d_out = in("cotangent.y"),
+                                        .d_state = {},
+                                        .lengths = {11, 11},
+                                        .starts = {}});
+  CHECK(relative_error(result.out, in("out.y")) < Where::tolerance);
+  if constexpr (!std::is_same_v<Device, cpu>) return;
+  CHECK(relative_error(result.d_x, in("grad.x")) < Where::tolerance);
+  CHECK(relative_error(result.d_weight, in("grad.weight")) < Where::tolerance);
+  CHECK(relative_error(result.d_bias, in("grad.bias")) < Where::tolerance);
 }
 
 TEST_CASE("causal_conv1d: finite differences, through the states") {
@@ -147,7 +158,7 @@ TEST_CASE("causal_conv1d: finite differences, through the states") {
     // Rows shorter and longer than the window, with and without a past, and one without tokens.
     Problem problem = random_problem(3, width, {5, 2, 0, 1, 3}, {9, 2, 4, 7, 0});
     const auto loss = [&] {
-      const Result result = run<double>(problem);
+      const Result result = run<cpu, double>(problem);
       return std::inner_product(result.out.begin(), result.out.end(), problem.d_out.begin(), 0.0) +
              std::inner_product(result.state.begin(), result.state.end(), problem.d_state.begin(), 0.0);
     };
@@ -163,7 +174,7 @@ TEST_CASE("causal_conv1d: finite differences, through the states") {
       }
       return gradient;
     };
-    const Result result = run<double>(problem);
+    const Result result = run<cpu, double>(problem);
     // Central differences: step^2 = 1e-10 of curvature, 1e-16 / step = 1e-11 of rounding.
     CHECK(relative_error(result.d_x, numeric(problem.x)) < 1e-8);
     CHECK(relative_error(result.d_weight, numeric(problem.weight)) < 1e-8);
@@ -186,7 +197,7 @@ TEST_CASE("causal_conv1d adds to d_weight and d_bias") {
 }
 
 /// What the chunks of a row give one after the other, states and their gradients handed on.
-template <class T>
+template <class Device, class T>
 Result chunked(const Problem& whole, const std::vector<Index>& lengths) {
   const Index D = whole.channels;
   Result all;
@@ -200,17 +211,18 @@ Result chunked(const Problem& whole, const std::vector<Index>& lengths) {
     chunk.starts = {start + first};
     chunk.state = chunks.empty() ? whole.state : all.state;
     chunks.push_back(chunk);
-    const Result result = run<T>(chunk);
+    const Result result = run<Device, T>(chunk);
     all.out = joined(all.out, result.out);
     all.state = result.state;
     first += length;
   }
+  if constexpr (!std::is_same_v<Device, cpu>) return all;
   all.d_state = whole.d_state;
   all.d_weight.assign(whole.weight.size(), 0);
   all.d_bias.assign(whole.bias.size(), 0);
   for (auto chunk = chunks.rbegin(); chunk != chunks.rend(); ++chunk) {
     chunk->d_state = all.d_state;
-    const Result result = run<T>(*chunk);
+    const Result result = run<Device, T>(*chunk);
     all.d_x = joined(result.d_x, all.d_x);
     all.d_state = result.d_state;
     for (std::size_t i = 0; i < all.d_weight.size(); ++i) all.d_weight[i] += result.d_weight[i];
@@ -219,34 +231,39 @@ Result chunked(const Problem& whole, const std::vector<Index>& lengths) {
   return all;
 }
 
-TEST_CASE_TEMPLATE("causal_conv1d: every split of a sequence gives the same", T, float, double) {
+TEST_CASE_TEMPLATE("causal_conv1d: every split of a sequence gives the same", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
   const Index length = 13;
   for (const Index width : {2, 4})
     for (const Index start : {0, 20}) {
       const Problem problem = random_problem(6, width, {length}, {start});
-      const Result whole = run<T>(problem);
+      const Result whole = run<Device, T>(problem);
       for (Index first = 1; first < length; ++first)
         for (Index second = 0; first + second < length; ++second) {
           CAPTURE(first);
           CAPTURE(second);
-          const Result parts = chunked<T>(problem, {first, second, length - first - second});
+          const Result parts = chunked<Device, T>(problem, {first, second, length - first - second});
           CHECK(parts.out == whole.out);
           CHECK(parts.state == whole.state);
-          CHECK(relative_error(parts.d_x, whole.d_x) < tolerance<T>);  // the sum over j is split
-          CHECK(relative_error(parts.d_weight, whole.d_weight) < tolerance<T>);
-          CHECK(relative_error(parts.d_bias, whole.d_bias) < tolerance<T>);
+          if constexpr (!std::is_same_v<Device, cpu>) continue;
+          CHECK(relative_error(parts.d_x, whole.d_x) < Where::tolerance);  // the sum over j is split
+          CHECK(relative_error(parts.d_weight, whole.d_weight) < Where::tolerance);
+          CHECK(relative_error(parts.d_bias, whole.d_bias) < Where::tolerance);
           if (start > 0)
-            CHECK(relative_error(parts.d_state, whole.d_state) < tolerance<T>);
+            CHECK(relative_error(parts.d_state, whole.d_state) < Where::tolerance);
           else
             CHECK(std::all_of(parts.d_state.begin(), parts.d_state.end(), [](double d) { return d == 0; }));
         }
     }
 }
 
-TEST_CASE_TEMPLATE("causal_conv1d: a ragged batch equals each row alone", T, float, double) {
+TEST_CASE_TEMPLATE("causal_conv1d: a ragged batch equals each row alone", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
   const Index D = 33, K = 4, past = (K - 1) * D;
   const Problem batch = random_problem(D, K, {0, 5, 70, 0, 1, 130, 0}, {3, 0, 6, 0, 8, 0, 1});
-  const Result together = run<T>(batch);
+  const Result together = run<Device, T>(batch);
   Values d_weight(batch.weight.size());
   Index first = 0;
   for (std::size_t row = 0; row < batch.lengths.size(); ++row) {
@@ -258,23 +275,27 @@ TEST_CASE_TEMPLATE("causal_conv1d: a ragged batch equals each row alone", T, flo
     alone.d_out = part(batch.d_out, first * D, length * D);
     alone.state = part(batch.state, static_cast<Index>(row) * past, past);
     alone.d_state = part(batch.d_state, static_cast<Index>(row) * past, past);
-    const Result result = run<T>(alone);
+    const Result result = run<Device, T>(alone);
     CHECK(result.out == part(together.out, first * D, length * D));
-    CHECK(result.d_x == part(together.d_x, first * D, length * D));
     CHECK(result.state == part(together.state, static_cast<Index>(row) * past, past));
-    CHECK(result.d_state == part(together.d_state, static_cast<Index>(row) * past, past));
-    for (std::size_t i = 0; i < d_weight.size(); ++i) d_weight[i] += result.d_weight[i];
+    if constexpr (std::is_same_v<Device, cpu>) {
+      CHECK(result.d_x == part(together.d_x, first * D, length * D));
+      CHECK(result.d_state == part(together.d_state, static_cast<Index>(row) * past, past));
+      for (std::size_t i = 0; i < d_weight.size(); ++i) d_weight[i] += result.d_weight[i];
+    }
     first += length;
   }
-  CHECK(relative_error(together.d_weight, d_weight) < tolerance<T>);
+  if constexpr (std::is_same_v<Device, cpu>) CHECK(relative_error(together.d_weight, d_weight) < Where::tolerance);
 }
 
-TEST_CASE_TEMPLATE("causal_conv1d never reads the state of a row without a past", T, float, double) {
+TEST_CASE_TEMPLATE("causal_conv1d never reads the state of a row without a past", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
   Problem problem = random_problem(18, 4, {2, 9, 0}, {0, 0, 0});
   std::fill(problem.state.begin(), problem.state.end(), 0.0);
-  const Result clean = run<T>(problem);
+  const Result clean = run<Device, T>(problem);
   std::fill(problem.state.begin(), problem.state.end(), nan);
-  const Result poisoned = run<T>(problem);
+  const Result poisoned = run<Device, T>(problem);
   const Index given = 2 * 3 * 18;  // the states of the rows with tokens
   CHECK(poisoned.out == clean.out);
   CHECK(part(poisoned.state, 0, given) == part(clean.state, 0, given));
@@ -284,33 +305,37 @@ TEST_CASE_TEMPLATE("causal_conv1d never reads the state of a row without a past"
   CHECK(poisoned.d_state == clean.d_state);
 }
 
-TEST_CASE_TEMPLATE("causal_conv1d: an output depends on no later input", T, float, double) {
+TEST_CASE_TEMPLATE("causal_conv1d: an output depends on no later input", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
   const Index D = 17, length = 75;
   Problem problem = random_problem(D, 4, {length}, {5});
-  const Result before = run<T>(problem);
+  const Result before = run<Device, T>(problem);
   for (const Index at : {0, 1, 40, 64, 74}) {
     Problem changed = problem;
     for (Index c = 0; c < D; ++c) changed.x[static_cast<std::size_t>(at * D + c)] += 1;
-    const Result after = run<T>(changed);
+    const Result after = run<Device, T>(changed);
     CHECK(part(after.out, 0, at * D) == part(before.out, 0, at * D));
     CHECK(part(after.out, at * D, D) != part(before.out, at * D, D));
   }
 }
 
-TEST_CASE_TEMPLATE("causal_conv1d: strides, threads and reruns change no bit", T, float, double) {
+TEST_CASE_TEMPLATE("causal_conv1d: strides, threads and reruns change no bit", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
   for (const Index width : {3, 4}) {
     Problem problem = random_problem(530, width, {200, 0, 3}, {0, 2, 8});  // more channels than one tile
-    const Result once = run<T>(problem);
-    CHECK(run<T>(problem) == once);
+    const Result once = run<Device, T>(problem);
+    CHECK(run<Device, T>(problem) == once);
     problem.padding = 5;
-    CHECK(run<T>(problem) == once);
+    CHECK(run<Device, T>(problem) == once);
     problem.threads = 2;
-    CHECK(run<T>(problem) == once);
+    CHECK(run<Device, T>(problem) == once);
     problem.bias.assign(530, 0.0);
-    const Result zero_bias = run<T>(problem);
+    const Result zero_bias = run<Device, T>(problem);
     problem.bias.clear();
-    CHECK(run<T>(problem).out == zero_bias.out);
-    CHECK(run<T>(problem).d_x == zero_bias.d_x);
+    CHECK(run<Device, T>(problem).out == zero_bias.out);
+    CHECK(run<Device, T>(problem).d_x == zero_bias.d_x);
   }
 }
 

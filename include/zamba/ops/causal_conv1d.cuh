@@ -1,20 +1,179 @@
 // SPDX-License-Identifier: MIT
 // causal_conv1d on CUDA, forward; equations and shapes in causal_conv1d.hpp.
 //
-// A thread takes one channel and a group of neighbouring tokens, so that a warp reads whole lines and the K - 1 earlier
-// inputs come from cache. Where all rows are short it takes a row, state included; otherwise a second kernel rewrites
-// the state when all outputs have read it.
+// Bound by memory, so for the usual K = 4 a thread takes 16 bytes of neighbouring channels, where rows are aligned to
+// them, and goes along a group of neighbouring tokens with the K - 1 inputs before in registers, a few loads ahead.
+// Groups are as long as leaves enough threads: longer ones read fewer inputs twice. Only the inputs before a row's
+// first token come from its state, so whoever takes that token takes the K - 1 first ones, and rewrites the state as
+// soon as it was read. Other K go element by element.
 //
-// Numeric contract: as on the CPU, one sum over j in order, in compute_t; rounded once when written.
+// Numeric contract: as on the CPU, one sum over j in order, in compute_t; rounded once when written. In float the
+// sigmoid of p is within (3 + |p|) 1e-7 of its value.
 #pragma once
+
+#include <cstring>
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/multiprocessors.cuh>
+#include <zamba/detail/tensor_core.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
 
 namespace zamba {
 
 namespace detail {
+
+/// p sigmoid(p)
+__device__ inline float conv_silu(float p) {
+  constexpr float log2_e = 1.44269504f;
+  return p * reciprocal_approximate(1.0f + exp2_approximate(p * -log2_e));
+}
+__device__ inline double conv_silu(double p) { return p / (1 + ::exp(-p)); }
+
+/// K_ inputs to an output; a thread has Width_ neighbouring channels, one or 16 bytes of them.
+template <class A_, int K_, int Width_>
+struct CausalConv1dTraits {
+  using A = A_;
+  using F = compute_t<A>;
+  using Raw = std::conditional_t<Width_ == 1, A, uint4>;  // the channels of a token as they lie in memory
+  static constexpr int K = K_, width = Width_;
+  static constexpr int threads = 64, blocks = 6;  // of a multiprocessor, at least
+  static constexpr int ahead = 4;                 // tokens whose loads are under way together
+  static_assert(width == 1 || width == wide<A>, "zamba: a piece is one element or 16 bytes");
+
+  __device__ static void unpack(const Raw& raw, F (&to)[width]) {
+    if constexpr (width == 1)
+      to[0] = F(raw);
+    else if constexpr (std::is_same_v<A, bf16>) {
+      const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+      for (int i = 0; i < width; ++i) to[i] = __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+    } else {
+      memcpy(to, &raw, sizeof(raw));
+    }
+  }
+  __device__ static Raw pack(const F (&from)[width]) {
+    Raw raw;
+    if constexpr (width == 1)
+      raw = A(from[0]);
+    else if constexpr (std::is_same_v<A, bf16>)
+      raw = {pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+             pack_bf16(from[6], from[7])};
+    else
+      memcpy(&raw, from, sizeof(raw));
+    return raw;
+  }
+};
+
+/// The channels [c, c + width) of the tokens of a group: blocks for the tiles of channels of a group, then the next.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads, Traits::blocks)
+    causal_conv1d_kernel(Matrix<const typename Traits::A> x, Matrix<const typename Traits::F> weight,
+                         Vector<const typename Traits::F> bias, Sequences sequences,
+                         Tensor<typename Traits::F, 3> state, Matrix<typename Traits::A> out, unsigned tiles,
+                         Index group) {
+  using F = typename Traits::F;
+  using Raw = typename Traits::Raw;
+  constexpr int K = Traits::K, width = Traits::width, past = K - 1, ahead = Traits::ahead;
+  const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
+  if (c >= out.cols()) return;
+  const Index first = blockIdx.x / tiles * group, last = ::min(first + group, sequences.tokens);
+
+  F w[width][K], b[width];
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    const F* from = &weight(c + i, 0);
+    if constexpr (width > 1 && K % wide<F> == 0) {
+#pragma unroll
+      for (int j = 0; j < K; j += wide<F>) {
+        F four[wide<F>];
+        load_16_bytes(from + j, four);
+#pragma unroll
+        for (int k = 0; k < wide<F>; ++k) w[i][j + k] = four[k];
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < K; ++j) w[i][j] = from[j];
+    }
+    b[i] = bias ? bias[c + i] : F(0);
+  }
+
+  for (Index row = row_of(sequences, first); row < sequences.rows && sequences.begin(row) < last; ++row) {
+    const Index begin = sequences.begin(row), length = sequences.length(row);
+    // Tokens of the row, counted from its first: those of this group, but the first K - 1 go with the first.
+    const bool begins = begin >= first;
+    Index t = begins ? 0 : ::max(first - begin, Index{past});
+    const Index end = ::min(length, begins ? ::max(last - begin, Index{past}) : last - begin);
+    if (t >= end) continue;
+    const auto at = [&](const auto& matrix, Index token) {
+      return reinterpret_cast<
+          std::conditional_t<std::is_same_v<decltype(matrix.data), typename Traits::A*>, Raw*, const Raw*>>(
+          &matrix(begin + token, c));
+    };
+
+    F window[past][width];  // the inputs before token t
+    if (t > 0) {
+#pragma unroll
+      for (int j = 0; j < past; ++j) Traits::unpack(*at(x, t - past + j), window[j]);
+    } else {
+      const bool continued = state && sequences.start(row) > 0;
+#pragma unroll
+      for (int j = 0; j < past; ++j)
+#pragma unroll
+        for (int i = 0; i < width; ++i) window[j][i] = continued ? state(row, j, c + i) : F(0);
+      if (state) {
+        // The last K - 1 inputs, the past among them where the row is shorter.
+#pragma unroll
+        for (int slot = 0; slot < past; ++slot) {
+          const Index from = length - past + slot;
+          F kept[width];
+          if (from >= 0) {
+            Traits::unpack(*at(x, from), kept);
+          } else {
+#pragma unroll
+            for (int j = slot + 1; j < past; ++j)
+              if (j == from + past) {
+#pragma unroll
+                for (int i = 0; i < width; ++i) kept[i] = window[j][i];
+              }
+          }
+#pragma unroll
+          for (int i = 0; i < width; ++i) state(row, slot, c + i) = kept[i];
+        }
+      }
+    }
+
+    Raw coming[ahead];
+    const auto load = [&](Index from) {
+#pragma unroll
+      for (int k = 0; k < ahead; ++k) coming[k] = from + k < end ? *at(x, from + k) : Raw{};
+    };
+    load(t);
+    for (; t < end; t += ahead) {
+      Raw now[ahead];
+#pragma unroll
+      for (int k = 0; k < ahead; ++k) now[k] = coming[k];
+      if (t + ahead < end) load(t + ahead);
+#pragma unroll
+      for (int k = 0; k < ahead; ++k) {
+        F input[width], result[width];
+        Traits::unpack(now[k], input);
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          F p = b[i];
+#pragma unroll
+          for (int j = 0; j < past; ++j) p = ::fma(w[i][j], window[j][i], p);
+          result[i] = conv_silu(::fma(w[i][past], input[i], p));
+#pragma unroll
+          for (int j = 0; j + 1 < past; ++j) window[j][i] = window[j + 1][i];
+          window[past - 1][i] = input[i];
+        }
+        if (t + k < end) *at(out, t + k) = Traits::pack(result);
+      }
+    }
+  }
+}
 
 /// The inputs of one channel, those of the past included.
 template <class A_>
@@ -33,44 +192,23 @@ struct ConvInput {
   }
 };
 
+/// An output, from any number of inputs.
 template <class A_>
-struct CausalConv1dTraits {
+struct ConvolveElement {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int threads = 128;
-  static constexpr Index tokens = 16;  // of a thread
-};
+  ConvInput<A> in;
+  Matrix<const F> weight;
+  Vector<const F> bias;
+  Matrix<A> out;
 
-/// out of tokens [first, end) of a row, both counted from its first one.
-template <class Traits>
-__device__ void convolve(const ConvInput<typename Traits::A>& in, Matrix<const typename Traits::F> weight,
-                         Vector<const typename Traits::F> bias, Matrix<typename Traits::A> out, Index row, Index first,
-                         Index end, Index c) {
-  using F = typename Traits::F;
-  const Index begin = in.sequences.begin(row);
-  for (Index t = first; t < end; ++t) {
+  __device__ void operator()(Index token, Index c) const {
+    const Index row = row_of(in.sequences, token), t = token - in.sequences.begin(row);
     F p = bias ? bias[c] : F(0);
-    for (Index j = 0; j < in.K; ++j) p += weight(c, j) * in(row, t - (in.K - 1) + j, c);
-    out(begin + t, c) = typename Traits::A(p / (F(1) + ::exp(-p)));
+    for (Index j = 0; j < in.K; ++j) p = ::fma(weight(c, j), in(row, t - (in.K - 1) + j, c), p);
+    out(token, c) = A(conv_silu(p));
   }
-}
-
-/// A thread takes a channel of neighbouring tokens, of whichever rows they are.
-template <class Traits>
-__global__ void __launch_bounds__(Traits::threads)
-    causal_conv1d_kernel(ConvInput<typename Traits::A> in, Matrix<const typename Traits::F> weight,
-                         Vector<const typename Traits::F> bias, Matrix<typename Traits::A> out) {
-  const Index c = Index{blockIdx.y} * Traits::threads + threadIdx.x;
-  if (c >= out.cols()) return;
-  const Sequences& sequences = in.sequences;
-  const Index last = ::min((Index{blockIdx.x} + 1) * Traits::tokens, sequences.tokens);
-  for (Index t = Index{blockIdx.x} * Traits::tokens; t < last;) {
-    const Index row = row_of(sequences, t), begin = sequences.begin(row);
-    const Index end = ::min(last, begin + sequences.length(row));
-    convolve<Traits>(in, weight, bias, out, row, t - begin, end - begin, c);
-    t = end;
-  }
-}
+};
 
 /// The state after a row's tokens: its last K - 1 inputs, oldest first, so that what is left of a longer past moves
 /// before it is overwritten.
@@ -85,20 +223,6 @@ struct NextConvState {
   }
 };
 
-/// A thread takes a channel of a short row, and the state of it.
-template <class Traits>
-struct ConvolveRow {
-  ConvInput<typename Traits::A> in;
-  Matrix<const typename Traits::F> weight;
-  Vector<const typename Traits::F> bias;
-  Matrix<typename Traits::A> out;
-
-  __device__ void operator()(Index row, Index c) const {
-    convolve<Traits>(in, weight, bias, out, row, 0, in.sequences.length(row), c);
-    if (in.state) NextConvState<typename Traits::A>{in}(row, c);
-  }
-};
-
 }  // namespace detail
 
 template <>
@@ -106,18 +230,43 @@ struct CausalConv1d<cuda> {
   template <class A, class F>
   static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F> bias,
                       const Sequences& sequences, Tensor<F, 3> state, Matrix<A> out) {
-    using Traits = detail::CausalConv1dTraits<A>;
     if (sequences.tokens == 0) return;
+    constexpr Index K = 4;
+    if (weight.cols() == K) {
+      constexpr Index width = detail::wide<A>;
+      const bool in_pieces = x.cols() % width == 0 && aligned(x) && aligned(out) && aligned(weight);
+      return in_pieces ? launch<detail::CausalConv1dTraits<A, K, width>>(ctx, x, weight, bias, sequences, state, out)
+                       : launch<detail::CausalConv1dTraits<A, K, 1>>(ctx, x, weight, bias, sequences, state, out);
+    }
     const detail::ConvInput<A> in{x, sequences, state, weight.cols()};
-    if (sequences.longest <= Traits::tokens)
-      return detail::for_elements(ctx, sequences.rows, x.cols(), detail::ConvolveRow<Traits>{in, weight, bias, out},
-                                  "causal_conv1d");
-    const dim3 grid(detail::blocks_for(sequences.tokens, Traits::tokens),
-                    detail::blocks_for(x.cols(), Traits::threads));
-    detail::causal_conv1d_kernel<Traits><<<grid, Traits::threads, 0, ctx.stream()>>>(in, weight, bias, out);
-    detail::check_launch("causal_conv1d");
+    detail::for_elements(ctx, sequences.tokens, x.cols(), detail::ConvolveElement<A>{in, weight, bias, out},
+                         "causal_conv1d");
     if (state)
       detail::for_elements(ctx, sequences.rows, x.cols(), detail::NextConvState<A>{in}, "causal_conv1d: state");
+  }
+
+ private:
+  /// Threads that keep a multiprocessor busy, and the most tokens of one.
+  static constexpr Index busy = 1024, most_tokens = 32;
+
+  /// Whether each row begins at a multiple of 16 bytes.
+  template <class T>
+  static bool aligned(Matrix<T> matrix) {
+    return reinterpret_cast<std::uintptr_t>(matrix.data) % 16 == 0 &&
+           matrix.stride[0] % detail::wide<std::remove_const_t<T>> == 0;
+  }
+
+  template <class Traits, class A, class F>
+  static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F> bias,
+                     const Sequences& sequences, Tensor<F, 3> state, Matrix<A> out) {
+    const Index pieces = (x.cols() + Traits::width - 1) / Traits::width;
+    const Index group =
+        std::clamp<Index>(sequences.tokens * pieces / (busy * detail::multiprocessors()), 1, most_tokens);
+    const auto tiles = static_cast<unsigned>((pieces + Traits::threads - 1) / Traits::threads);
+    const auto groups = static_cast<unsigned>((sequences.tokens + group - 1) / group);
+    detail::causal_conv1d_kernel<Traits>
+        <<<groups * tiles, Traits::threads, 0, ctx.stream()>>>(x, weight, bias, sequences, state, out, tiles, group);
+    detail::check_launch("causal_conv1d");
   }
 };
 

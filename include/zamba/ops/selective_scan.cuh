@@ -22,6 +22,7 @@
 #pragma once
 
 #include <zamba/context.cuh>
+#include <zamba/detail/multiprocessors.cuh>
 #include <zamba/detail/tensor_core.cuh>
 #include <zamba/ops/selective_scan.hpp>
 
@@ -554,7 +555,7 @@ struct SelectiveScan<cuda> {
     if (N <= 16) {
       // Slices of 8 states from two blocks a multiprocessor on. The order of the sums is the same.
       using Fewer = detail::SelectiveScanTraits<A, 2, 8, Wide>;
-      if (sequences.longest > 1 && sequences.rows * tiles(in, Fewer::channels) >= 2 * multiprocessors())
+      if (sequences.longest > 1 && sequences.rows * tiles(in, Fewer::channels) >= 2 * detail::multiprocessors())
         launch_tokens<Fewer>(ctx, in, sequences, state, y, checkpoints);
       else
         launch<detail::SelectiveScanTraits<A, 4, 4, Wide>>(ctx, in, sequences, state, y, checkpoints);
@@ -563,19 +564,12 @@ struct SelectiveScan<cuda> {
     }
   }
 
-  static Index multiprocessors() {
-    int device = 0, count = 0;
-    detail::check_cuda(cudaGetDevice(&device), "selective_scan");
-    detail::check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "selective_scan");
-    return count;
-  }
-
   template <class Traits, class A>
   static void launch(Context<cuda>& ctx, const SelectiveScanInputs<A, float>& in, const Sequences& sequences,
                      Tensor<float, 3> state, Matrix<A> y, Tensor<float, 3> checkpoints) {
     if (sequences.longest > 1 || checkpoints) return launch_tokens<Traits>(ctx, in, sequences, state, y, checkpoints);
     // Two rows a block, where there are enough of them, have twice the loads under way and read A_log once.
-    const Index across = tiles(in, Traits::channels), filled = 16 * multiprocessors();
+    const Index across = tiles(in, Traits::channels), filled = 16 * detail::multiprocessors();
     if (sequences.rows * across >= filled)
       detail::selective_scan_token_kernel<Traits, 2>
           <<<static_cast<unsigned>((sequences.rows + 1) / 2 * across), Traits::threads, 0, ctx.stream()>>>(

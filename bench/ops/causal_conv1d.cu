@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// causal_conv1d on CUDA in bf16, width 4: prompts of Zamba-7B's mixer (D 7424, u inside rows of 2 D), and single tokens
+// of it, one and 64 rows. Inputs go in turn with others, so that none of them is in the cache.
+#include <zamba/ops/causal_conv1d.cuh>
+
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include "../support/device.cuh"
+
+namespace {
+
+using namespace zamba;
+
+constexpr Index D = 7424, K = 4;
+
+/// The inputs of `rows` rows of `length` tokens, which continue from a state.
+struct Data {
+  Index rows, length, tokens;
+  bench::DeviceArray<bf16> x, out;
+  bench::DeviceArray<float> weight, bias, state;
+  Sequences sequences;
+
+  Data(Context<cuda>& ctx, Index rows, Index length, std::uint64_t set)
+      : rows(rows),
+        length(length),
+        tokens(rows * length),
+        x(ctx, tokens * 2 * D, 10 * set, 4),
+        out(ctx, tokens * D, 10 * set + 1),
+        weight(ctx, D * K, 2, 2),
+        bias(ctx, D, 3, 2),
+        state(ctx, rows * (K - 1) * D, 10 * set + 4, 4) {
+    std::vector<Index> offsets, starts(static_cast<std::size_t>(rows), K);
+    for (Index row = 0; row <= rows; ++row) offsets.push_back(row * length);
+    sequences = {ctx.readable(offsets.data(), rows + 1), ctx.readable(starts.data(), rows), rows, tokens, length};
+  }
+
+  void run(Context<cuda>& ctx) const {
+    causal_conv1d(ctx, x.view(tokens, 2 * D).columns(0, D), Matrix<const float>(weight.view(D, K)),
+                  Vector<const float>(bias.view(D)), sequences, state.view(rows, K - 1, D), out.view(tokens, D));
+  }
+
+  /// Whether some channels are as on the host in double, by norm to bf16's 2^-9 of each output; and the states exactly.
+  bool right(Context<cuda>& ctx) const {
+    const auto xs = x.host();
+    const auto ws = weight.host(), bs = bias.host(), before = state.host();
+    run(ctx);
+    ctx.synchronize();
+    const auto outs = out.host();
+    const auto after = state.host();
+    double difference = 0, norm = 0;
+    bool kept = true;
+    for (Index row = 0; row < rows; ++row)
+      for (const Index c : {Index{0}, Index{7}, Index{519}, D - 1}) {
+        const auto input = [&](Index i) -> double {
+          return i >= 0 ? float(xs[at((row * length + i) * 2 * D + c)])
+                        : before[at((row * (K - 1) + K - 1 + i) * D + c)];
+        };
+        for (Index t = 0; t < length; ++t) {
+          double p = bs[at(c)];
+          for (Index j = 0; j < K; ++j) p += ws[at(c * K + j)] * input(t - (K - 1) + j);
+          const double wanted = p / (1 + std::exp(-p));
+          difference += std::pow(outs[at((row * length + t) * D + c)] - wanted, 2);
+          norm += wanted * wanted;
+        }
+        for (Index slot = 0; slot < K - 1; ++slot)
+          kept = kept && after[at((row * (K - 1) + slot) * D + c)] == input(length - (K - 1) + slot);
+      }
+    return kept && std::sqrt(difference / norm) < 0x1p-9;
+  }
+
+  static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+};
+
+void forward(benchmark::State& state) {
+  Context<cuda> ctx;
+  const Index rows = state.range(0), length = state.range(1);
+  const double elements = static_cast<double>(rows * length * D);
+  const double bytes = 2 * elements * sizeof(bf16) + static_cast<double>(2 * rows * (K - 1) * D) * sizeof(float);
+  if (!Data(ctx, rows, length, 0).right(ctx)) return state.SkipWithError("differs from the host");
+  std::vector<std::unique_ptr<Data>> sets;
+  for (Index set = 0; set < bench::sets_beyond_cache(bytes); ++set)
+    sets.push_back(std::make_unique<Data>(ctx, rows, length, set + 1));
+  bench::time_on_device(state, ctx, static_cast<Index>(sets.size()), [&](Index set) { sets[set]->run(ctx); });
+  bench::report_on_device(state, (2 * K + 4) * elements, bytes);
+}
+
+BENCHMARK(forward)
+    ->Name("causal_conv1d/cuda/forward")
+    ->ArgNames({"rows", "tokens"})
+    ->Args({1, 512})
+    ->Args({1, 2048})
+    ->Args({1, 8192})
+    ->Args({8, 2048})
+    ->Args({1, 1})
+    ->Args({64, 1})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+}  // namespace

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/ops/causal_conv1d.cuh>
+
+#define ZAMBA_TEST_ON On<cpu, float>, On<cuda, float>, On<cuda, double>
+#include "causal_conv1d.cpp"
+
+namespace {
+
+/// Rows of 0 to 6 tokens, with and without a past, and one longer one.
+Problem short_rows(Index channels, Index width, Index tokens) {
+  std::vector<Index> lengths{40}, starts{3};
+  for (Index row = 0, sum = 40; sum < tokens; ++row) {
+    lengths.push_back((row * 5 + row / 7) % 7);
+    starts.push_back(row % 3);
+    sum += lengths.back();
+  }
+  return random_problem(channels, width, std::move(lengths), std::move(starts));
+}
+
+TEST_CASE("causal_conv1d on CUDA: a thread's group of tokens has many rows, or ends among a row's first tokens") {
+  // Enough elements for groups of some tokens, on GPUs of up to 200 multiprocessors.
+  for (const Index channels : {517, 520}) {  // single elements, and pieces of 16 bytes
+    Problem p = short_rows(channels, 4, channels % 4 ? 1300 : 4800);
+    p.d_state.clear();
+    const Result on_cpu = run<cpu, float>(p), on_cuda = run<cuda, float>(p);
+    CHECK(relative_error(on_cuda.out, on_cpu.out) < On<cuda, float>::tolerance);
+    CHECK(on_cuda.state == on_cpu.state);
+  }
+}
+
+TEST_CASE("causal_conv1d on CUDA: wide loads and single elements give the same bits, in every type") {
+  for (const Index padding : {0, 8}) {
+    Problem p = short_rows(72, 4, 90);
+    p.padding = padding;
+    Problem single = p;
+    single.padding = 3;
+    CHECK(run<cuda, float>(p) == run<cuda, float>(single));
+    CHECK(run<cuda, double>(p) == run<cuda, double>(single));
+    CHECK(run<cuda, bf16>(p) == run<cuda, bf16>(single));
+  }
+}
+
+TEST_CASE("causal_conv1d in bf16 is that in float, rounded where it is written") {
+  for (const Index width : {4, 3}) {
+    Problem p = short_rows(72, width, 200);
+    for (double& value : p.x) value = bf16(static_cast<float>(value));
+    const Result exact = run<cuda, float>(p), stored = run<cuda, bf16>(p);
+    CHECK(relative_error(stored.out, exact.out) < 0x1p-9);  // 8 bits: at most 2^-9 of each element
+    CHECK(stored.state == exact.state);                     // kept in float
+  }
+}
+
+TEST_CASE("causal_conv1d on CUDA: no tokens, no state, outputs far out") {
+  Problem p = random_problem(16, 4, {0}, {2});
+  const Result none = run<cuda, float>(p);
+  CHECK(none.out.empty());
+  CHECK(none.state.size() == p.state.size());
+  p = random_problem(16, 4, {9}, {2});
+  p.state.clear();
+  Problem fresh = random_problem(16, 4, {9}, {0});
+  CHECK(run<cuda, float>(p).out == run<cuda, float>(fresh).out);
+  for (double& value : p.x) value *= 200;  // the sigmoid is 0 or 1
+  const Result far = run<cuda, float>(p);
+  CHECK(relative_error(far.out, run<cpu, float>(p).out) < On<cuda, float>::tolerance);
+}
+
+}  // namespace
