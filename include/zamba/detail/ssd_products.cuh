@@ -18,6 +18,7 @@
 // two cuts of a sequence. Steps are in a fixed order: a rerun is bit-equal.
 #pragma once
 
+#include <zamba/detail/launch.cuh>
 #include <zamba/detail/tensor_core.cuh>
 #include <zamba/ops/ssd.hpp>
 
