@@ -93,10 +93,16 @@ template <>
 class Context<cuda> {
  public:
   Context() {
-    int device = 0, major = 0;
+    int device = 0;
     detail::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-    detail::check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "Context");
-    overlaps_ = major >= 9;
+    const auto read = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      detail::check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+      return value;
+    };
+    overlaps_ = read(cudaDevAttrComputeCapabilityMajor) >= 9;
+    multiprocessors_ = read(cudaDevAttrMultiProcessorCount);
+    most_shared_ = static_cast<std::size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin));
     detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate");
   }
   ~Context() {
@@ -112,6 +118,10 @@ class Context<cuda> {
   cudaStream_t stream() const { return stream_; }
   /// Whether a kernel can begin before the one before it ends: from compute capability 9.0 on.
   bool overlaps() const { return overlaps_; }
+  /// Multiprocessors of the GPU.
+  Index multiprocessors() const { return multiprocessors_; }
+  /// Bytes of shared memory that a block may ask for.
+  std::size_t most_shared() const { return most_shared_; }
   /// cuBLAS on this stream, made at first use: it takes a while and some memory.
   cublasHandle_t blas() {
     if (!blas_) {
@@ -237,6 +247,8 @@ class Context<cuda> {
 
   cudaStream_t stream_ = nullptr;
   bool overlaps_ = false;
+  Index multiprocessors_ = 0;
+  std::size_t most_shared_ = 0;
   cublasHandle_t blas_ = nullptr;
   std::vector<Recording> recordings_;
   void* input_ = nullptr;

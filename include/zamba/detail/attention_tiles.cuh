@@ -21,7 +21,9 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/launch.cuh>
 #include <zamba/detail/tensor_core.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/attention.hpp>
 
 namespace zamba::detail {
@@ -128,8 +130,6 @@ __device__ inline float sum_of_row(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-inline constexpr float log2_e = 1.4426950408889634f;
-
 /// Scores (16 RowTiles x 8 ColumnTiles) of keys after the query become -infinity. `query` and `key` are the positions
 /// of the first row and column.
 template <int RowTiles, int ColumnTiles>
@@ -215,7 +215,7 @@ struct NarrowAttentionTraits {
   static constexpr int queries = warps * 16 * row_tiles;
   static constexpr int stride = dims + 8;
   static constexpr int stages = 4, stage_size = keys * stride;
-  static constexpr int shared_bytes = (queries * stride + stages * stage_size) * static_cast<int>(sizeof(bf16));
+  static constexpr std::size_t shared_bytes = (queries * stride + stages * stage_size) * sizeof(bf16);
   static constexpr int blocks_at_once = 2;  // of a multiprocessor
 };
 
@@ -357,9 +357,8 @@ struct DeepAttentionTraits {
   static_assert(stride / 8 % 2 == 1 && k_stride / 8 % 2 == 1 && p_stride / 8 % 2 == 1);
   static constexpr int key_slab = keys * k_stride, value_slab = slab_keys * stride;
   static constexpr int stages = Stages_, stage_size = std::max(key_slab, value_slab);
-  static constexpr int shared_bytes =
-      (queries * (stride + p_stride) + stages * stage_size) * static_cast<int>(sizeof(bf16)) +
-      queries * column_groups * static_cast<int>(sizeof(float));
+  static constexpr std::size_t shared_bytes =
+      (queries * (stride + p_stride) + stages * stage_size) * sizeof(bf16) + queries * column_groups * sizeof(float);
 };
 
 template <class Traits>
@@ -540,14 +539,12 @@ class AttentionTiles {
   /// Otherwise: the greatest score is not that of the greatest product, rows do not start at multiples of 16 bytes, or
   /// the GPU has too little shared memory.
   template <class A>
-  static bool fit(const AttentionShape& shape, Matrix<const A> q, const AttentionKeys<A>& keys, Matrix<A> out) {
-    const auto aligned = [](const A* data, Index stride) {
-      return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
-    };
-    return shape.scale > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= most_dimensions &&
-           aligned(q.data, q.stride[0]) && aligned(keys.k.data, keys.k.stride[0] | keys.k.stride[1]) &&
-           aligned(keys.v.data, keys.v.stride[0] | keys.v.stride[1]) && aligned(out.data, out.stride[0]) &&
-           with_traits(shape.head_dim, []<class Traits>(Traits) { return Traits::shared_bytes; }) <= shared_at_most();
+  static bool fit(const Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
+                  const AttentionKeys<A>& keys, Matrix<A> out) {
+    constexpr Index piece = wide<bf16>;
+    return shape.scale > 0 && shape.head_dim % piece == 0 && aligned(q, piece) && aligned(keys.k, piece) &&
+           aligned(keys.v, piece) && aligned(out, piece) &&
+           with_traits(shape.head_dim, []<class Traits>(Traits) { return Traits::shared_bytes; }) <= ctx.most_shared();
   }
 
   template <class A>
@@ -557,11 +554,11 @@ class AttentionTiles {
       static_assert(Traits::shared_bytes <= 227 * 1024);
       const auto blocks = static_cast<unsigned>((sequences.tokens / Traits::queries + sequences.rows) * shape.heads);
       if constexpr (Traits::deep) {
-        allow_shared(deep_attention_kernel<Traits>, Traits::shared_bytes);
+        allow_shared(deep_attention_kernel<Traits>, Traits::shared_bytes, "attention");
         deep_attention_kernel<Traits><<<blocks, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
             shape, q, keys, sequences, rows, out, lse);
       } else {
-        allow_shared(narrow_attention_kernel<Traits>, Traits::shared_bytes);
+        allow_shared(narrow_attention_kernel<Traits>, Traits::shared_bytes, "attention");
         narrow_attention_kernel<Traits><<<blocks, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
             shape, q, keys, sequences, rows, out, lse);
       }
@@ -570,8 +567,6 @@ class AttentionTiles {
   }
 
  private:
-  static constexpr Index most_dimensions = 512;
-
   template <class F>
   static auto with_traits(Index head_dim, F&& f) {
     if (head_dim <= 64) return f(NarrowAttentionTraits<64, 64>{});
@@ -582,20 +577,6 @@ class AttentionTiles {
     if (head_dim <= 256) return f(DeepAttentionTraits<4, 8, 128, 64, 3>{});
     if (head_dim <= 480) return f(DeepAttentionTraits<2, 15, 128, 32, 4>{});
     return f(DeepAttentionTraits<2, 16, 128, 32, 4>{});
-  }
-
-  static int shared_at_most() {
-    int device = 0, bytes = 0;
-    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-    check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "attention");
-    return bytes;
-  }
-
-  /// More than 48 KB have to be asked for.
-  template <class Kernel>
-  static void allow_shared(Kernel* kernel, int bytes) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-               "attention: shared memory");
   }
 };
 

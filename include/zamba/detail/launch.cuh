@@ -12,7 +12,6 @@
 // before it, also by all that follow.
 #pragma once
 
-#include <algorithm>
 #include <initializer_list>
 #include <utility>
 
@@ -43,15 +42,21 @@ inline constexpr bool compiled_to_overlap = [] {
   return any;
 }();
 
+/// Lets a kernel have so many bytes of dynamic shared memory: more than 48 KB have to be asked for.
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes, const char* name) {
+  constexpr std::size_t always_allowed = 48 << 10;
+  if (bytes > always_allowed)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+               name);
+}
+
 /// Queues kernel(arguments...) on the context's stream, with `shared` bytes of dynamic shared memory. Throws what CUDA
 /// says of the launch, by this name.
 template <class... Parameters, class... Arguments>
 void launch(Context<cuda>& ctx, const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
             std::size_t shared, Arguments&&... arguments) {
-  constexpr std::size_t always_allowed = 48 << 10;
-  if (shared > always_allowed)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-               name);
+  allow_shared(kernel, shared, name);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

@@ -111,7 +111,7 @@ class SsdCarrier {
         shared_(shared),
         lane_(threadIdx.x % 32),
         thread_(threadIdx.x - 32 * Traits::token_warps),
-        a_(-::exp(in.A_log[part.head]) * 1.44269504f),
+        a_(-::exp(in.A_log[part.head]) * log2_e),
         bias_(in.dt_bias[part.head]),
         least_(static_cast<float>(in.dt_min)) {}
 

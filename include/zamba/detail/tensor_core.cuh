@@ -62,6 +62,9 @@ __device__ inline unsigned pack_bf16(float low, float high) {
   return packed;
 }
 
+/// exp(x) is 2 to the power of x times it.
+inline constexpr float log2_e = 1.44269504f;
+
 /// 2^x, within 2 units in the last place.
 __device__ inline float exp2_approximate(float x) {
   float y;

@@ -105,12 +105,18 @@ __device__ void store_piece(A* to, const Piece<Width, A>& piece) {
   *reinterpret_cast<typename Piece<Width, A>::Raw*>(to) = piece.raw;
 }
 
+/// Whether every row begins at a multiple of `count` elements of memory.
+template <class A, int Rank>
+bool aligned(Tensor<A, Rank> m, Index count) {
+  bool all = reinterpret_cast<std::uintptr_t>(m.data) % (static_cast<std::size_t>(count) * sizeof(A)) == 0;
+  for (int i = 0; i + 1 < Rank; ++i) all = all && m.stride[i] % count == 0;
+  return all;
+}
+
 /// Whether every row begins at a multiple of 16 bytes and is a whole number of them.
 template <class A, int Rank>
 bool in_pieces(Tensor<A, Rank> m) {
-  bool whole = reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.cols() % wide<A> == 0;
-  for (int i = 0; i + 1 < Rank; ++i) whole = whole && m.stride[i] % wide<A> == 0;
-  return whole;
+  return aligned(m, wide<A>) && m.cols() % wide<A> == 0;
 }
 
 }  // namespace zamba::detail

@@ -289,7 +289,7 @@ struct AppendPieces {
     if constexpr (width == 1)
       *to = S(compute_t<A>(*from));
     else
-      *reinterpret_cast<uint4*>(to) = __ldg(reinterpret_cast<const uint4*>(from));
+      store_piece(to, piece_at<width>(from));
     for (Index i = t * 2 * pieces + piece; i < count; i += sequences.tokens * 2 * pieces) arrived[i] = 0;
   }
 };
@@ -352,8 +352,7 @@ struct Attention<cuda> {
           "attention: append");
     };
     if constexpr (std::is_same_v<A, S>)
-      if (k.cols() % detail::wide<A> == 0 && starts_pieces(of_all(k)) && starts_pieces(of_all(v)) &&
-          starts_pieces<S>(cache_k) && starts_pieces<S>(cache_v))
+      if (detail::in_pieces(k) && detail::in_pieces(v) && detail::in_pieces(cache_k) && detail::in_pieces(cache_v))
         return with(std::integral_constant<int, detail::wide<A>>{});
     with(std::integral_constant<int, 1>{});
   }
@@ -370,7 +369,7 @@ struct Attention<cuda> {
     if (sequences.longest <= few_tokens) return;
     const detail::AttentionRows longer{few_tokens + 1, sequences.longest};
     if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-      if (detail::AttentionTiles::fit(shape, q, keys, out))
+      if (detail::AttentionTiles::fit(ctx, shape, q, keys, out))
         return detail::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
     choose(ctx, shape, q, keys, sequences, {0, longer}, nullptr, out, lse);
   }
@@ -380,7 +379,7 @@ struct Attention<cuda> {
                      const detail::AttentionKeys<S>& keys, const Sequences& sequences,
                      const detail::AttentionPlaces& places, unsigned* arrived, Matrix<A> out, Matrix<F> lse) {
     constexpr int wide = detail::wide<S>;
-    const bool in_pieces = shape.head_dim % wide == 0 && starts_pieces(keys.k) && starts_pieces(keys.v);
+    const bool in_pieces = shape.head_dim % wide == 0 && detail::aligned(keys.k, wide) && detail::aligned(keys.v, wide);
     const Index group = shape.heads / shape.kv_heads;
     const auto with =
         [&]<int Heads, int Lanes, int Width, int Pieces>(detail::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>) {
@@ -393,13 +392,6 @@ struct Attention<cuda> {
       return with(detail::AttentionTraits<A, S, 1, 8, wide, 1>{});
     }
     with(detail::AttentionTraits<A, S, 1, 32, wide, 1>{});
-  }
-
-  /// Whether every position begins at a multiple of 16 bytes.
-  template <class S>
-  static bool starts_pieces(Tensor<const S, 3> keys) {
-    return reinterpret_cast<std::uintptr_t>(keys.data) % 16 == 0 && keys.stride[0] % detail::wide<S> == 0 &&
-           keys.stride[1] % detail::wide<S> == 0;
   }
 
   /// With as many lanes, then pieces a lane, as a head needs.

@@ -11,11 +11,10 @@
 // sigmoid of p is within (3 + |p|) 1e-7 of its value.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/multiprocessors.cuh>
 #include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
@@ -25,10 +24,7 @@ namespace zamba {
 namespace detail {
 
 /// p sigmoid(p)
-__device__ inline float conv_silu(float p) {
-  constexpr float log2_e = 1.44269504f;
-  return p * reciprocal_approximate(1.0f + exp2_approximate(p * -log2_e));
-}
+__device__ inline float conv_silu(float p) { return p * reciprocal_approximate(1.0f + exp2_approximate(p * -log2_e)); }
 __device__ inline double conv_silu(double p) { return p / (1 + ::exp(-p)); }
 
 /// K_ inputs to an output; a thread has Width_ neighbouring channels, one or 16 bytes of them.
@@ -36,34 +32,9 @@ template <class A_, int K_, int Width_>
 struct CausalConv1dTraits {
   using A = A_;
   using F = compute_t<A>;
-  using Raw = std::conditional_t<Width_ == 1, A, uint4>;  // the channels of a token as they lie in memory
   static constexpr int K = K_, width = Width_;
   static constexpr int threads = 64, blocks = 6;  // of a multiprocessor, at least
   static constexpr int ahead = 4;                 // tokens whose loads are under way together
-  static_assert(width == 1 || width == wide<A>, "zamba: a piece is one element or 16 bytes");
-
-  __device__ static void unpack(const Raw& raw, F (&to)[width]) {
-    if constexpr (width == 1)
-      to[0] = F(raw);
-    else if constexpr (std::is_same_v<A, bf16>) {
-      const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-      for (int i = 0; i < width; ++i) to[i] = __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
-    } else {
-      memcpy(to, &raw, sizeof(raw));
-    }
-  }
-  __device__ static Raw pack(const F (&from)[width]) {
-    Raw raw;
-    if constexpr (width == 1)
-      raw = A(from[0]);
-    else if constexpr (std::is_same_v<A, bf16>)
-      raw = {pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
-             pack_bf16(from[6], from[7])};
-    else
-      memcpy(&raw, from, sizeof(raw));
-    return raw;
-  }
 };
 
 /// The channels [c, c + width) of the tokens of a group: blocks for the tiles of channels of a group, then the next.
@@ -73,8 +44,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                          Vector<const typename Traits::F> bias, Sequences sequences,
                          Tensor<typename Traits::F, 3> state, Matrix<typename Traits::A> out, unsigned tiles,
                          Index group) {
+  using A = typename Traits::A;
   using F = typename Traits::F;
-  using Raw = typename Traits::Raw;
   constexpr int K = Traits::K, width = Traits::width, past = K - 1, ahead = Traits::ahead;
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
   if (c >= out.cols()) return;
@@ -106,16 +77,12 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     Index t = begins ? 0 : ::max(first - begin, Index{past});
     const Index end = ::min(length, begins ? ::max(last - begin, Index{past}) : last - begin);
     if (t >= end) continue;
-    const auto at = [&](const auto& matrix, Index token) {
-      return reinterpret_cast<
-          std::conditional_t<std::is_same_v<decltype(matrix.data), typename Traits::A*>, Raw*, const Raw*>>(
-          &matrix(begin + token, c));
-    };
+    const auto inputs = [&](Index token) { return piece_at<width>(&x(begin + token, c)); };
 
     F window[past][width];  // the inputs before token t
     if (t > 0) {
 #pragma unroll
-      for (int j = 0; j < past; ++j) Traits::unpack(*at(x, t - past + j), window[j]);
+      for (int j = 0; j < past; ++j) inputs(t - past + j).values(window[j]);
     } else {
       const bool continued = state && sequences.start(row) > 0;
 #pragma unroll
@@ -129,7 +96,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
           const Index from = length - past + slot;
           F kept[width];
           if (from >= 0) {
-            Traits::unpack(*at(x, from), kept);
+            inputs(from).values(kept);
           } else {
 #pragma unroll
             for (int j = slot + 1; j < past; ++j)
@@ -144,21 +111,21 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       }
     }
 
-    Raw coming[ahead];
+    Piece<width, A> coming[ahead];
     const auto load = [&](Index from) {
 #pragma unroll
-      for (int k = 0; k < ahead; ++k) coming[k] = from + k < end ? *at(x, from + k) : Raw{};
+      for (int k = 0; k < ahead; ++k) coming[k] = from + k < end ? inputs(from + k) : Piece<width, A>{};
     };
     load(t);
     for (; t < end; t += ahead) {
-      Raw now[ahead];
+      Piece<width, A> now[ahead];
 #pragma unroll
       for (int k = 0; k < ahead; ++k) now[k] = coming[k];
       if (t + ahead < end) load(t + ahead);
 #pragma unroll
       for (int k = 0; k < ahead; ++k) {
         F input[width], result[width];
-        Traits::unpack(now[k], input);
+        now[k].values(input);
 #pragma unroll
         for (int i = 0; i < width; ++i) {
           F p = b[i];
@@ -169,7 +136,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
           for (int j = 0; j + 1 < past; ++j) window[j][i] = window[j + 1][i];
           window[past - 1][i] = input[i];
         }
-        if (t + k < end) *at(out, t + k) = Traits::pack(result);
+        if (t + k < end) store_piece<width>(&out(begin + t + k, c), result);
       }
     }
   }
@@ -234,7 +201,7 @@ struct CausalConv1d<cuda> {
     constexpr Index K = 4;
     if (weight.cols() == K) {
       constexpr Index width = detail::wide<A>;
-      const bool in_pieces = x.cols() % width == 0 && aligned(x) && aligned(out) && aligned(weight);
+      const bool in_pieces = detail::in_pieces(x) && detail::in_pieces(out) && detail::in_pieces(weight);
       return in_pieces ? launch<detail::CausalConv1dTraits<A, K, width>>(ctx, x, weight, bias, sequences, state, out)
                        : launch<detail::CausalConv1dTraits<A, K, 1>>(ctx, x, weight, bias, sequences, state, out);
     }
@@ -249,19 +216,11 @@ struct CausalConv1d<cuda> {
   /// Threads that keep a multiprocessor busy, and the most tokens of one.
   static constexpr Index busy = 1024, most_tokens = 32;
 
-  /// Whether each row begins at a multiple of 16 bytes.
-  template <class T>
-  static bool aligned(Matrix<T> matrix) {
-    return reinterpret_cast<std::uintptr_t>(matrix.data) % 16 == 0 &&
-           matrix.stride[0] % detail::wide<std::remove_const_t<T>> == 0;
-  }
-
   template <class Traits, class A, class F>
   static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F> bias,
                      const Sequences& sequences, Tensor<F, 3> state, Matrix<A> out) {
     const Index pieces = (x.cols() + Traits::width - 1) / Traits::width;
-    const Index group =
-        std::clamp<Index>(sequences.tokens * pieces / (busy * detail::multiprocessors()), 1, most_tokens);
+    const Index group = std::clamp<Index>(sequences.tokens * pieces / (busy * ctx.multiprocessors()), 1, most_tokens);
     const auto tiles = static_cast<unsigned>((pieces + Traits::threads - 1) / Traits::threads);
     const auto groups = static_cast<unsigned>((sequences.tokens + group - 1) / group);
     detail::causal_conv1d_kernel<Traits>

@@ -105,11 +105,8 @@ struct GatedRmsNorm<cuda> {
                       Matrix<A> out, Matrix<F> rstd) {
     if (out.rows() == 0) return;
     constexpr int wide = detail::wide<A>;
-    const auto fits = [](const auto* data, Index stride) {
-      return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % wide == 0;
-    };
-    if (out.cols() / rstd.cols() % wide == 0 && fits(x.data, x.stride[0]) && fits(z.data, z.stride[0]) &&
-        fits(out.data, out.stride[0]) && fits(weight.data, 0))
+    if (out.cols() / rstd.cols() % wide == 0 && detail::aligned(x, wide) && detail::aligned(z, wide) &&
+        detail::aligned(out, wide) && detail::aligned(weight, detail::wide<F>))
       launch<wide>(ctx, x, z, weight, eps, out, rstd);
     else
       launch<1>(ctx, x, z, weight, eps, out, rstd);

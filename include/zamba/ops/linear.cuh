@@ -19,6 +19,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/launch.cuh>
 #include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/linear.hpp>
@@ -395,16 +396,13 @@ struct Linear<cuda> {
     const Index most = std::max<Index>(1, std::min(tile_blocks / (across * heads), stages / least_stages));
     const Index of_part = (stages + most - 1) / most, parts = (stages + of_part - 1) / of_part;
     const bool whole = detail::in_pieces(y) && (!residual || detail::in_pieces(residual)) &&
-                       reinterpret_cast<std::uintptr_t>(bias.data) % 16 == 0;
+                       detail::aligned(bias, detail::wide<float>);
     const detail::LinearResult result{y, residual, bias, whole};
     ArenaScope scope(ctx.arena());
     Tensor<float, 4> partial;
     if (parts > 1) partial = ctx.arena().template tensor<float>(parts, heads, y.rows(), across * Traits::rows);
 
-    detail::check_cuda(
-        cudaFuncSetAttribute(detail::linear_tile_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(Traits::shared_bytes)),
-        "linear");
+    detail::allow_shared(detail::linear_tile_kernel<Traits>, Traits::shared_bytes, "linear");
     const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(parts), static_cast<unsigned>(heads));
     detail::linear_tile_kernel<Traits><<<grid, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
         x, weight, static_cast<int>(of_part), result, partial);

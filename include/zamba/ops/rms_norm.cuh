@@ -246,8 +246,7 @@ struct RmsNorm<cuda> {
                              Vector<F> rstd) {
     using Traits = detail::RmsNormTraits<Input>;
     if (out.rows() == 0) return;
-    const bool whole =
-        in.in_pieces() && detail::in_pieces(out) && reinterpret_cast<std::uintptr_t>(weight.data) % 16 == 0;
+    const bool whole = in.in_pieces() && detail::in_pieces(out) && detail::aligned(weight, detail::wide<F>);
     using All = std::integral_constant<int, Traits::held>;
     using Half = std::integral_constant<int, Traits::held / 2>;
     if (out.cols() > Traits::threads * All::value) {

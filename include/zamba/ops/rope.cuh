@@ -24,9 +24,6 @@ struct RopeTraits {
   using A = A_;
   using F = compute_t<A>;
   static constexpr int threads = 128, width = Width_;
-  struct alignas(width == 1 ? sizeof(A) : 16) Piece {
-    A of[width];
-  };
 };
 
 template <class Traits>
@@ -34,11 +31,11 @@ __global__ void __launch_bounds__(Traits::threads)
     rope_kernel(RopeShape shape, Sequences sequences, Matrix<typename Traits::A> x, int direction) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  using Piece = typename Traits::Piece;
+  constexpr int width = Traits::width;
   extern __shared__ __align__(16) unsigned char rope_memory[];
   let_next_begin();
   wait_for_previous();
-  const int half = static_cast<int>(shape.head_dim / 2), pieces = half / Traits::width;
+  const int half = static_cast<int>(shape.head_dim / 2), pieces = half / width;
   const int tasks = static_cast<int>(shape.heads) * pieces;
   F *const cosines = reinterpret_cast<F*>(rope_memory), *const sines = cosines + half;
   for (Index t = blockIdx.x; t < sequences.tokens; t += gridDim.x) {
@@ -54,18 +51,19 @@ __global__ void __launch_bounds__(Traits::threads)
     }
     __syncthreads();
     for (int task = threadIdx.x; task < tasks; task += Traits::threads) {
-      const int head = task / pieces, i = task % pieces * Traits::width;
-      Piece& first = *reinterpret_cast<Piece*>(&x(t, head * shape.head_dim + i));
-      Piece& second = *reinterpret_cast<Piece*>(&x(t, head * shape.head_dim + half + i));
-      Piece a = first, b = second;
+      const int head = task / pieces, i = task % pieces * width;
+      A *const first = &x(t, head * shape.head_dim + i), *const second = first + half;
+      F a[width], b[width];
+      piece_at<width>(first).values(a);
+      piece_at<width>(second).values(b);
 #pragma unroll
-      for (int k = 0; k < Traits::width; ++k) {
-        const F a_k = F(a.of[k]), b_k = F(b.of[k]), cosine = cosines[i + k], sine = sines[i + k];
-        a.of[k] = A(a_k * cosine - b_k * sine);
-        b.of[k] = A(b_k * cosine + a_k * sine);
+      for (int k = 0; k < width; ++k) {
+        const F a_k = a[k], b_k = b[k], cosine = cosines[i + k], sine = sines[i + k];
+        a[k] = a_k * cosine - b_k * sine;
+        b[k] = b_k * cosine + a_k * sine;
       }
-      first = a;
-      second = b;
+      store_piece<width>(first, a);
+      store_piece<width>(second, b);
     }
     __syncthreads();  // the angles have been read
   }
@@ -79,7 +77,7 @@ struct Rope<cuda> {
   static void turn(Context<cuda>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x, int direction) {
     if (sequences.tokens == 0) return;
     constexpr int wide = detail::wide<A>;
-    if (shape.head_dim / 2 % wide == 0 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride[0] % wide == 0)
+    if (shape.head_dim / 2 % wide == 0 && detail::aligned(x, wide))
       launch<wide>(ctx, shape, sequences, x, direction);
     else
       launch<1>(ctx, shape, sequences, x, direction);

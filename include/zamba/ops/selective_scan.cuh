@@ -22,19 +22,17 @@
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/detail/multiprocessors.cuh>
 #include <zamba/detail/tensor_core.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/selective_scan.hpp>
 
 namespace zamba {
 
 namespace detail {
 
-inline constexpr float scan_log2_e = 1.44269504f;
-
 /// log(1 + exp(x)) = max(x, 0) + log(1 + w), w = exp(-|x|); log(1 + w) / w by a polynomial, within 2e-7.
 __device__ inline float scan_softplus(float x) {
-  const float w = exp2_approximate(::fabsf(x) * -scan_log2_e);
+  const float w = exp2_approximate(::fabsf(x) * -log2_e);
   float p = 0.00523269409f;
   p = ::fmaf(p, w, -0.0295052379f);
   p = ::fmaf(p, w, 0.0782259479f);
@@ -49,13 +47,13 @@ __device__ inline float scan_softplus(float x) {
 
 /// (sum + skip u) silu(z)
 __device__ inline float scan_output(float sum, float skip, float u, float z) {
-  return ::fmaf(skip, u, sum) * (z * reciprocal_approximate(1.0f + exp2_approximate(z * -scan_log2_e)));
+  return ::fmaf(skip, u, sum) * (z * reciprocal_approximate(1.0f + exp2_approximate(z * -log2_e)));
 }
 
 /// -exp(A_log) log2(e): the decay is 2 to the power of dt times it. Finite, so that dt = 0 is no decay.
 __device__ inline float scan_decay(float A_log) {
   constexpr float least = -3.4e38f;
-  const float a = -::expf(A_log) * scan_log2_e;
+  const float a = -::expf(A_log) * log2_e;
   return a < least ? least : a;
 }
 
@@ -532,9 +530,7 @@ struct SelectiveScan<cuda> {
  private:
   template <class T, int Rank>
   static bool in_fours(Tensor<T, Rank> tensor) {
-    bool all = reinterpret_cast<std::uintptr_t>(tensor.data) % (4 * sizeof(T)) == 0 && tensor.cols() % 4 == 0;
-    for (int i = 0; i + 1 < Rank; ++i) all = all && tensor.stride[i] % 4 == 0;
-    return all;
+    return detail::aligned(tensor, 4) && tensor.cols() % 4 == 0;
   }
   template <class A>
   static bool wide(const SelectiveScanInputs<A, float>& in, Matrix<A> y) {
@@ -555,7 +551,7 @@ struct SelectiveScan<cuda> {
     if (N <= 16) {
       // Slices of 8 states from two blocks a multiprocessor on. The order of the sums is the same.
       using Fewer = detail::SelectiveScanTraits<A, 2, 8, Wide>;
-      if (sequences.longest > 1 && sequences.rows * tiles(in, Fewer::channels) >= 2 * detail::multiprocessors())
+      if (sequences.longest > 1 && sequences.rows * tiles(in, Fewer::channels) >= 2 * ctx.multiprocessors())
         launch_tokens<Fewer>(ctx, in, sequences, state, y, checkpoints);
       else
         launch<detail::SelectiveScanTraits<A, 4, 4, Wide>>(ctx, in, sequences, state, y, checkpoints);
@@ -569,7 +565,7 @@ struct SelectiveScan<cuda> {
                      Tensor<float, 3> state, Matrix<A> y, Tensor<float, 3> checkpoints) {
     if (sequences.longest > 1 || checkpoints) return launch_tokens<Traits>(ctx, in, sequences, state, y, checkpoints);
     // Two rows a block, where there are enough of them, have twice the loads under way and read A_log once.
-    const Index across = tiles(in, Traits::channels), filled = 16 * detail::multiprocessors();
+    const Index across = tiles(in, Traits::channels), filled = 16 * ctx.multiprocessors();
     if (sequences.rows * across >= filled)
       detail::selective_scan_token_kernel<Traits, 2>
           <<<static_cast<unsigned>((sequences.rows + 1) / 2 * across), Traits::threads, 0, ctx.stream()>>>(

@@ -16,6 +16,7 @@
 #include <zamba/context.cuh>
 #include <zamba/detail/launch.cuh>
 #include <zamba/detail/ssd_products.cuh>
+#include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/ssd.hpp>
 
 namespace zamba {
@@ -122,7 +123,7 @@ struct Ssd<cuda> {
     require(N <= 512, "ssd: on CUDA d_state is at most 512, got ", N);
     Index longest = std::numeric_limits<Index>::max();
     if constexpr (std::is_same_v<A, bf16>)
-      if (sequences.longest > few_tokens && products_can(in, y, checkpoints, chunk)) {
+      if (sequences.longest > few_tokens && products_can(ctx, in, y, checkpoints, chunk)) {
         products(ctx, in, sequences, state, y, checkpoints);
         if (sequences.rows == 1) return;
         longest = few_tokens;
@@ -138,41 +139,24 @@ struct Ssd<cuda> {
   /// Up to so many tokens of a row, its recurrence takes no longer than a chunk of products.
   static constexpr Index few_tokens = 8;
 
-  /// Whether rows of a view begin at multiples of `count` elements of memory.
-  template <class T, int Rank>
-  static bool aligned(const Tensor<T, Rank>& view, Index count) {
-    if (reinterpret_cast<std::uintptr_t>(view.data) % (static_cast<std::size_t>(count) * sizeof(T)) != 0) return false;
-    for (int i = 0; i + 1 < Rank; ++i)
-      if (view.stride[i] % count != 0) return false;
-    return true;
-  }
-
   template <int Width, class A, class F>
   static bool in_pieces_of(const SsdInputs<A, F>& in, Tensor<F, 3> state, Matrix<A> y, Tensor<F, 3> checkpoints) {
-    return in.u.cols() / in.delta.cols() % Width == 0 && aligned(in.u, Width) && aligned(y, Width) &&
-           aligned(state, Width) && aligned(checkpoints, Width);
+    return in.u.cols() / in.delta.cols() % Width == 0 && detail::aligned(in.u, Width) && detail::aligned(y, Width) &&
+           detail::aligned(state, Width) && detail::aligned(checkpoints, Width);
   }
 
-  static bool products_can(const SsdInputs<bf16, float>& in, Matrix<bf16> y, Tensor<float, 3> checkpoints,
-                           Index chunk) {
+  static bool products_can(const Context<cuda>& ctx, const SsdInputs<bf16, float>& in, Matrix<bf16> y,
+                           Tensor<float, 3> checkpoints, Index chunk) {
     constexpr Index piece = 8;  // of 16 bytes
     const Index N = in.B.shape[2];
-    return N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 && aligned(in.u, piece) &&
-           aligned(in.B, piece) && aligned(in.C, piece) && aligned(y, piece) &&
+    return N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 && detail::aligned(in.u, piece) &&
+           detail::aligned(in.B, piece) && detail::aligned(in.C, piece) && detail::aligned(y, piece) &&
            (!checkpoints || chunk == detail::SsdProductTraits<64, 64>::Q) &&
-           memory_of_a_block() >= (N <= 64 ? shared_bytes<64, 64> : shared_bytes<128, 64>);
+           ctx.most_shared() >= (N <= 64 ? shared_bytes<64, 64> : shared_bytes<128, 64>);
   }
 
   template <int N, int P>
   static constexpr std::size_t shared_bytes = detail::SsdShared<detail::SsdProductTraits<N, P>>::bytes;
-
-  /// Shared memory that this GPU lets a block have.
-  static std::size_t memory_of_a_block() {
-    int device = 0, bytes = 0;
-    detail::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-    detail::check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "ssd");
-    return static_cast<std::size_t>(bytes);
-  }
 
   static void products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
                        Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
