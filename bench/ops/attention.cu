@@ -22,7 +22,7 @@ struct Data {
   Index rows, tokens, past, width, kv_width, positions, sets;
   bench::DeviceArray<bf16> q, k, v, cache_k, cache_v, out;
   bench::DeviceArray<float> lse;
-  Buffer<cuda> places;
+  Sequences sequences;
 
   Data(Context<cuda>& ctx, Index heads, Index kv_heads, Index head_dim, Index rows, Index tokens, Index past)
       : shape{heads, kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim))},
@@ -40,12 +40,7 @@ struct Data {
         cache_v(ctx, sets * rows * positions * kv_width, 5),
         out(ctx, sets * rows * tokens * width, 6),
         lse(ctx, rows * tokens * heads, 7),
-        places(static_cast<std::size_t>(2 * rows + 1) * sizeof(Index)) {
-    std::vector<Index> host;
-    for (Index row = 0; row <= rows; ++row) host.push_back(row * tokens);
-    host.insert(host.end(), static_cast<std::size_t>(rows), past);
-    Memory<cuda>::copy_from_host(places.data(), host.data(), host.size() * sizeof(Index));
-  }
+        sequences(bench::equal_rows(ctx, rows, tokens, past)) {}
 
   /// Read and written, but for lse.
   double bytes() const {
@@ -66,8 +61,6 @@ struct Data {
     return array.view(sets * rows, positions, kv_width).slice(set * rows, rows);
   }
   void forward(Context<cuda>& ctx, Index set) const {
-    const auto* offsets = reinterpret_cast<const Index*>(places.data());
-    const Sequences sequences{offsets, offsets + rows + 1, rows, rows * tokens, tokens};
     attention<cuda, bf16, bf16>(ctx, shape, of_set(q, set, width), of_set(k, set, kv_width), of_set(v, set, kv_width),
                                 sequences, cache(cache_k, set), cache(cache_v, set), of_set(out, set, width),
                                 lse.view(rows * tokens, shape.heads));

@@ -33,9 +33,7 @@ struct Data {
         weight(ctx, D * K, 2, 2),
         bias(ctx, D, 3, 2),
         state(ctx, rows * (K - 1) * D, 10 * set + 4, 4) {
-    std::vector<Index> offsets, starts(static_cast<std::size_t>(rows), K);
-    for (Index row = 0; row <= rows; ++row) offsets.push_back(row * length);
-    sequences = {ctx.readable(offsets.data(), rows + 1), ctx.readable(starts.data(), rows), rows, tokens, length};
+    sequences = bench::equal_rows(ctx, rows, length, K);
   }
 
   void run(Context<cuda>& ctx) const {
@@ -81,10 +79,8 @@ void forward(benchmark::State& state) {
   const double elements = static_cast<double>(rows * length * D);
   const double bytes = 2 * elements * sizeof(bf16) + static_cast<double>(2 * rows * (K - 1) * D) * sizeof(float);
   if (!Data(ctx, rows, length, 0).right(ctx)) return state.SkipWithError("differs from the host");
-  std::vector<std::unique_ptr<Data>> sets;
-  for (Index set = 0; set < bench::sets_beyond_cache(bytes); ++set)
-    sets.push_back(std::make_unique<Data>(ctx, rows, length, set + 1));
-  bench::time_on_device(state, ctx, static_cast<Index>(sets.size()), [&](Index set) { sets[set]->run(ctx); });
+  bench::time_sets_on_device(state, ctx, bytes,
+                             [&](Index set) { return std::make_unique<Data>(ctx, rows, length, set + 1); });
   bench::report_on_device(state, (2 * K + 4) * elements, bytes);
 }
 

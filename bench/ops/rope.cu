@@ -18,7 +18,7 @@ struct Data {
   RopeShape shape;
   Index tokens, width, sets;
   bench::DeviceArray<bf16> x;
-  Buffer<cuda> places;
+  Sequences sequences;
 
   Data(Context<cuda>& ctx, Index tokens, Index heads, Index head_dim)
       : shape{heads, head_dim, 10000},
@@ -26,19 +26,13 @@ struct Data {
         width(heads * head_dim),
         sets(bench::sets_beyond_cache(bytes())),
         x(ctx, sets * tokens * width, 1),
-        places(3 * sizeof(Index)) {
-    const Index host[] = {0, tokens, past};
-    Memory<cuda>::copy_from_host(places.data(), host, sizeof(host));
-  }
+        sequences(bench::equal_rows(ctx, 1, tokens, past)) {}
 
   /// Read and written.
   double bytes() const { return 2.0 * sizeof(bf16) * static_cast<double>(tokens * width); }
 
   Matrix<bf16> of_set(Index set) const { return x.view(sets * tokens, width).slice(set * tokens, tokens); }
-  void turn(Context<cuda>& ctx, Index set) const {
-    const auto* offsets = reinterpret_cast<const Index*>(places.data());
-    rope(ctx, shape, Sequences{offsets, offsets + 2, 1, tokens, tokens}, of_set(set));
-  }
+  void turn(Context<cuda>& ctx, Index set) const { rope(ctx, shape, sequences, of_set(set)); }
 
   std::vector<bf16> last_token() const {
     std::vector<bf16> values(static_cast<std::size_t>(width));

@@ -38,9 +38,7 @@ struct Data {
         skip(ctx, D, 7, 2),
         bias(ctx, D, 8, 2),
         state(ctx, rows * N * D, 10 * set + 9, 2) {
-    std::vector<Index> offsets, starts(static_cast<std::size_t>(rows), 1);
-    for (Index row = 0; row <= rows; ++row) offsets.push_back(row * length);
-    sequences = {ctx.readable(offsets.data(), rows + 1), ctx.readable(starts.data(), rows), rows, tokens, length};
+    sequences = bench::equal_rows(ctx, rows, length, 1);
   }
 
   void run(Context<cuda>& ctx) const {
@@ -94,10 +92,8 @@ void forward(benchmark::State& state) {
   const double elements = static_cast<double>(rows * length * D), states = static_cast<double>(rows * D * N);
   const double bytes = 4 * elements * sizeof(bf16) + 2 * states * sizeof(float);
   if (!Data(ctx, rows, std::min<Index>(length, 150), 0).right(ctx)) return state.SkipWithError("differs from the host");
-  std::vector<std::unique_ptr<Data>> sets;
-  for (Index set = 0; set < bench::sets_beyond_cache(bytes); ++set)
-    sets.push_back(std::make_unique<Data>(ctx, rows, length, set + 1));
-  bench::time_on_device(state, ctx, static_cast<Index>(sets.size()), [&](Index set) { sets[set]->run(ctx); });
+  bench::time_sets_on_device(state, ctx, bytes,
+                             [&](Index set) { return std::make_unique<Data>(ctx, rows, length, set + 1); });
   bench::report_on_device(state, 6 * elements * N, bytes);
 }
 

@@ -22,7 +22,7 @@ struct Data {
   bool past;
   bench::DeviceArray<bf16> u, delta, B, C, y;
   bench::DeviceArray<float> A_log, skip, bias, state;
-  Buffer<cuda> places;
+  Sequences sequences;
 
   Data(Context<cuda>& ctx, Index rows, Index tokens, Index heads, Index N, bool past)
       : rows(rows),
@@ -42,13 +42,8 @@ struct Data {
         skip(ctx, H, 7),
         bias(ctx, H, 8),
         state(ctx, sets * rows * N * D, 9),
-        places(static_cast<std::size_t>(2 * rows + 1) * sizeof(Index)) {
+        sequences(bench::equal_rows(ctx, rows, tokens, past ? 1 : 0)) {
     ctx.fill(bias.view(H), -4.0f);  // dt near 0.02
-    std::vector<Index> host;
-    for (Index row = 0; row <= rows; ++row) host.push_back(row * tokens);
-    host.insert(host.end(), static_cast<std::size_t>(rows), past ? 1 : 0);
-    ctx.synchronize();
-    Memory<cuda>::copy_from_host(places.data(), host.data(), host.size() * sizeof(Index));
   }
 
   /// u, delta, B, C and y once; the state is read where there is a past, and written.
@@ -64,7 +59,6 @@ struct Data {
   }
   Tensor<float, 3> states(Index set) const { return state.view(sets * rows, N, D).slice(set * rows, rows); }
   void forward(Context<cuda>& ctx, Index set) const {
-    const auto* offsets = reinterpret_cast<const Index*>(places.data());
     const SsdInputs<bf16, float> in{of_set(u, set, D),
                                     of_set(delta, set, H),
                                     split_heads<const bf16>(of_set(B, set, N), 1),
@@ -72,7 +66,7 @@ struct Data {
                                     A_log.view(H),
                                     skip.view(H),
                                     bias.view(H)};
-    ssd(ctx, in, Sequences{offsets, offsets + rows + 1, rows, all, tokens}, states(set), of_set(y, set, D));
+    ssd(ctx, in, sequences, states(set), of_set(y, set, D));
   }
 
   template <class T>

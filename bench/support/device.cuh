@@ -103,6 +103,21 @@ void time_on_device(benchmark::State& state, Context<cuda>& ctx, Index sets, Lau
   ctx.synchronize();
 }
 
+/// The same of set.run(ctx), for as many sets of `bytes` as do not fit the cache together; make(i) makes set i.
+template <class Make>
+void time_sets_on_device(benchmark::State& state, Context<cuda>& ctx, double bytes, Make&& make) {
+  std::vector<decltype(make(Index{}))> sets;
+  for (Index set = 0; set < sets_beyond_cache(bytes); ++set) sets.push_back(make(set));
+  time_on_device(state, ctx, static_cast<Index>(sets.size()), [&](Index set) { sets[set]->run(ctx); });
+}
+
+/// `rows` rows of `length` tokens after `past` ones, in the context's arena.
+inline Sequences equal_rows(Context<cuda>& ctx, Index rows, Index length, Index past) {
+  std::vector<Index> offsets, starts(static_cast<std::size_t>(rows), past);
+  for (Index row = 0; row <= rows; ++row) offsets.push_back(row * length);
+  return {ctx.readable(offsets.data(), rows + 1), ctx.readable(starts.data(), rows), rows, rows * length, length};
+}
+
 /// Seconds of the best of several calls.
 template <class F>
 double least_device_seconds(Context<cuda>& ctx, int repeats, F&& f) {
