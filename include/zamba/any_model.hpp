@@ -192,6 +192,6 @@ class AnyModel {
   std::unique_ptr<const detail::ModelInterface> model_;
 };
 
-static_assert(InferenceModel<AnyModel>);
+static_assert(LossModel<AnyModel>);
 
 }  // namespace zamba

@@ -205,15 +205,21 @@ class Model {
   Views views_;
 };
 
-/// What inference asks of a model: every Model has it, and AnyModel, whose type is chosen at run time. Logits are where
-/// DeviceType says.
+/// What generation asks of a model: every Model has it, and AnyModel, whose type is chosen at run time. Logits are
+/// where DeviceType says.
 template <class M>
 concept InferenceModel = requires(const M& model, typename M::StateType& state, const Tokens& tokens,
-                                  Positions positions, const TrainingBatch& batch) {
+                                  Positions positions) {
   typename M::DeviceType;
   { model.vocabulary() } -> std::convertible_to<Index>;
   { model.new_state(StateOptions{}) } -> std::same_as<typename M::StateType>;
   { *model.extend(state, tokens, positions).data } -> std::convertible_to<double>;
+};
+
+/// One that computes losses too, which perplexity asks for: AnyModel, and a Model on a device that trains.
+template <class M>
+concept LossModel = InferenceModel<M> &&
+    requires(const M& model, typename M::StateType& state, const TrainingBatch& batch) {
   { model.loss(batch, &state) } -> std::same_as<LossSum>;
 };
 

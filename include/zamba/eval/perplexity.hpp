@@ -31,7 +31,7 @@ struct WindowOptions {
 };
 
 /// The losses of a text's tokens, added up.
-template <InferenceModel M, EvaluationCallback Callback = GoOn>
+template <LossModel M, EvaluationCallback Callback = GoOn>
 LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
   const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0, length = options.length - before;
   const Index stride = options.stride ? options.stride : length;
