@@ -129,6 +129,7 @@ void settings(benchmark::internal::Benchmark* b) {
 BENCHMARK(prefill)
     ->Name("ssd/prefill")
     ->Apply(settings)
+    ->Args({1, 512, 80, 64})
     ->Args({1, 2048, 80, 64})
     ->Args({1, 8192, 80, 64})
     ->Args({8, 2048, 80, 64})
