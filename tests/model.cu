@@ -38,16 +38,17 @@ using Second = LanguageModel<
                                                        .qkv_adapter_rank = 5}>,
                  2>>;
 
-/// Prefill of several chunks, single tokens, a further chunk: |CUDA - exact| / |exact| for the logits and the state of
-/// each, where exact is the CPU in double with the same weights.
+/// A prompt longer than what is computed at once, single tokens, a further chunk: |CUDA - exact| / |exact| for the
+/// logits and the state of each, where exact is the CPU in double with the same weights.
 template <class Net, class T>
 void agrees(double bound) {
   const auto on_cpu = random_model<Net, T>().template to<double>();
   const auto on_gpu = random_model<Net, T, cuda>();
-  auto there = on_gpu.new_state({.batch = 2, .max_length = 1200});
-  auto here = on_cpu.new_state({.batch = 2, .max_length = 1200});
+  constexpr Index longer = zamba::detail::prefill_chunk<cuda> + 188;
+  auto there = on_gpu.new_state({.batch = 2, .max_length = longer + 50});
+  auto here = on_cpu.new_state({.batch = 2, .max_length = longer + 50});
   for (const std::vector<Index>& lengths :
-       {std::vector<Index>{700, 3}, {1, 1}, {1, 0}, {0, 40}, {1, 1}, {1, 1}, {1, 1}}) {
+       {std::vector<Index>{longer, 3}, {1, 1}, {1, 0}, {0, 40}, {1, 1}, {1, 1}, {1, 1}}) {
     CAPTURE(lengths[0]);
     const auto tokens = random_tokens(lengths[0] + lengths[1]);
     const auto wanted = values(on_cpu.extend(here, {tokens, lengths}, Positions::all));

@@ -53,7 +53,7 @@ void check_extend() {
 
   SUBCASE("a prompt longer than what is computed at once, ragged, with an empty row") {
     const auto model = random_model<Net, T, Device>();
-    const Index chunk = zamba::detail::prefill_chunk;
+    const Index chunk = zamba::detail::prefill_chunk<Device>;
     const std::vector<Index> lengths{chunk - 3, 0, chunk + 5, 2};
     const std::vector<Token> tokens = random_tokens(2 * chunk + 4);
     auto state = model.new_state({.batch = 4, .max_length = chunk + 10});

@@ -9,7 +9,10 @@ namespace zamba {
 namespace detail {
 
 /// Tokens that extend() computes at once: bounds its workspace, and is wide enough for full-rate products.
+template <class Device>
 inline constexpr Index prefill_chunk = 512;
+template <>
+inline constexpr Index prefill_chunk<cuda> = 2048;
 
 inline void check_vocabulary(std::span<const Token> tokens, Index vocabulary, const char* what, bool negative_allowed) {
   for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -125,7 +128,7 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   auto done = host.template tensor<Index>(rows);       // of them computed
   auto offsets = host.template tensor<Index>(rows + 1);
   auto starts = host.template tensor<Index>(rows);
-  auto chunk = host.template tensor<Token>(std::min(count, detail::prefill_chunk));
+  auto chunk = host.template tensor<Token>(std::min(count, detail::prefill_chunk<Device>));
   first[0] = 0;
   for (Index row = 0; row < rows; ++row) {
     first[row + 1] = first[row] + (tokens.lengths.empty() ? count : tokens.lengths[row]);
@@ -139,7 +142,8 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
     Sequences sequences{offsets.data, starts.data, rows, 0, 0};
     offsets[0] = 0;
     for (Index row = 0; row < rows; ++row) {
-      const Index taken = std::min(first[row + 1] - first[row] - done[row], detail::prefill_chunk - offsets[row]);
+      const Index taken =
+          std::min(first[row + 1] - first[row] - done[row], detail::prefill_chunk<Device> - offsets[row]);
       std::copy_n(tokens.tokens.data() + first[row] + done[row], taken, chunk.data + offsets[row]);
       offsets[row + 1] = offsets[row] + taken;
       starts[row] = state.length(row);

@@ -57,8 +57,9 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
     const auto known = static_cast<std::size_t>(judged - (begin + 1 - before));  // inputs whose targets were judged
     state.reset();
     if (known > 0) model.extend(state, inputs.first(known));
-    for (std::size_t at = known; at < inputs.size(); at += detail::prefill_chunk) {
-      const std::size_t count = std::min<std::size_t>(detail::prefill_chunk, inputs.size() - at);
+    constexpr auto chunk = static_cast<std::size_t>(detail::prefill_chunk<typename M::DeviceType>);
+    for (std::size_t at = known; at < inputs.size(); at += chunk) {
+      const std::size_t count = std::min(chunk, inputs.size() - at);
       const Index offsets[] = {0, static_cast<Index>(count)};
       const LossSum loss = model.loss({inputs.subspan(at, count), wanted.subspan(at, count), offsets}, &state);
       total.sum += loss.sum;
