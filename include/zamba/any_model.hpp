@@ -166,7 +166,7 @@ class AnyModel {
 
   template <class Net, class T, class Device>
   AnyModel(Model<Net, T, Device> model, std::string name, std::string model_type = {})
-      : facts_(ModelFacts::of<Net, T>(std::move(name), std::move(model_type))),
+      : facts_(ModelFacts::of<Net, T, Device>(std::move(name), std::move(model_type))),
         model_(std::make_unique<detail::HeldModel<Net, T, Device>>(std::move(model))) {}
 
   const ModelFacts& facts() const { return facts_; }

@@ -98,6 +98,16 @@ concept Block = detail::HasBlockTypes<B> && requires {
   { parameter_count<B> } -> std::convertible_to<Index>;
 };
 
+/// Whether B does all its computing by operators, so that its forward pass can be run dry (detail/dry_run.hpp): a block
+/// that does has `static constexpr bool by_operators = true`.
+template <class B>
+inline constexpr bool by_operators = [] {
+  if constexpr (requires { B::by_operators; })
+    return B::by_operators;
+  else
+    return false;
+}();
+
 namespace detail {
 
 // Comparisons of sizes, as variable templates: a failed static_assert prints both numbers.

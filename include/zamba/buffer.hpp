@@ -10,9 +10,11 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <zamba/device.hpp>
+#include <zamba/error.hpp>
 
 namespace zamba {
 
@@ -21,15 +23,17 @@ inline constexpr std::size_t alignment = 64;
 
 constexpr std::size_t align_up(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
-/// Allocation and copies on a device; specialised beside each device's Context.
+/// Allocation and copies on a device; specialised beside each device's Context. allocate throws OutOfMemory.
 template <class Device>
 struct Memory;
 
 template <>
 struct Memory<cpu> {
-  /// Asks for huge pages, without which decode spends its time finding pages. Throws std::bad_alloc.
+  /// Asks for huge pages, without which decode spends its time finding pages.
   static void* allocate(std::size_t bytes) {
-    void* pointer = ::operator new (bytes, std::align_val_t{alignment});
+    void* pointer = ::operator new (bytes, std::align_val_t{alignment}, std::nothrow);
+    if (!pointer)
+      detail::throw_error<OutOfMemory>("out of memory: ", bytes, " bytes wanted, ", free_bytes(), " are free");
 #if defined(__linux__)
     constexpr std::size_t page = std::size_t{1} << 21;
     const std::size_t to_page = (page - reinterpret_cast<std::uintptr_t>(pointer) % page) % page;
@@ -39,6 +43,14 @@ struct Memory<cpu> {
     return pointer;
   }
   static void release(void* pointer) noexcept { ::operator delete (pointer, std::align_val_t{alignment}); }
+  /// Physical memory that nobody uses; 0 where the system does not tell.
+  static std::size_t free_bytes() {
+#if defined(_SC_AVPHYS_PAGES)
+    return static_cast<std::size_t>(::sysconf(_SC_AVPHYS_PAGES)) * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+#else
+    return 0;
+#endif
+  }
   static void copy_from_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   static void copy_to_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   static void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
@@ -51,6 +63,7 @@ template <>
 struct Memory<cuda> {
   static void* allocate(std::size_t bytes);
   static void release(void* pointer) noexcept;
+  static std::size_t free_bytes();
   static void copy_from_host(void* to, const void* from, std::size_t bytes);
   static void copy_to_host(void* to, const void* from, std::size_t bytes);
   static void copy(void* to, const void* from, std::size_t bytes);

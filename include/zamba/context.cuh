@@ -58,14 +58,18 @@ __global__ void fill_kernel(T* to, Index count, T value) {
 // Emitted even where unused: units of other compilers call these.
 #define ZAMBA_EMITTED [[gnu::used]] inline
 
+ZAMBA_EMITTED std::size_t Memory<cuda>::free_bytes() {
+  std::size_t available = 0, total = 0;
+  detail::check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+  return available;
+}
 ZAMBA_EMITTED void* Memory<cuda>::allocate(std::size_t bytes) {
   void* pointer = nullptr;
   const cudaError_t status = cudaMalloc(&pointer, bytes);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    std::size_t available = 0, total = 0;
-    cudaMemGetInfo(&available, &total);
-    fail("cudaMalloc: out of memory: ", bytes, " bytes wanted, ", available, " of ", total, " are free");
+    detail::throw_error<OutOfMemory>("cudaMalloc: out of memory: ", bytes, " bytes wanted, ", free_bytes(),
+                                     " are free");
   }
   detail::check_cuda(status, "cudaMalloc");
   return pointer;

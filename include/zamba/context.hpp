@@ -21,8 +21,8 @@
 namespace zamba {
 
 /// A stack of scratch memory. What is taken between mark() and rewind(mark) is given back at once. It grows while a new
-/// shape is seen for the first time; rewound to the beginning it becomes one block, and the same work allocates no
-/// more.
+/// shape is seen for the first time, unless what that needs was reserved; rewound to the beginning it becomes one
+/// block, and the same work allocates no more.
 template <class Device>
 class Arena {
  public:
@@ -47,6 +47,16 @@ class Arena {
   void rewind(Mark mark) {
     at_ = mark;
     if (at_.block == 0 && at_.used == 0 && blocks_.size() > 1) coalesce();
+  }
+
+  /// Makes one block of what is held, of at least so many bytes. What is too small is given back first, so that at no
+  /// time more is held than before or after. Throws OutOfMemory, and holds nothing then. Where something is taken, it
+  /// does nothing.
+  void reserve(std::size_t bytes) {
+    if (at_ != Mark{} || (blocks_.size() == 1 && blocks_[0].size() >= bytes)) return;
+    ++generation_;
+    blocks_.clear();
+    blocks_.emplace_back(bytes);
   }
 
   /// Bytes held, used or not.

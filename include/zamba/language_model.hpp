@@ -27,6 +27,7 @@ struct LanguageModel {
   using Stack = S;
   static constexpr Index vocabulary = Vocabulary, d_model = Stack::d_model;
   static constexpr bool tied = HeadWeights == Head::tied;
+  static constexpr bool by_operators = zamba::by_operators<Stack>;
   static constexpr double norm_eps = [] {
     if constexpr (requires { Stack::norm_eps; })
       return Stack::norm_eps;

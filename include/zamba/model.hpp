@@ -8,10 +8,12 @@
 
 #include <array>
 #include <concepts>
+#include <iomanip>
 #include <limits>
 #include <numeric>
 #include <optional>
 #include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -153,7 +155,8 @@ class Model {
 
   static constexpr Index vocabulary() { return Net::vocabulary; }
 
-  StateType new_state(StateOptions options = {}) const { return StateType(options); }
+  /// Throws OutOfMemory, which names the weights, the state and the workspace, where the device has no room.
+  StateType new_state(StateOptions options = {}) const;
   GradientsType new_gradients() const { return GradientsType(entries_); }
   /// Zero gradients of a state like this one, to be filled as that of the final state and read as that of the initial
   /// one.
@@ -161,11 +164,17 @@ class Model {
 
   /// Appends tokens to the rows of a state and returns logits: prefill, a further chunk, or one token. The view stays
   /// valid until the next call with the same state or context. Throws, and changes nothing, for an empty prompt, a
-  /// token outside the vocabulary, lengths that do not add up, or a row that would exceed max_length. With
-  /// Positions::last a row that got no tokens gets NaN.
+  /// token outside the vocabulary, lengths that do not add up, a row that would exceed max_length, or want of memory
+  /// (OutOfMemory). With Positions::last a row that got no tokens gets NaN.
   Matrix<const A> extend(Context<Device>& ctx, StateType& state, const Tokens& tokens,
                          Positions positions = Positions::last) const;
   Matrix<const A> extend(StateType& state, const Tokens& tokens, Positions positions = Positions::last) const;
+
+  /// Bytes that extend() takes on the device beside the weights and a state of these options, at most, whatever it is
+  /// given: scratch, and the logits after each row's last token (Positions::all: a row of logits more for every other
+  /// token). On CUDA what cuBLAS and the driver take for themselves comes on top. threads: of the CPU's context; 0:
+  /// all.
+  static std::size_t workspace_bytes(StateOptions options, int threads = 0) requires by_operators<Net>;
 
   /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
   LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
@@ -197,6 +206,8 @@ class Model {
 
  private:
   Matrix<const A> step(Context<Device>& ctx, StateType& state, std::span<const Token> tokens) const;
+  Matrix<A> make_room(Context<Device>& ctx, StateType& state, std::size_t scratch, Index logits) const;
+  [[noreturn]] void fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const;
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
 

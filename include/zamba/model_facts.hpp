@@ -23,12 +23,14 @@ struct ModelFacts {
   Index weight_bytes = 0;       // of all parameters in memory
   /// Of the state of `batch` sequences with room for `length` positions each.
   Index (*state_bytes)(Index batch, Index length) = nullptr;
+  /// Model::workspace_bytes of such a state, with all threads of this machine; null where Net does not run dry.
+  Index (*workspace_bytes)(Index batch, Index length) = nullptr;
 
-  template <class Net, class T>
+  template <class Net, class T, class Device = cpu>
   static ModelFacts of(std::string name, std::string model_type = {});
 };
 
-template <class Net, class T>
+template <class Net, class T, class Device>
 ModelFacts ModelFacts::of(std::string name, std::string model_type) {
   ModelFacts facts;
   facts.name = std::move(name);
@@ -44,6 +46,10 @@ ModelFacts ModelFacts::of(std::string name, std::string model_type) {
   for (const ParameterEntry& entry : detail::list_parameters<Net, T>())
     facts.weight_bytes += entry.size * static_cast<Index>(entry.precise ? sizeof(compute_t<T>) : sizeof(T));
   facts.state_bytes = &zamba::state_bytes<Net, T>;
+  if constexpr (by_operators<Net>)
+    facts.workspace_bytes = [](Index batch, Index length) {
+      return static_cast<Index>(Model<Net, T, Device>::workspace_bytes({batch, length}));
+    };
   return facts;
 }
 

@@ -16,6 +16,12 @@ namespace zamba::detail {
 template <class Device>
 inline constexpr bool no_version_for = false;
 
+// Defined in detail/dry_run.hpp.
+template <class Device>
+struct DryRun;
+template <template <class> class Operator, class Device>
+struct DryOperator;
+
 }  // namespace zamba::detail
 
 /// Declares operator Name, found for a device by specialisation; `header` is the file that specialises it for cuda.
@@ -25,4 +31,6 @@ inline constexpr bool no_version_for = false;
     static_assert(::zamba::detail::no_version_for<Device>,                                                 \
                   "zamba::" #Name " has no version for this device here: include <zamba/ops/" header       \
                   "> or <zamba/zamba.cuh> and compile with nvcc, or declare the model `extern template`"); \
-  }
+  };                                                                                                       \
+  template <class Device>                                                                                  \
+  struct Name<::zamba::detail::DryRun<Device>> : ::zamba::detail::DryOperator<Name, Device> {}

@@ -77,6 +77,7 @@ struct PatternStack {
   using MixerType = Mixer;
   using SharedType = Shared;
   using Use = SharedUse<Shared>;
+  static constexpr bool by_operators = zamba::by_operators<Mixer> && (uses == 0 || zamba::by_operators<Shared>);
   /// Of the norm that follows the stack: that of its layers.
   static constexpr double norm_eps = [] {
     if constexpr (requires { Mixer::norm_eps; })

@@ -60,6 +60,7 @@ struct Mamba2Block {
                 "zamba::Mamba2Config: expand * d_model must be a multiple of norm_groups");
 
   static constexpr Mamba2Config config = C;
+  static constexpr bool by_operators = true;
   static constexpr Index d_model = C.d_model, D = C.d_inner(), H = C.heads(), N = C.d_state, G = C.n_groups,
                          K = C.d_conv;
   static constexpr Index conv_width = D + 2 * G * N, proj_width = D + conv_width + H;

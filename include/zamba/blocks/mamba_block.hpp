@@ -51,6 +51,7 @@ struct MambaBlock {
                 "zamba::MambaConfig: expand * d_model must be a multiple of n_heads");
 
   static constexpr MambaConfig config = C;
+  static constexpr bool by_operators = true;
   static constexpr Index d_model = C.d_model, D = C.d_inner(), H = C.n_heads, P = C.head_dim(), N = C.d_state,
                          R = C.rank(), K = C.d_conv;
   static constexpr double norm_eps = C.norm_eps;

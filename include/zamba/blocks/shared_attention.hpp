@@ -71,6 +71,7 @@ struct SharedAttention {
   /// Applied by a stack to concat[x, x0], outside the residual stream.
   static constexpr bool shared = true;
   static constexpr SharedAttentionConfig config = C;
+  static constexpr bool by_operators = true;
   static constexpr Index d_model = C.d_model, width = 2 * C.d_model, head_dim = C.head_dim(),
                          q_width = C.n_heads * head_dim, kv_width = C.kv_heads() * head_dim, d_ff = C.ff();
 

@@ -47,6 +47,7 @@ struct TransformerBlock {
                 "zamba::TransformerConfig: n_heads must be a multiple of n_kv_heads");
 
   static constexpr TransformerConfig config = C;
+  static constexpr bool by_operators = true;
   static constexpr Index d_model = C.d_model, head_dim = C.head_dim(), kv_width = C.kv_heads() * head_dim,
                          d_ff = C.ff();
   static constexpr double norm_eps = C.norm_eps;

@@ -31,32 +31,44 @@ struct AttentionStream {
               Matrix<A> out, Matrix<A> lse) const {
     const Index heads = this->heads, width = heads * head_dim, pieces = (most_keys + piece - 1) / piece;
     ArenaScope scope(ctx.arena());
-    auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, width + heads * piece);
-    auto sums = ctx.arena().template tensor<A>(sequences.rows, pieces, width);        // of exp(score - maximum) * v
-    auto extents = ctx.arena().template tensor<A>(sequences.rows, pieces, heads, 2);  // maximum; sum of exponentials
+    const Scratch<A> memory = scratch<A>(ctx, most_keys, sequences);
     ctx.parallel_for(sequences.rows * pieces, [&](Index task, int worker) {
       const Index row = task / pieces, part = task % pieces, first = part * piece;
       const auto keys = source(row, 0);
       if (sequences.length(row) != 1 || first > keys.past) return;
       const Index n = std::min(piece, keys.past + 1 - first);
-      A *query = scratch[worker].data, *scores = query + width;  // (heads, head_dim); (heads, piece)
+      A *query = memory.of_worker[worker].data, *scores = query + width;  // (heads, head_dim); (heads, piece)
       detail::scale(&q(sequences.begin(row), 0), static_cast<A>(scale), width, query);
       set_scores(query, keys.k + first * keys.k_stride, keys.k_stride, n, scores);
       for (Index head = 0; head < heads; ++head) {
         A* s = scores + head * piece;
-        extents(row, part, head, 0) = largest(s, n);
-        extents(row, part, head, 1) = exponentials(s, extents(row, part, head, 0), n);
+        memory.extents(row, part, head, 0) = largest(s, n);
+        memory.extents(row, part, head, 1) = exponentials(s, memory.extents(row, part, head, 0), n);
       }
-      A* sum = &sums(row, part, 0);
+      A* sum = &memory.sums(row, part, 0);
       std::fill_n(sum, width, A(0));
       add_values(scores, keys.v + first * keys.v_stride, keys.v_stride, n, sum);
     });
     ctx.parallel_for(sequences.rows, [&](Index row, int) {
       if (sequences.length(row) != 1) return;
       const Index parts = source(row, 0).past / piece + 1;
-      join(sums[row].slice(0, parts), extents[row].slice(0, parts), out[sequences.begin(row)],
+      join(memory.sums[row].slice(0, parts), memory.extents[row].slice(0, parts), out[sequences.begin(row)],
            lse[sequences.begin(row)]);
     });
+  }
+
+  template <class A>
+  struct Scratch {
+    Matrix<A> of_worker;   // (threads, ...): a query; its scores
+    Tensor<A, 3> sums;     // (rows, pieces, heads * head_dim) of exp(score - maximum) * v
+    Tensor<A, 4> extents;  // (rows, pieces, heads, 2): maximum; sum of exponentials
+  };
+  template <class A, class Ctx>
+  Scratch<A> scratch(Ctx& ctx, Index most_keys, const Sequences& sequences) const {
+    const Index width = heads * head_dim, pieces = (most_keys + piece - 1) / piece;
+    return {ctx.arena().template tensor<A>(Index{ctx.threads()}, width + heads * piece),
+            ctx.arena().template tensor<A>(sequences.rows, pieces, width),
+            ctx.arena().template tensor<A>(sequences.rows, pieces, heads, 2)};
   }
 
  private:

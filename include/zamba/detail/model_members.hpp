@@ -2,6 +2,7 @@
 // The members of Model; included by model.hpp.
 #pragma once
 
+#include <zamba/detail/dry_run.hpp>
 #include <zamba/model.hpp>
 
 namespace zamba {
@@ -20,12 +21,75 @@ inline void check_vocabulary(std::span<const Token> tokens, Index vocabulary, co
             " at position ", i, " is outside the vocabulary of ", vocabulary);
 }
 
+/// What extend() takes for itself.
+template <class A>
+struct ExtendRoom {
+  Vector<Index> first;    // (rows + 1) of each row's tokens among all
+  Vector<Index> done;     // (rows) of them computed
+  Vector<Index> offsets;  // (rows + 1) of the rows of a chunk
+  Vector<Index> starts;   // (rows)
+  Vector<Token> chunk;    // (tokens of a chunk)
+  Matrix<A> last;         // (rows, d) that left the stack at each row's last token
+
+  template <class Ctx>
+  ExtendRoom(Ctx& ctx, Index rows, Index tokens, Index d)
+      : first(ctx.host_arena().template tensor<Index>(rows + 1)),
+        done(ctx.host_arena().template tensor<Index>(rows)),
+        offsets(ctx.host_arena().template tensor<Index>(rows + 1)),
+        starts(ctx.host_arena().template tensor<Index>(rows)),
+        chunk(ctx.host_arena().template tensor<Token>(tokens)),
+        last(ctx.arena().template tensor<A>(rows, d)) {}
+};
+
+/// Bytes of the arena for a chunk of so many tokens of all rows, no row having more than `longest`; 0 where Net does
+/// not run dry.
+template <class Net, class T, class Device, class Views>
+std::size_t scratch_bytes(const Views& parameters, int threads, StateOptions options, Index tokens, Index longest) {
+  if constexpr (by_operators<Net>) {
+    using A = activation_t<T, Device>;
+    Context<DryRun<Device>> ctx(threads);
+    typename Net::template State<T, compute_t<T>> state;
+    visit_state<Net>(state, [&]<class Element>(const Name&, Tensor<Element, 3>& tensor, Index rows, Index width) {
+      tensor = {reinterpret_cast<Element*>(alignment), options.batch, rows == per_position ? options.max_length : rows,
+                width};
+    });
+    const ExtendRoom<A> room(ctx, options.batch, tokens, Net::d_model);
+    const Sequences sequences{ctx.readable(room.offsets.data, options.batch + 1),
+                              ctx.readable(room.starts.data, options.batch), options.batch, tokens, longest};
+    const auto s = Net::template forward<A>(ctx, parameters, ctx.readable(room.chunk.data, tokens), sequences, state,
+                                            Keep::nothing);
+    const auto logits = [&](Matrix<const A> x) {
+      Net::logits(ctx, parameters, x, Matrix<A>(reinterpret_cast<A*>(alignment), x.rows(), Net::vocabulary));
+    };
+    logits(s.x);
+    logits(room.last);
+    return ctx.arena().peak();
+  } else {
+    return 0;
+  }
+}
+
+/// How many threads' scratch a context wants.
+template <class Device>
+int threads_of(const Context<Device>& ctx) {
+  if constexpr (requires { ctx.threads(); })
+    return ctx.threads();
+  else
+    return 1;
+}
+
 }  // namespace detail
 
 template <class Net, class T, class Device>
 Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<Net, T>()) {
   const ParameterEntry& last = entries_.back();
-  buffer_ = Buffer<Device>(last.byte_offset + align_up(bytes(last)));
+  const std::size_t all = last.byte_offset + align_up(bytes(last));
+  try {
+    buffer_ = Buffer<Device>(all);
+  } catch (const OutOfMemory&) {
+    detail::throw_error<OutOfMemory>("Model: out of memory on ", Device::name, ": the weights are ", all, " bytes, ",
+                                     Memory<Device>::free_bytes(), " are free");
+  }
   detail::bind_parameters<Net>(views_, [&](std::size_t i) { return buffer_.data() + entries_[i].byte_offset; });
 }
 
@@ -84,6 +148,60 @@ void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const d
 }
 
 template <class Net, class T, class Device>
+auto Model<Net, T, Device>::new_state(StateOptions options) const -> StateType {
+  try {
+    return StateType(options);
+  } catch (const OutOfMemory&) {
+    if constexpr (by_operators<Net>)
+      fail_for_memory("new_state", options, workspace_bytes(options));
+    else
+      fail_for_memory("new_state", options, 0);
+  }
+}
+
+template <class Net, class T, class Device>
+std::size_t Model<Net, T, Device>::workspace_bytes(StateOptions options, int threads) requires by_operators<Net> {
+  if constexpr (std::is_same_v<Device, cpu>) threads = Context<cpu>(threads).threads();
+  Views views;
+  detail::bind_parameters<Net>(views, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
+  const auto scratch = [&](Index tokens, Index longest) {
+    return detail::scratch_bytes<Net, T, Device>(views, threads, options, tokens, longest);
+  };
+  constexpr Index chunk = detail::prefill_chunk<Device>;
+  const Index most = options.max_length > chunk / options.batch ? chunk : options.batch * options.max_length;
+  std::size_t bytes = std::max(scratch(options.batch, 1), scratch(most, most));
+  // A way for few tokens may take more than that for many; it ends at a power of two.
+  for (Index tokens = 1; tokens < most; tokens *= 2) bytes = std::max(bytes, scratch(tokens, tokens));
+  return bytes + static_cast<std::size_t>(options.batch * Net::vocabulary) * sizeof(A);
+}
+
+/// Before anything is computed: the scratch, and room for logits of so many rows.
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::make_room(Context<Device>& ctx, StateType& state, std::size_t scratch, Index logits) const
+    -> Matrix<A> {
+  try {
+    ctx.arena().reserve(scratch);
+    return state.logits(logits);
+  } catch (const OutOfMemory&) {
+    fail_for_memory("extend", {state.batch(), state.max_length()},
+                    scratch + static_cast<std::size_t>(logits * Net::vocabulary) * sizeof(A));
+  }
+}
+
+template <class Net, class T, class Device>
+void Model<Net, T, Device>::fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const {
+  const double state = static_cast<double>(options.batch) * static_cast<double>(state_bytes<Net, T>(1, 1)) +
+                       static_cast<double>(options.batch) * (static_cast<double>(options.max_length) - 1) *
+                           static_cast<double>(state_bytes<Net, T>(1, 2) - state_bytes<Net, T>(1, 1));
+  std::ostringstream numbers;
+  numbers << std::fixed << std::setprecision(0)
+          << state + static_cast<double>(buffer_.size()) + static_cast<double>(workspace) << " bytes in all, weights "
+          << buffer_.size() << " + state " << state << " + workspace " << workspace;
+  detail::throw_error<OutOfMemory>(call, ": out of memory on ", Device::name, ": ", numbers.str(), "; ",
+                                   Memory<Device>::free_bytes(), " are free beside what is held already");
+}
+
+template <class Net, class T, class Device>
 auto Model<Net, T, Device>::new_state_gradients(const StateType& state) const -> StateGradients {
   StateGradients gradients({state.batch(), state.max_length()});
   gradients.zero();
@@ -121,21 +239,22 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   const Index rows = state.batch(), count = static_cast<Index>(tokens.tokens.size());
   if (count == rows && std::all_of(tokens.lengths.begin(), tokens.lengths.end(), [](Index n) { return n == 1; }))
     return step(ctx, state, tokens.tokens);
+  const auto scratch = [&](Index of_tokens) {
+    return detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, of_tokens,
+                                                 of_tokens);
+  };
+  const Index at_once = std::min(count, detail::prefill_chunk<Device>), rest = count % at_once;
+  const Matrix<A> logits = make_room(ctx, state, std::max(scratch(at_once), rest > 0 ? scratch(rest) : 0),
+                                     positions == Positions::all ? count : rows);
   ArenaScope scope(ctx.arena());
-  auto& host = ctx.host_arena();
-  ArenaScope host_scope(host);
-  auto first = host.template tensor<Index>(rows + 1);  // of each row's tokens in `tokens`
-  auto done = host.template tensor<Index>(rows);       // of them computed
-  auto offsets = host.template tensor<Index>(rows + 1);
-  auto starts = host.template tensor<Index>(rows);
-  auto chunk = host.template tensor<Token>(std::min(count, detail::prefill_chunk<Device>));
+  ArenaScope host_scope(ctx.host_arena());
+  const detail::ExtendRoom<A> room(ctx, rows, at_once, Net::d_model);
+  const auto [first, done, offsets, starts, chunk, x_last] = room;
   first[0] = 0;
   for (Index row = 0; row < rows; ++row) {
     first[row + 1] = first[row] + (tokens.lengths.empty() ? count : tokens.lengths[row]);
     done[row] = 0;
   }
-  const Matrix<A> logits = state.logits(positions == Positions::all ? count : rows);
-  auto x_last = ctx.arena().template tensor<A>(rows, Net::d_model);
   if (positions == Positions::last) ctx.fill(x_last, static_cast<A>(std::numeric_limits<F>::quiet_NaN()));
 
   for (Index computed = 0; computed < count; computed += offsets[rows]) {
@@ -150,10 +269,10 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
       sequences.longest = std::max(sequences.longest, taken);
     }
     sequences.tokens = offsets[rows];
+    ArenaScope chunk_scope(ctx.arena());
     sequences.offsets = ctx.readable(offsets.data, rows + 1);
     sequences.starts = ctx.readable(starts.data, rows);
 
-    ArenaScope chunk_scope(ctx.arena());
     const auto s = Net::template forward<A>(ctx, views_, ctx.readable(chunk.data, sequences.tokens), sequences,
                                             state.views(), Keep::nothing);
     for (Index row = 0; row < rows; ++row) {
@@ -177,6 +296,10 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
     -> Matrix<const A> {
   static constexpr char program = 0;
   const Index rows = state.batch();
+  const Matrix<A> logits = make_room(
+      ctx, state,
+      detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, rows, 1),
+      rows);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   // offsets (rows + 1), starts (rows), tokens (rows)
@@ -188,7 +311,6 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
   std::copy_n(state.lengths().data(), rows, offsets + rows + 1);
   std::copy_n(tokens.data(), rows, reinterpret_cast<Token*>(offsets + words));
 
-  const Matrix<A> logits = state.logits(rows);
   const ReplayKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
   ctx.replay(key, std::span<const std::byte>(input.data, static_cast<std::size_t>(size)), [&](const std::byte* there) {
     ArenaScope step_scope(ctx.arena());

@@ -26,18 +26,22 @@ namespace zamba {
 
 namespace detail {
 
+/// How the keys of a token may be split.
+struct AttentionSplit {
+  static constexpr int least_keys = 64;  // of a part, and its sizes are multiples of it
+  static constexpr int most_parts = 32;
+};
+
 /// Activations of A_, keys of S_, Heads_ of a token together. Teams of Lanes_ lanes: lane l holds pieces l, l + Lanes_,
 /// ... of a head, Pieces_ of them, of Width_ dimensions.
 template <class A_, class S_, int Heads_, int Lanes_, int Width_, int Pieces_>
-struct AttentionTraits {
+struct AttentionTraits : AttentionSplit {
   using A = A_;
   using S = S_;
   using F = compute_t<A>;
   static constexpr int heads = Heads_, lanes = Lanes_, width = Width_, pieces = Pieces_;
   static constexpr int threads = 128, teams = threads / lanes;
-  static constexpr int at_once = 4;      // keys of a team whose loads are in flight together
-  static constexpr int least_keys = 64;  // of a part, and its sizes are multiples of it
-  static constexpr int most_parts = 32;
+  static constexpr int at_once = 4;  // keys of a team whose loads are in flight together
   static_assert(32 % lanes == 0 && most_parts <= threads);
 };
 
@@ -312,12 +316,17 @@ struct Attention<cuda> {
       const detail::AttentionKeys<A> keys{of_all(k), of_all(v), false};
       return attend(ctx, shape, q, keys, sequences, Arrivals{}, out, lse);
     }
-    Arrivals arrivals;
-    if (sequences.rows * sequences.longest != sequences.tokens || sequences.longest <= few_tokens)
-      arrivals.count = places_of_few(sequences) * shape.heads;
-    if (arrivals.count > 0) arrivals.at = ctx.arena().template tensor<unsigned>(arrivals.count).data;
+    const Arrivals arrivals = new_arrivals(ctx, shape, sequences);
     append(ctx, k, v, sequences, cache_k, cache_v, arrivals);
     attend(ctx, shape, q, detail::AttentionKeys<S>{cache_k, cache_v, true}, sequences, arrivals, out, lse);
+  }
+
+  template <class Ctx, class A, class S, class F>
+  static void scratch(Ctx& ctx, const AttentionShape& shape, Matrix<const A>, Matrix<const A>, Matrix<const A>,
+                      const Sequences& sequences, Tensor<S, 3> cache_k, Tensor<S, 3>, Matrix<A>, Matrix<F>) {
+    if (!cache_k) return;
+    if (new_arrivals(ctx, shape, sequences).count > 0)
+      part_sums<F>(ctx, shape, most_parts(cache_k.shape[1]), places_of_few(sequences));
   }
 
  private:
@@ -330,6 +339,26 @@ struct Attention<cuda> {
     unsigned* at = nullptr;
     Index count = 0;
   };
+
+  /// Where some rows are of few tokens, or may be.
+  template <class Ctx>
+  static Arrivals new_arrivals(Ctx& ctx, const AttentionShape& shape, const Sequences& sequences) {
+    const bool equal = sequences.rows * sequences.longest == sequences.tokens;
+    if (equal && sequences.longest > few_tokens) return {};
+    const Index count = places_of_few(sequences) * shape.heads;
+    return {ctx.arena().template tensor<unsigned>(count).data, count};
+  }
+
+  static Index most_parts(Index keys) {
+    using Split = detail::AttentionSplit;
+    return std::min<Index>((keys + Split::least_keys - 1) / Split::least_keys, Split::most_parts);
+  }
+  /// (parts, places, heads, head_dim + 2); nothing of one part.
+  template <class F, class Ctx>
+  static Tensor<F, 4> part_sums(Ctx& ctx, const AttentionShape& shape, Index parts, Index places) {
+    if (parts == 1) return {};
+    return ctx.arena().template tensor<F>(parts, places, shape.heads, shape.head_dim + 2);
+  }
 
   template <class A>
   static Tensor<const A, 3> of_all(Matrix<const A> m) {
@@ -415,15 +444,12 @@ struct Attention<cuda> {
     const Index group = shape.heads / shape.kv_heads;
     const Index across = shape.kv_heads * ((group + Traits::heads - 1) / Traits::heads);
     const Index down = places.per_row ? sequences.rows * places.per_row : sequences.tokens;
-    const Index keys_at_most = keys.k.shape[1];
-    const Index most_parts =
-        arrived ? std::min<Index>((keys_at_most + Traits::least_keys - 1) / Traits::least_keys, Traits::most_parts) : 1;
+    const Index deep = arrived ? most_parts(keys.k.shape[1]) : 1;
     const Index of_teams = Traits::teams * Traits::heads * (shape.head_dim + 2);
     const auto shared = static_cast<std::size_t>(std::max<Index>(of_teams, 2 * Traits::most_parts)) * sizeof(F);
     ArenaScope scope(ctx.arena());
-    detail::AttentionParts<F> parts{{}, arrived};
-    if (most_parts > 1) parts.sums = ctx.arena().template tensor<F>(most_parts, down, shape.heads, shape.head_dim + 2);
-    const dim3 grid(static_cast<unsigned>(down), static_cast<unsigned>(across), static_cast<unsigned>(most_parts));
+    const detail::AttentionParts<F> parts{part_sums<F>(ctx, shape, deep, down), arrived};
+    const dim3 grid(static_cast<unsigned>(down), static_cast<unsigned>(across), static_cast<unsigned>(deep));
     detail::attention_kernel<Traits>
         <<<grid, Traits::threads, shared, ctx.stream()>>>(shape, q, keys, sequences, places, parts, out, lse);
     detail::check_launch("attention");

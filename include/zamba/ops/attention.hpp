@@ -87,6 +87,20 @@ struct Attention<cpu> {
     attend(ctx, shape, q, Cached<S>{cache_k, cache_v, sequences}, sequences, out, lse);
   }
 
+  template <class Ctx, class A, class S, class F>
+  static void scratch(Ctx& ctx, const AttentionShape& shape, Matrix<const A>, Matrix<const A>, Matrix<const A>,
+                      const Sequences& sequences, Tensor<S, 3> cache_k, Tensor<S, 3>, Matrix<A>, Matrix<F>) {
+    if (sequences.longest > 1) {
+      ArenaScope scope(ctx.arena());
+      if (cache_k)
+        tile_scratch<A, S>(ctx, shape, Tiling(shape, sequences));
+      else
+        tile_scratch<A, A>(ctx, shape, Tiling(shape, sequences));
+    }
+    if (sequences.rows > 1 || sequences.longest == 1)
+      stream_of(shape).template scratch<A>(ctx, cache_k ? cache_k.shape[1] : 1, sequences);
+  }
+
   template <class A, class S, class F>
   static void backward(Context<cpu>& ctx, const AttentionShape& shape, Matrix<const A> d_out, Matrix<const A> q,
                        Matrix<const A> k, Matrix<const A> v, const Sequences& sequences, Tensor<S, 3> cache_k,
@@ -224,9 +238,19 @@ struct Attention<cpu> {
     Index most_keys = 0;  // of a row of one token
     for (Index row = 0; row < sequences.rows; ++row)
       if (sequences.length(row) == 1) most_keys = std::max(most_keys, source(row, 0).past + 1);
-    if (most_keys > 0)
-      detail::AttentionStream{shape.heads, shape.kv_heads, shape.head_dim, shape.scale}.attend(
-          ctx, most_keys, q, source, sequences, out, lse);
+    if (most_keys > 0) stream_of(shape).attend(ctx, most_keys, q, source, sequences, out, lse);
+  }
+
+  static detail::AttentionStream stream_of(const AttentionShape& shape) {
+    return {shape.heads, shape.kv_heads, shape.head_dim, shape.scale};
+  }
+
+  /// (threads, ...): queries, sums and scores of a tile, and its keys or values converted where that is needed.
+  template <class A, class S, class Ctx>
+  static Matrix<A> tile_scratch(Ctx& ctx, const AttentionShape& shape, const Tiling& tiling) {
+    const Index converted = std::is_same_v<A, S> ? 0 : key_tile * shape.head_dim;
+    return ctx.arena().template tensor<A>(Index{ctx.threads()},
+                                          tiling.rows * (2 * shape.head_dim + key_tile + 2) + converted);
   }
 
   /// Rows of several tokens.
@@ -234,9 +258,8 @@ struct Attention<cpu> {
   static void attend_tiles(Context<cpu>& ctx, const AttentionShape& shape, const Tiling& tiling, Matrix<const A> q,
                            const Source& source, const Sequences& sequences, Matrix<A> out, Matrix<A> lse) {
     const Index head_dim = shape.head_dim, R = tiling.rows;
-    const Index converted = std::is_same_v<A, typename Source::type> ? 0 : key_tile * head_dim;
     ArenaScope scope(ctx.arena());
-    auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, R * (2 * head_dim + key_tile + 2) + converted);
+    const Matrix<A> memory = tile_scratch<A, typename Source::type>(ctx, shape, tiling);
     const Index tasks_per_tile = sequences.rows * shape.kv_heads;
     ctx.parallel_for(tiling.per_row * tasks_per_tile, [&](Index task, int worker) {
       // Last tiles first: they see the most keys, and short tasks at the end keep the threads even.
@@ -247,7 +270,7 @@ struct Attention<cpu> {
       const Tile tile{sequences.begin(row) + first, std::min(tiling.tokens, length - first), tiling.group,
                       kv_head * tiling.group, head_dim};
       const auto keys = source(row, kv_head * head_dim);
-      A* queries = scratch[worker].data;  // (R, head_dim), times scale
+      A* queries = memory[worker].data;   // (R, head_dim), times scale
       A* sums = queries + R * head_dim;   // (R, head_dim): of exp(score - maximum) * v
       A* scores = sums + R * head_dim;    // (R, key_tile), then their exponentials
       A* maxima = scores + R * key_tile;  // (R)

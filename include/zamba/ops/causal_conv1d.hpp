@@ -85,6 +85,12 @@ struct CausalConv1d<cpu> {
       });
   }
 
+  template <class Ctx, class A, class F>
+  static auto scratch(Ctx& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F>, const Sequences&,
+                      Tensor<F, 3>, Matrix<A>) {
+    return Room<A>(ctx, weight.cols(), x.cols());
+  }
+
   template <class A, class F>
   static void backward(Context<cpu>& ctx, Matrix<const A> d_out, Matrix<const A> x, Matrix<const F> weight,
                        Vector<const F> bias, const Sequences& sequences, Tensor<const F, 3> initial_state,
@@ -170,27 +176,33 @@ struct CausalConv1d<cpu> {
     }
   }
 
+  /// Scratch of all tasks.
+  template <class A>
+  struct Room {
+    Matrix<A> weight;          // (K + 1, D): transposed; the last row is the bias, or zero
+    Vector<A> zeros;           // (D): an input before the start
+    Matrix<const A*> windows;  // (threads, K): where a worker's window finds its inputs
+
+    template <class Ctx>
+    Room(Ctx& ctx, Index K, Index D)
+        : weight(ctx.arena().template tensor<A>(K + 1, D)),
+          zeros(ctx.arena().template tensor<A>(D)),
+          windows(ctx.arena().template tensor<const A*>(Index{ctx.threads()}, K)) {}
+  };
+
   /// What a window moves over, and the weights with their channels side by side.
   template <class A>
-  struct Inputs {
+  struct Inputs : Room<A> {
     static_assert(std::is_same_v<A, compute_t<A>>, "zamba: on the CPU activations are of the compute type");
     const Index K;
     const Matrix<const A> x;
     const Tensor<const A, 3> state;
     const Sequences& sequences;
-    Matrix<A> weight;          // (K + 1, D): transposed; the last row is the bias, or zero
-    Vector<A> zeros;           // (D): an input before the start
-    Matrix<const A*> windows;  // (threads, K): where a worker's window finds its inputs
+    using Room<A>::weight, Room<A>::zeros, Room<A>::windows;
 
     Inputs(Context<cpu>& ctx, Matrix<const A> x, Matrix<const A> w, Vector<const A> bias, const Sequences& sequences,
            Tensor<const A, 3> state)
-        : K(w.cols()),
-          x(x),
-          state(state),
-          sequences(sequences),
-          weight(ctx.arena().template tensor<A>(K + 1, x.cols())),
-          zeros(ctx.arena().template tensor<A>(x.cols())),
-          windows(ctx.arena().template tensor<const A*>(Index{ctx.threads()}, K)) {
+        : Room<A>(ctx, w.cols(), x.cols()), K(w.cols()), x(x), state(state), sequences(sequences) {
       const Index D = x.cols(), next = w.stride[0];
       for (Index j = 0; j < K; ++j) {
         const A* from = w.data + j;

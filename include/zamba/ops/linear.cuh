@@ -325,6 +325,18 @@ struct Linear<cuda> {
     any_number<A>(ctx, x, weight, y, {}, Vector<const compute_t<A>>{});
   }
 
+  template <class Ctx, class A, class F>
+  static void scratch(Ctx& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y, Matrix<const A>,
+                      Vector<const F>) {
+    scratch(ctx, split_heads(x, 1), one_head(weight), split_heads(y, 1));
+  }
+  template <class Ctx, class A>
+  static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
+    if constexpr (std::is_same_v<A, bf16>)
+      if (y.rows() <= tile_tokens && detail::in_pieces(x) && detail::in_pieces(weight))
+        tile_scratch<detail::LinearTileTraits<tile_tokens, 4>>(ctx, weight, y);
+  }
+
  private:
   /// Up to so many tokens the kernels here read the weight once, the first in any type, the second on tensor cores.
   static constexpr Index few_tokens = 8, tile_tokens = 64;
@@ -388,19 +400,37 @@ struct Linear<cuda> {
       launch_tiles<detail::LinearTileTraits<64, 4>>(ctx, x, weight, y, residual, bias);
   }
 
+  /// How blocks share out a weight: rows among `across`, columns among `count` parts of so many stages.
+  struct TileParts {
+    Index across, of_part, count;
+  };
+  template <class Traits>
+  static TileParts tile_parts(Tensor<const bf16, 3> weight) {
+    const Index across = (weight.shape[1] + Traits::rows - 1) / Traits::rows;
+    const Index stages = std::max<Index>(1, (weight.cols() + Traits::depth - 1) / Traits::depth);
+    const Index most = std::max<Index>(1, std::min(tile_blocks / (across * weight.shape[0]), stages / least_stages));
+    const Index of_part = (stages + most - 1) / most;
+    return {across, of_part, (stages + of_part - 1) / of_part};
+  }
+
+  /// The sums of the parts, where there are several.
+  template <class Traits, class Ctx>
+  static Tensor<float, 4> tile_scratch(Ctx& ctx, Tensor<const bf16, 3> weight, Tensor<bf16, 3> y) {
+    const TileParts parts = tile_parts<Traits>(weight);
+    if (parts.count == 1) return {};
+    return ctx.arena().template tensor<float>(parts.count, weight.shape[0], y.rows(), parts.across * Traits::rows);
+  }
+
   template <class Traits>
   static void launch_tiles(Context<cuda>& ctx, Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, Tensor<bf16, 3> y,
                            Matrix<const bf16> residual, Vector<const float> bias) {
-    const Index heads = weight.shape[0], across = (weight.shape[1] + Traits::rows - 1) / Traits::rows;
-    const Index stages = std::max<Index>(1, (x.cols() + Traits::depth - 1) / Traits::depth);
-    const Index most = std::max<Index>(1, std::min(tile_blocks / (across * heads), stages / least_stages));
-    const Index of_part = (stages + most - 1) / most, parts = (stages + of_part - 1) / of_part;
+    const Index heads = weight.shape[0];
+    const auto [across, of_part, parts] = tile_parts<Traits>(weight);
     const bool whole = detail::in_pieces(y) && (!residual || detail::in_pieces(residual)) &&
                        detail::aligned(bias, detail::wide<float>);
     const detail::LinearResult result{y, residual, bias, whole};
     ArenaScope scope(ctx.arena());
-    Tensor<float, 4> partial;
-    if (parts > 1) partial = ctx.arena().template tensor<float>(parts, heads, y.rows(), across * Traits::rows);
+    const Tensor<float, 4> partial = tile_scratch<Traits>(ctx, weight, y);
 
     detail::allow_shared(detail::linear_tile_kernel<Traits>, Traits::shared_bytes, "linear");
     const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(parts), static_cast<unsigned>(heads));

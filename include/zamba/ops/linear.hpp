@@ -48,6 +48,17 @@ struct Linear<cpu> {
       forward_many(ctx, x, weight, y, residual, bias);
   }
 
+  /// One piece of converted weights for each worker; nothing where they do not need it.
+  template <class Ctx, class A, class W>
+  static Matrix<A> scratch(Ctx& ctx, Matrix<const A>, Matrix<const W>, Matrix<A> y, Matrix<const A>, Vector<const A>) {
+    if (y.rows() <= few_tokens) return {};
+    return converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * depth);
+  }
+  template <class Ctx, class A, class W>
+  static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
+    scratch(ctx, head_of(x, 0), weight[0], head_of(y, 0), Matrix<const A>{}, Vector<const A>{});
+  }
+
   template <class A, class W>
   static void backward(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const A> x, Matrix<const W> weight, Matrix<A> d_x,
                        Accumulate accumulate, Matrix<A> d_weight, Vector<A> d_bias) {
@@ -124,7 +135,7 @@ struct Linear<cpu> {
   static void forward_many(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
                            Matrix<const A> residual, Vector<const A> bias) {
     ArenaScope scope(ctx.arena());
-    const auto scratch = converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * depth);
+    const auto pieces = scratch(ctx, x, weight, y, residual, bias);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
       auto tile = detail::map(block(y, tokens, out));
       if (!residual)
@@ -134,7 +145,7 @@ struct Linear<cpu> {
       if (bias) tile.rowwise() += detail::map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
       for_depth(x.cols(), [&](Range in) {
         tile.noalias() += detail::map(block(x, tokens, in)) *
-                          detail::map(converted<A>(block(weight, out, in), scratch, worker)).transpose();
+                          detail::map(converted<A>(block(weight, out, in), pieces, worker)).transpose();
       });
     });
   }
@@ -161,8 +172,8 @@ struct Linear<cpu> {
   }
 
   /// One row of `size` elements per worker where weights need converting; nothing where they do not.
-  template <class A, class W>
-  static Matrix<A> converted_scratch(Context<cpu>& ctx, Index size) {
+  template <class A, class W, class Ctx>
+  static Matrix<A> converted_scratch(Ctx& ctx, Index size) {
     if constexpr (std::is_same_v<A, W>)
       return {};
     else

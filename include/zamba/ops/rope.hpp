@@ -51,11 +51,10 @@ struct Rope<cpu> {
   static void turn(Context<cpu>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x, int direction) {
     const Index half = shape.head_dim / 2, groups = (sequences.tokens + group - 1) / group;
     ArenaScope scope(ctx.arena());
-    const auto frequencies = ctx.arena().template tensor<double>(half);
+    const auto [frequencies, tables] = scratch(ctx, shape, sequences, x, direction);
     for (Index i = 0; i < half; ++i)
       frequencies[i] = direction * std::pow(shape.theta, -2.0 * static_cast<double>(i) / shape.head_dim);
-    const auto tables = ctx.arena().template tensor<A>(Index{ctx.threads()}, 2 * half);
-    ctx.parallel_for(groups, [&](Index g, int worker) {
+    ctx.parallel_for(groups, [&, frequencies = frequencies, tables = tables](Index g, int worker) {
       A *const cosines = &tables(worker, 0), *const sines = cosines + half;
       const Index end = std::min((g + 1) * group, sequences.tokens);
       Index row = row_of(sequences, g * group);
@@ -69,6 +68,17 @@ struct Rope<cpu> {
         for (Index head = 0; head < shape.heads; ++head) turn_head(&x(t, head * shape.head_dim), half, cosines, sines);
       }
     });
+  }
+
+  template <class A>
+  struct Scratch {
+    Vector<double> frequencies;  // (head_dim / 2)
+    Matrix<A> tables;            // (threads, head_dim): cosines, then sines, of a position
+  };
+  template <class Ctx, class A>
+  static Scratch<A> scratch(Ctx& ctx, const RopeShape& shape, const Sequences&, Matrix<A>, int) {
+    const Index half = shape.head_dim / 2;
+    return {ctx.arena().template tensor<double>(half), ctx.arena().template tensor<A>(Index{ctx.threads()}, 2 * half)};
   }
 
  private:

@@ -91,11 +91,11 @@ struct SelectiveScan<cpu> {
     const Tiles<T> tiles(in);
     const Index N = tiles.N;
     ArenaScope scope(ctx.arena());
-    auto scratch = ctx.arena().tensor<T>(Index{ctx.threads()}, 2 * (N + scan_chunk) * tile_channels);
+    const Matrix<T> memory = scratch(ctx, in, sequences, state, y, checkpoints);
     ctx.parallel_for(sequences.rows * tiles.count(), [&](Index task, int worker) {
       const Index row = task / tiles.count();
       const auto strips = tiles[task % tiles.count()];
-      T* a = scratch[worker].data;             // (strips, N, lanes)
+      T* a = memory[worker].data;              // (strips, N, lanes)
       T* s = a + N * tile_channels;            // (strips, N, lanes)
       T* dt = s + N * tile_channels;           // (strips, scan_chunk, lanes); then the sums over n
       T* u = dt + scan_chunk * tile_channels;  // (strips, scan_chunk, lanes)
@@ -123,6 +123,12 @@ struct SelectiveScan<cpu> {
       if (state && sequences.length(row) > 0)
         for (Index i = 0; i < strips.count; ++i) store_state(state[row], strips[i], N, state_of(s, i));
     });
+  }
+
+  template <class Ctx, class T, class F>
+  static Matrix<T> scratch(Ctx& ctx, const SelectiveScanInputs<T, F>& in, const Sequences&, Tensor<F, 3>, Matrix<T>,
+                           Tensor<F, 3>) {
+    return ctx.arena().template tensor<T>(Index{ctx.threads()}, 2 * (Tiles<T>(in).N + scan_chunk) * tile_channels);
   }
 
   /// Per chunk, last to first: the states are computed again and kept, then the adjoint state g runs backwards.

@@ -98,14 +98,13 @@ struct Ssd<cpu> {
     const Blocks blocks(in);
     const Index N = blocks.N, P = blocks.P;
     ArenaScope scope(ctx.arena());
-    const auto memory =
-        ctx.arena().tensor<T>(Index{ctx.threads()}, Chunk<T>::size(chunk, blocks) + padded(blocks.heads * N * P));
+    const Matrix<T> memory = scratch(ctx, in, sequences, state, y, checkpoints, chunk);
     ctx.parallel_for(sequences.rows * blocks.count(), [&](Index task, int worker) {
       const Index row = task / blocks.count(), length = sequences.length(row);
       if (length == 0) return;
       const Block block = blocks[task % blocks.count()];
-      T* scratch = memory[worker].data;
-      const Tensor<T, 3> own(take(scratch, block.heads * N * P), block.heads, N, P);
+      T* at_worker = memory[worker].data;
+      const Tensor<T, 3> own(take(at_worker, block.heads * N * P), block.heads, N, P);
       // Rows of a state in its place are far apart, which is slow to come back to: one that is met often is copied.
       const bool in_place = state && length <= few_tokens;
       const auto kept = [&](Index h) { return state[row].columns((block.head + h) * P, P); };
@@ -118,7 +117,7 @@ struct Ssd<cpu> {
       }
       Index number = sequences.offsets[row] / chunk + row;
       for (Index at = 0; at < length; at += chunk, ++number) {
-        const Chunk<T> c(in, block, sequences.offsets[row] + at, std::min(chunk, length - at), scratch);
+        const Chunk<T> c(in, block, sequences.offsets[row] + at, std::min(chunk, length - at), at_worker);
         for (Index h = 0; h < block.heads; ++h) {
           const Index channel = (block.head + h) * P;
           if (checkpoints) copy(s(h), checkpoints[number].columns(channel, P));
@@ -128,6 +127,14 @@ struct Ssd<cpu> {
       if (state && !in_place)
         for (Index h = 0; h < block.heads; ++h) copy(s(h), kept(h));
     });
+  }
+
+  template <class Ctx, class T, class F>
+  static Matrix<T> scratch(Ctx& ctx, const SsdInputs<T, F>& in, const Sequences&, Tensor<F, 3>, Matrix<T>, Tensor<F, 3>,
+                           Index chunk) {
+    const Blocks blocks(in);
+    return ctx.arena().template tensor<T>(Index{ctx.threads()},
+                                          Chunk<T>::size(chunk, blocks) + padded(blocks.heads * blocks.N * blocks.P));
   }
 
   /// Per chunk, last to first, with the gradient g of the state after the chunk, M = K * (C B^T), and the logarithms

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// DryRun<Device>: a device on which nothing is computed. What runs on it takes its scratch from an arena that only
+// counts, so a forward pass tells how much memory it needs on Device before any is taken.
+//
+// A block runs on it as it is. Its operators do nothing but take what the scratch() of their version for Device takes:
+// a version that needs scratch has a static
+//   scratch(ctx, the arguments of forward)
+// which takes it from ctx.arena(), of Device or of DryRun<Device>, reads extents only, and counts on the worst lengths
+// of rows that such a batch may have.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <type_traits>
+
+#include <zamba/context.hpp>
+#include <zamba/op.hpp>
+
+namespace zamba {
+
+namespace detail {
+
+template <class Device>
+struct DryRun {};
+
+}  // namespace detail
+
+/// Views into no memory: their addresses differ, and nobody reads or writes there.
+template <class Device>
+class Arena<detail::DryRun<Device>> {
+ public:
+  using Mark = std::size_t;
+
+  template <class T, class... Extents>
+  Tensor<T, static_cast<int>(sizeof...(Extents))> tensor(Extents... extents) {
+    const std::size_t count = (static_cast<std::size_t>(extents) * ... * std::size_t{1}), at = used_;
+    used_ += align_up(std::max<std::size_t>(count * sizeof(T), 1));
+    peak_ = std::max(peak_, used_);
+    return {reinterpret_cast<T*>(alignment + at), extents...};
+  }
+
+  Mark mark() const { return used_; }
+  void rewind(Mark mark) { used_ = mark; }
+  /// The most bytes that were taken at once.
+  std::size_t peak() const { return peak_; }
+
+ private:
+  std::size_t used_ = 0, peak_ = 0;
+};
+
+template <class Device>
+class Context<detail::DryRun<Device>> {
+ public:
+  explicit Context(int threads) : threads_(threads) {}
+
+  int threads() const { return threads_; }
+  Arena<detail::DryRun<Device>>& arena() { return arena_; }
+  Arena<detail::DryRun<Device>>& host_arena() { return std::is_same_v<Device, cpu> ? arena_ : host_arena_; }
+  template <class T>
+  const T* readable(const T* host, Index count) {
+    return std::is_same_v<Device, cpu> ? host : arena_.template tensor<T>(count).data;
+  }
+
+  template <class T, int Rank>
+  void copy(Tensor<T, Rank>, std::type_identity_t<Tensor<std::remove_const_t<T>, Rank>>) {}
+  template <class T, int Rank>
+  void fill(Tensor<T, Rank>, T) {}
+  template <class T, int Rank>
+  void zero(Tensor<T, Rank>) {}
+
+ private:
+  int threads_;
+  Arena<detail::DryRun<Device>> arena_, host_arena_;
+};
+
+namespace detail {
+
+/// The inference functions of Operator<DryRun<Device>>, under all the names that operators have for them.
+template <template <class> class Operator, class Device>
+struct DryOperator {
+  template <class... Types, class... Arguments>
+  static void forward(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
+    ArenaScope scope(ctx.arena());
+    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })
+      Operator<Device>::scratch(ctx, arguments...);
+  }
+  template <class... Types, class... Arguments>
+  static void concat_forward(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
+    forward(ctx, arguments...);
+  }
+  template <class... Types, class... Arguments>
+  static void forward_heads(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
+    forward(ctx, arguments...);
+  }
+  template <class... Types, class... Arguments>
+  static void turn(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
+    forward(ctx, arguments...);
+  }
+};
+
+}  // namespace detail
+
+}  // namespace zamba

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+#include <zamba/zamba.cuh>
+
+#define ZAMBA_TEST_DEVICE cuda
+#include "workspace.cpp"
+
+TEST_CASE("a workspace that does not fit is refused, and nothing has changed") {
+  using namespace zamba_test;
+  using M = Model<Hybrid, bf16, cuda>;
+  const M model = random_model<Hybrid, bf16, cuda>();
+  const auto tokens = random_tokens(1500);
+  auto ctx = zamba::testing::new_context<cuda>(1);
+  auto state = model.new_state({1, 1600});
+  model.extend(ctx, state, random_tokens(3, 1));
+  const auto before = state.to_bytes();
+
+  // All of the GPU's memory, down to pieces that are smaller than what the prompt needs.
+  std::vector<Buffer<cuda>> taken;
+  for (std::size_t size = std::size_t{1} << 40; size >= std::size_t{1} << 18; size /= 2) try {
+      for (;;) taken.emplace_back(size);
+    } catch (const OutOfMemory&) {
+    }
+  std::string message;
+  try {
+    model.extend(ctx, state, tokens);
+  } catch (const OutOfMemory& error) {
+    message = error.what();
+  }
+  CAPTURE(message);
+  CHECK(message.starts_with("zamba: extend: out of memory on cuda: "));
+  CHECK(message.find(" + workspace ") != std::string::npos);
+  CHECK(state.to_bytes() == before);
+
+  taken.clear();
+  auto other = model.new_state({1, 1600});
+  model.extend(other, random_tokens(3, 1));
+  CHECK(values<cuda>(model.extend(ctx, state, tokens)) == values<cuda>(model.extend(other, tokens)));
+}
