@@ -52,15 +52,13 @@ target_compile_options(
             "$<$<COMPILE_LANGUAGE:CXX>:${gcc12_warnings}>"
             # g++ 12 with AVX-512 fills some 32-byte constants wrongly when it copies them (docs/gcc12_constants.cpp).
             $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<BOOL:${gcc12_constants}>>:-mmove-max=128;-mstore-max=128>
-            # Spelled out, because CMake 3.25 does not know that nvcc has C++20.
-            $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
             $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
             $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${gcc12_warnings}>>:-Xcompiler=${gcc12_cuda_warnings}>
             $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${gcc12_constants}>>:-Xcompiler=-mmove-max=128,-mstore-max=128>
             $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${ZAMBA_NATIVE}>>:-Xcompiler=${processor_flag}>)
 
 # CUDA is enabled only where nvcc is and there is something for it to compile.
-file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS tests/*.cu bench/*.cu include/*.cuh)
+file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS tests/*.cu bench/*.cu examples/*.cu include/*.cuh)
 find_program(ZAMBA_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
 if(ZAMBA_CUDA AND cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
   set(CMAKE_CUDA_ARCHITECTURES ${ZAMBA_CUDA_ARCHITECTURES})
