@@ -155,6 +155,14 @@ void prefill(benchmark::State& state) {
     model->extend(ctx, sequence, prompt);
     state.SetIterationTime(timer.stop() * 1e-3);
   }
+  // What was announced: weights, state and workspace; and what the GPU holds, with CUDA's and cuBLAS's own.
+  std::size_t free = 0, total = 0;
+  detail::check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  const ParameterEntry& last = model->entries().back();
+  const std::size_t announced = last.byte_offset + model->bytes(last) + sequence.bytes() +
+                                OnGpu<Net>::workspace_bytes({.batch = 1, .max_length = length});
+  state.counters["announced_GB"] = 1e-9 * static_cast<double>(announced);
+  state.counters["held_GB"] = 1e-9 * static_cast<double>(total - free);
   bench::report_on_device(state, prompt_flops<Net>(length),
                           static_cast<double>(2 * active_parameter_count<Net> + state_bytes<Net, bf16>(1, length)));
 }

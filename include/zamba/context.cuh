@@ -152,9 +152,8 @@ class Context<cuda> {
   template <class Step>
   void replay(const ReplayKey& key, std::span<const std::byte> input, Step&& step) {
     const std::byte* there = stage(input);
-    auto at = std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& r) { return r.key == key; });
-    const Place place{arena_.generation(), arena_.mark()};
-    if (at != recordings_.end() && at->place == place) {
+    auto at = recordings_.begin() + number_of(key);
+    if (at != recordings_.end() && at->place == place()) {
       if (!at->graph) at->graph = record([&] { step(there); });
       return detail::check_cuda(cudaGraphLaunch(at->graph, stream_), "replay");
     }
@@ -165,7 +164,12 @@ class Context<cuda> {
     } else if (at->graph) {
       cudaGraphExecDestroy(std::exchange(at->graph, nullptr));
     }
-    at->place = {arena_.generation(), arena_.mark()};
+    at->place = place();
+  }
+  /// Whether a step of this key ran here with the arena as it is: another one takes no memory.
+  bool repeats(const ReplayKey& key) const {
+    const auto at = recordings_.begin() + number_of(key);
+    return at != recordings_.end() && at->place == place();
   }
 
   /// Copies a contiguous tensor into another of the same extents.
@@ -206,6 +210,13 @@ class Context<cuda> {
     cudaGraphExec_t graph;
   };
   static constexpr std::size_t most_recordings = 16;
+
+  Place place() const { return {arena_.generation(), arena_.mark()}; }
+  /// The number of recordings where there is none.
+  std::ptrdiff_t number_of(const ReplayKey& key) const {
+    return std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& r) { return r.key == key; }) -
+           recordings_.begin();
+  }
 
   void forget(std::vector<Recording>::iterator recording) {
     if (recording->graph) cudaGraphExecDestroy(recording->graph);

@@ -49,11 +49,11 @@ class Arena {
     if (at_.block == 0 && at_.used == 0 && blocks_.size() > 1) coalesce();
   }
 
-  /// Makes one block of what is held, of at least so many bytes. What is too small is given back first, so that at no
-  /// time more is held than before or after. Throws OutOfMemory, and holds nothing then. Where something is taken, it
-  /// does nothing.
+  /// Sees to a first block of at least so many bytes. What is too small is given back before, so that at no time more
+  /// is held than before or after. Throws OutOfMemory, and holds nothing then. Where something is taken, it does
+  /// nothing.
   void reserve(std::size_t bytes) {
-    if (at_ != Mark{} || (blocks_.size() == 1 && blocks_[0].size() >= bytes)) return;
+    if (at_ != Mark{} || (blocks_.empty() ? 0 : blocks_[0].size()) >= bytes) return;
     ++generation_;
     blocks_.clear();
     blocks_.emplace_back(bytes);
@@ -147,9 +147,13 @@ class Context<cpu> {
   /// Calls step(input), where input is readable by the device. A device may instead repeat what it recorded of a step
   /// of this key.
   template <class Step>
-  void replay(const ReplayKey&, std::span<const std::byte> input, Step&& step) {
+  void replay(const ReplayKey& key, std::span<const std::byte> input, Step&& step) {
     step(input.data());
+    repeated_ = key;
+    generation_ = arena_.generation();
   }
+  /// Whether the last replay() was of this key, and the arena is as it was then: such a step takes no memory.
+  bool repeats(const ReplayKey& key) const { return repeated_ == key && generation_ == arena_.generation(); }
 
   /// Copies a contiguous tensor into another of the same extents.
   template <class T, int Rank>
@@ -195,6 +199,8 @@ class Context<cpu> {
  private:
   int threads_;
   Arena<cpu> arena_;
+  ReplayKey repeated_;
+  std::size_t generation_ = 0;
 };
 
 /// The calling thread's own context, made at first use: what a Model computes with where none is given.

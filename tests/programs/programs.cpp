@@ -120,7 +120,9 @@ TEST_SUITE("programs/programs") {
     CHECK(contains(result.out, zamba_apps::grouped(active_parameter_count<Net>)));
     CHECK(contains(result.out, zamba_apps::grouped(flops_per_token<Net>)));
     for (const Index length : {100, 2000})
-      CHECK(contains(result.out, zamba_apps::bytes_text(static_cast<double>(state_bytes<Net, float>(1, length)))));
+      for (const std::size_t bytes : {static_cast<std::size_t>(state_bytes<Net, float>(1, length)),
+                                      Model<Net, float>::workspace_bytes({1, length})})
+        CHECK(contains(result.out, zamba_apps::bytes_text(static_cast<double>(bytes))));
     CHECK(contains(read_text(picture), ">zamba-case</text>"));
     CHECK(info({zamba_test::case_path("zamba").string()}).out.starts_with("zamba-case, model_type zamba, 9 layers of"));
     CHECK(contains(info({"--list"}).out, "bytes"));

@@ -296,10 +296,13 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
     -> Matrix<const A> {
   static constexpr char program = 0;
   const Index rows = state.batch();
-  const Matrix<A> logits = make_room(
-      ctx, state,
-      detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, rows, 1),
-      rows);
+  const Matrix<A> logits = make_room(ctx, state, 0, rows);
+  const ReplayKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
+  if (!ctx.repeats(key))
+    make_room(
+        ctx, state,
+        detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, rows, 1),
+        rows);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   // offsets (rows + 1), starts (rows), tokens (rows)
@@ -310,8 +313,6 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
   std::iota(offsets, offsets + rows + 1, Index{0});
   std::copy_n(state.lengths().data(), rows, offsets + rows + 1);
   std::copy_n(tokens.data(), rows, reinterpret_cast<Token*>(offsets + words));
-
-  const ReplayKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
   ctx.replay(key, std::span<const std::byte>(input.data, static_cast<std::size_t>(size)), [&](const std::byte* there) {
     ArenaScope step_scope(ctx.arena());
     const Index* numbers = reinterpret_cast<const Index*>(there);
