@@ -78,12 +78,12 @@ class State {
             " and max_length ", max_length_);
     require(needed_bytes() < 0x1p60, "new_state: batch ", batch_, " and max_length ", max_length_,
             " would need more memory than can be addressed");
+    lengths_.assign(static_cast<std::size_t>(batch_), 0);
+    history_.resize(static_cast<std::size_t>(batch_ * max_length_));
     std::size_t bytes = 0;
     for_each_tensor([&](auto& tensor, Index rows, Index width) { bytes += tensor_bytes(tensor, rows, width); });
     buffer_ = Buffer<Device>(bytes);
     bind();
-    lengths_.assign(static_cast<std::size_t>(batch_), 0);
-    history_.resize(static_cast<std::size_t>(batch_ * max_length_));
   }
   State(const State& other) : State(StateOptions{other.batch_, other.max_length_}) {
     for (Index row = 0; row < batch_; ++row) copy_row(other, row, row);
