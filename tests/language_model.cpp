@@ -4,7 +4,7 @@
 
 #include <doctest/doctest.h>
 
-#include "support/nets.hpp"
+#include "support/extend_properties.hpp"
 
 namespace {
 
@@ -195,15 +195,7 @@ TEST_SUITE("language_model") {
     using Tied = LanguageModel<vocabulary, Transformer::Stack>;
     CHECK(parameter_count<Transformer> == parameter_count<Tied> + vocabulary * 16);
     CHECK(active_parameter_count<Transformer> == active_parameter_count<Tied>);
-    // With the embedding's numbers it computes what the tied head does.
-    auto own = random_model<Transformer, double>();
-    const auto tied = random_model<Tied, double>();
-    for (std::size_t i = 0; i < tied.entries().size(); ++i) own.write(own.entries()[i], tied.read(tied.entries()[i]));
-    REQUIRE(own.entries().back().name == "head.weight");
-    own.write(own.entries().back(), tied.read(tied.entries().front()));
-    auto state = own.new_state({.max_length = 9});
-    auto state_of_tied = tied.new_state({.max_length = 9});
-    CHECK(values(own.extend(state, random_tokens(9))) == values(tied.extend(state_of_tied, random_tokens(9))));
+    check_own_head<double>();
   }
 
   TEST_CASE("wrong input to loss is refused by name and leaves the state as it was") {

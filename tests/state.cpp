@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include "support/devices.hpp"
 #include "support/nets.hpp"
 
 namespace {
@@ -10,25 +11,25 @@ namespace {
 using namespace zamba_test;
 
 using Net = Hybrid;
-using TestState = State<Net, float, cpu>;
+using TestState = State<Net, float, TestDevice>;
 using Bytes = std::vector<std::byte>;
 
-const Model<Net, float>& model() {
-  static const auto model = random_model<Net, float>();
+const Model<Net, float, TestDevice>& hybrid() {
+  static const auto model = random_model<Net, float, TestDevice>();
   return model;
 }
 
 /// Rows of 5, 0 and 9 positions.
 TestState example() {
-  auto state = model().new_state({.batch = 3, .max_length = 16});
-  model().extend(state, {random_tokens(14), std::vector<Index>{5, 0, 9}});
+  auto state = hybrid().new_state({.batch = 3, .max_length = 16});
+  hybrid().extend(state, {random_tokens(14), std::vector<Index>{5, 0, 9}});
   return state;
 }
 
 /// What every row says to one more token.
 std::vector<double> next(TestState state) {
   const std::vector<Index> lengths(static_cast<std::size_t>(state.batch()), 1);
-  return values(model().extend(state, {random_tokens(state.batch(), 9), lengths}));
+  return values<TestDevice>(hybrid().extend(state, {random_tokens(state.batch(), 9), lengths}));
 }
 
 }  // namespace
@@ -59,7 +60,7 @@ TEST_SUITE("state") {
     const auto bytes = state.to_bytes();
     TestState copy = state;
     CHECK(copy.to_bytes() == bytes);
-    model().extend(copy, {random_tokens(3, 1), std::vector<Index>{1, 1, 1}});
+    hybrid().extend(copy, {random_tokens(3, 1), std::vector<Index>{1, 1, 1}});
     CHECK(state.to_bytes() == bytes);
     CHECK(copy.to_bytes() != bytes);
     CHECK(next(state) == next(example()));
@@ -84,7 +85,7 @@ TEST_SUITE("state") {
     CHECK_FALSE(std::equal(logits.begin(), logits.begin() + vocabulary, before.begin()));
     state.reset();
     poison(state);
-    CHECK(next(state) == next(model().new_state({.batch = 3, .max_length = 16})));
+    CHECK(next(state) == next(hybrid().new_state({.batch = 3, .max_length = 16})));
   }
 
   TEST_CASE("gather takes rows in any order, as often as asked") {
@@ -104,7 +105,7 @@ TEST_SUITE("state") {
     const auto bytes = state.to_bytes();
     const auto snapshot = state.snapshot();
     for (std::uint64_t trial = 0; trial < 3; ++trial) {
-      model().extend(state, {random_tokens(6, 20 + trial), std::vector<Index>{1, 3, 2}});
+      hybrid().extend(state, {random_tokens(6, 20 + trial), std::vector<Index>{1, 3, 2}});
       CHECK(next(state) != before);
       state.roll_back(snapshot);
       CHECK(state.to_bytes() == bytes);
@@ -118,12 +119,12 @@ TEST_SUITE("state") {
     state.reset(2);
     CHECK_THROWS_WITH_AS(state.roll_back(snapshot),
                          "zamba: roll_back: row 2 no longer begins with the 9 tokens of the snapshot", Error);
-    model().extend(state, {random_tokens(9, 4), std::vector<Index>{0, 0, 9}});
+    hybrid().extend(state, {random_tokens(9, 4), std::vector<Index>{0, 0, 9}});
     const auto other = state.to_bytes();
     CHECK_THROWS_WITH_AS(state.roll_back(snapshot),
                          "zamba: roll_back: row 2 no longer begins with the 9 tokens of the snapshot", Error);
     CHECK(state.to_bytes() == other);
-    auto narrow = model().new_state({.batch = 1, .max_length = 16});
+    auto narrow = hybrid().new_state({.batch = 1, .max_length = 16});
     CHECK_THROWS_WITH_AS(narrow.roll_back(snapshot), "zamba: roll_back: the snapshot holds 3 rows, the state 1", Error);
   }
 
@@ -141,11 +142,11 @@ TEST_SUITE("state") {
 
   TEST_CASE("bytes of another architecture, another type, or cut short are refused") {
     const Bytes bytes = example().to_bytes();
-    using Other = State<Plain, float, cpu>;
+    using Other = State<Plain, float, TestDevice>;
     CHECK_THROWS_WITH_AS(Other::from_bytes(bytes),
                          doctest::Contains("zamba: State::from_bytes: the state belongs to an architecture of hash "),
                          Error);
-    using Narrow = State<Net, bf16, cpu>;
+    using Narrow = State<Net, bf16, TestDevice>;
     CHECK_THROWS_WITH_AS(Narrow::from_bytes(bytes),
                          "zamba: State::from_bytes: the caches hold elements of 4 bytes, this state's of 2", Error);
     for (std::size_t size = 0; size < bytes.size(); size += size < 200 ? 1 : 101)

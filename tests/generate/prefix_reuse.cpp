@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <zamba/generate/generator.hpp>
 
+#include "../support/devices.hpp"
 #include "../support/nets.hpp"
 
 namespace {
@@ -18,7 +19,7 @@ std::vector<Token> joined(std::vector<Token> a, const std::vector<Token>& b) {
 
 TEST_SUITE("generate/prefix_reuse") {
   TEST_CASE("a request over a copied state gets the tokens of the whole prompt") {
-    const auto model = random_model<TwoCopies, double>();
+    const auto model = random_model<TwoCopies, double, TestDevice>();
     const GenerationOptions greedy{.sampling = {.temperature = 0}, .max_new_tokens = 20};
     const std::vector<Token> common = random_tokens(37);
     const std::vector<std::vector<Token>> requests{{3}, {1, 4, 1, 5}, {9, 2, 6}};

@@ -33,6 +33,10 @@ class ReferenceCase {
       if (entry.name.starts_with(prefix)) found.push_back(entry.name.substr(prefix.size()));
     return found;
   }
+  /// Tensors whose names begin with `prefix` need not be compared.
+  void leave_out(const std::string& prefix) {
+    for (const std::string& name : names(prefix)) used_.insert(prefix + name);
+  }
   std::vector<std::string> unused() const {
     std::vector<std::string> names;
     for (const TensorEntry& entry : file_.tensors())

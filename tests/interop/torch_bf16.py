@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What bfloat16 costs PyTorch in the reference cases: the bounds of tests/models/reference_cases.cu are made of it.
+
+    tests/interop/torch_bf16.py tests/data/llama tests/data/zamba tests/data/zamba2
+
+For every case it loads the checkpoint in bfloat16 by transformers, in the paths that need no other package, on the GPU
+where there is one, and prints relative errors, by norm, against the case's reference of float64: of the logits, of the
+worst hidden state and of the worst cache. Needs torch, transformers and safetensors.
+"""
+import argparse
+import pathlib
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+PARTS = {"conv_states": "conv", "recurrent_states": "ssm", "ssm_states": "ssm", "keys": "key", "values": "value"}
+
+
+def error(got, wanted):
+    got, wanted = got.double().cpu(), wanted.double()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def load(folder, device):
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    if hasattr(config, "use_mamba_kernels"):
+        config.use_mamba_kernels = False
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.bfloat16, attn_implementation="eager", local_files_only=True
+    )
+    return model.to(device).eval()
+
+
+def caches(output):
+    """The tensors of the cache that a pass leaves, by their names in the reference."""
+    cache = getattr(output, "past_key_values", None) or getattr(output, "cache_params", None)
+    for index, layer in enumerate(getattr(cache, "layers", [])):
+        for attribute, name in PARTS.items():
+            tensor = getattr(layer, attribute, None)
+            if isinstance(tensor, (list, tuple, dict)):
+                tensor = tensor[0] if len(tensor) else None
+            if torch.is_tensor(tensor) and tensor.numel():
+                yield f"cache.{name}.{index}", tensor
+
+
+@torch.no_grad()
+def errors(folder, device):
+    """Of the logits, of the worst hidden state, of the worst cache."""
+    reference = load_file(folder / "reference.safetensors")
+    ids = reference["input_ids"].long().to(device)
+    model = load(folder, device)
+    output = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=0)
+    hidden = [error(h, reference[f"hidden_states.{i}"]) for i, h in enumerate(output.hidden_states)]
+    left = model(input_ids=ids, use_cache=True)
+    cache = [error(tensor, reference[name]) for name, tensor in caches(left) if name in reference]
+    return error(output.logits, reference["logits"]), max(hidden), max(cache)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=pathlib.Path, help="reference cases")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"PyTorch {torch.__version__}, transformers {transformers.__version__}, {device}")
+    for folder in arguments.folders:
+        logits, hidden, cache = errors(folder, device)
+        print(f"{folder.name:20} logits {logits:.5f}  hidden_states {hidden:.5f}  caches {cache:.5f}")
+
+
+if __name__ == "__main__":
+    main()
