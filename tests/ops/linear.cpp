@@ -116,6 +116,12 @@ TEST_CASE_TEMPLATE("linear: rows of whole pieces of 16 bytes, at the edges of th
     check_forward<Device, A, A>({n, 72, 130}, 8, !odd, odd, 2);
     check_forward<Device, A, A>({n, 200, 127}, 8, odd, odd, 2);
   }
+  // Few tokens: long rows are for a block, and of several loads a thread.
+  for (Index n = 1; n <= 9; ++n) {
+    check_forward<Device, A, A>({n, 776, 41}, 8, n % 2, n % 3 == 0, 2);
+    check_forward<Device, A, A>({n, 4104, 9}, n % 2 * 8, n % 2 == 0, n % 3 == 1, 2);
+    check_forward<Device, A, A>({n, 771, 10}, 1, true, false, 2);
+  }
   for (const Index n : {9, 64}) {
     check_forward<Device, A, A>({n, 504, 136}, 16, true, true, 2);   // eight stages, two parts
     check_forward<Device, A, A>({n, 1000, 24}, 16, true, false, 2);  // four parts
@@ -163,8 +169,8 @@ TEST_CASE_TEMPLATE("linear: the residual may be y itself", Where, ZAMBA_TEST_ON)
 TEST_CASE_TEMPLATE("linear: a row is the same whichever few rows it is computed with", Where, ZAMBA_TEST_ON) {
   using A = typename Where::type;
   constexpr bool on_cpu = std::is_same_v<typename Where::device, cpu>;
-  const Index few = on_cpu ? 32 : 8;
-  for (const Index in : {203, 208}) {
+  const Index few = on_cpu ? 32 : std::is_same_v<A, bf16> ? 4 : 8;
+  for (const Index in : {203, 208, 771, 776}) {
     const Array<typename Where::device, A> x(normal_values(32 * in, 1)), weight(normal_values(77 * in, 2));
     const Values together = rows_of_product<Where>(x, weight, in, 77, 0, few);
     for (Index n = 1; n < few; ++n) {
@@ -174,11 +180,11 @@ TEST_CASE_TEMPLATE("linear: a row is the same whichever few rows it is computed 
     }
   }
   if constexpr (!on_cpu && std::is_same_v<A, bf16>) {
-    // Nine rows or more, through kernels for 16, 32 and 64, with columns in one part and in several.
+    // Five rows or more, through kernels for 16, 32 and 64, with columns in one part and in several.
     for (const Index in : {208, 776}) {
       const Array<typename Where::device, A> x(normal_values(64 * in, 1)), weight(normal_values(77 * in, 2));
       const Values together = rows_of_product<Where>(x, weight, in, 77, 0, 64);
-      for (const Index n : {9, 16, 17, 32, 33, 63}) {
+      for (const Index n : {5, 8, 16, 17, 32, 33, 63}) {
         const Index first = 64 - n;
         const Values some = rows_of_product<Where>(x, weight, in, 77, first, n);
         CHECK(std::equal(some.begin(), some.end(), together.begin() + first * 77));

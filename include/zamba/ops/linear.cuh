@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT
 // linear on CUDA, forward; equations and shapes in linear.hpp.
 //
-//   1 to 8 tokens      a block takes four rows of the weight, 16 bytes a lane; its threads share the columns
-//   9 to 64, bf16      tensor cores: a block takes 128 rows of the weight, which pass through shared memory in stages
+//   1 to 4 tokens      a block takes four rows of the weight, 16 bytes a lane; its threads share the columns. Of short
+//                      rows a warp takes four. In float and double it is for 1 to 8 tokens
+//   5 to 64, bf16      tensor cores: a block takes 128 rows of the weight, which pass through shared memory in stages
 //                      of 64 columns, several of them on their way at any time. Where the rows make too few blocks for
 //                      a GPU, blocks share the columns too, and a second kernel adds their sums
-//   more               cuBLAS, all heads in one call
+//   more               cuBLAS, all heads in one call; also where rows are no multiples of 16 bytes
 //
 // The first two read the weight once, bound by memory bandwidth.
 //
 // Numeric contract: products and sums in compute_t, rounded once when written, except that with cuBLAS a bias joins in
-// a second rounding. With 1 to 8 tokens a row of y is the same whichever rows it is computed with, and with 9 to 64 on
-// tensor cores as well: the order of a sum depends on the extents of the weight only. With more it is what cuBLAS
-// chooses for these extents. A rerun is bit-equal.
+// a second rounding. With each of the first two ways a row of y is the same whichever rows it is computed with: the
+// order of a sum depends on the extents of the weight only. With cuBLAS it is what that chooses for these extents. A
+// rerun is bit-equal.
 #pragma once
 
 #include <algorithm>
@@ -28,13 +29,13 @@ namespace zamba {
 
 namespace detail {
 
-/// Weights of A_, of which a block takes four rows for up to Tokens_ tokens.
-template <class A_, int Tokens_>
+/// Weights of A_ for up to Tokens_ tokens: Team_ warps together take four rows, whose columns they share.
+template <class A_, int Tokens_, int Team_>
 struct LinearTraits {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int rows = 4, tokens = Tokens_;
-  static constexpr int threads = 256, warps = threads / 32;
+  static constexpr int rows = 4, tokens = Tokens_, team = Team_;
+  static constexpr int threads = 256, warps = threads / 32, teams = warps / team;
   static constexpr int width = wide<A>;  // elements of one load
   // Loads of each row on their way before the first is used; the order of a sum does not depend on it.
   static constexpr int ahead = tokens <= 4 ? 2 : 1;
@@ -55,28 +56,32 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   const auto x = head_of(x_heads, head), weight = weight_heads[head];
   const auto y = head_of(y_heads, head);
   constexpr int rows = Traits::rows, tokens = Traits::tokens, width = Wide ? Traits::width : 1;
-  __shared__ F of_warps[Traits::warps][rows * tokens];
-  const Index first = Index{blockIdx.x} * rows;
-  const A* w[rows];
+  constexpr int team_threads = 32 * Traits::team, values = rows * tokens;  // a team's sums
+  __shared__ F of_warps[Traits::teams][Traits::team][values];
+  const int warp = threadIdx.x / 32, team = warp / Traits::team;
+  const Index first = Index{blockIdx.x} * Traits::teams * rows, first_of_team = first + team * rows;
+  const A* const w = weight.data + first_of_team * weight.stride[0];
+  int at[rows];  // where a row begins, the last one's place for those beyond it
   const A* in[tokens];
 #pragma unroll
-  for (int r = 0; r < rows; ++r) w[r] = weight.data + ::min(first + r, weight.rows() - 1) * weight.stride[0];
+  for (int r = 0; r < rows; ++r)
+    at[r] = static_cast<int>((::min(first_of_team + r, weight.rows() - 1) - first_of_team) * weight.stride[0]);
 #pragma unroll
   for (int s = 0; s < tokens; ++s) in[s] = x.data + ::min(Index{s}, x.rows() - 1) * x.stride[0];
 
-  constexpr int step = Traits::threads * width, ahead = Traits::ahead;
-  const Index cols = x.cols();
+  constexpr int step = team_threads * width, ahead = Traits::ahead;
+  const int cols = static_cast<int>(x.cols());
   F sum[rows][tokens] = {};
-  for (Index first_k = threadIdx.x * width; first_k < cols; first_k += ahead * step) {
+  for (int first_k = threadIdx.x % team_threads * width; first_k < cols; first_k += ahead * step) {
     Piece<width, A> pieces[ahead][rows];
 #pragma unroll
     for (int i = 0; i < ahead; ++i)
 #pragma unroll
       for (int r = 0; r < rows; ++r)
-        if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w[r] + first_k + i * step);
+        if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w + (at[r] + first_k + i * step));
 #pragma unroll
     for (int i = 0; i < ahead; ++i) {
-      const Index k = first_k + i * step;
+      const int k = first_k + i * step;
       if (k >= cols) break;
       F weights[rows][width];
 #pragma unroll
@@ -98,25 +103,26 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     for (int s = 0; s < tokens; ++s) {
       for (int distance = 16; distance > 0; distance /= 2)
         sum[r][s] += __shfl_xor_sync(0xffffffffu, sum[r][s], distance);
-      if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r * tokens + s] = sum[r][s];
+      if (threadIdx.x % 32 == 0) of_warps[team][warp % Traits::team][r * tokens + s] = sum[r][s];
     }
   __syncthreads();
   const Index out = first + threadIdx.x / tokens, token = threadIdx.x % tokens;
-  if (threadIdx.x >= rows * tokens || out >= weight.rows() || token >= y.rows()) return;
+  if (threadIdx.x >= Traits::teams * values || out >= weight.rows() || token >= y.rows()) return;
   F total = bias ? bias[out] : F(0);
 #pragma unroll
-  for (int warp = 0; warp < Traits::warps; ++warp) total += of_warps[warp][threadIdx.x];
+  for (int part = 0; part < Traits::team; ++part) total += of_warps[threadIdx.x / values][part][threadIdx.x % values];
   y(token, out) = A(residual ? total + F(residual(token, out)) : total);
 }
 
 /// Products of bf16 for up to Tokens_ tokens, whose sums a block keeps in registers: of 128 rows of the weight, each in
 /// two parts.
 ///
-/// A stage is 64 columns, which four warps have for 32 rows each, and half of them: four other warps have the other
-/// half. A fragment of a takes neighbouring columns 2t, 2t + 1 and 2t + 8, 2t + 9 of lane t; the order of columns
-/// within a sum is free as long as a and b agree, so they are columns 8t to 8t + 3 of memory here, the next product
-/// taking 8t + 4 to 8t + 7: a lane reads 16 bytes at once. So nobody but the thread that copied a piece of the weight
-/// into shared memory reads it, and the copies of a warp meet no bank twice.
+/// A stage is 64 columns, whole lines of 128 bytes, which a warp copies for four rows at a time: memory is read at its
+/// full rate only so. Four warps multiply 32 rows each of half of the columns, four others the other half. A fragment
+/// of a takes neighbouring columns 2t, 2t + 1 and 2t + 8, 2t + 9 of lane t; the order of columns within a sum is free
+/// as long as a and b agree, so they are columns 8t to 8t + 3 of memory here, the next product taking 8t + 4 to 8t + 7:
+/// a lane reads 16 bytes at once. Odd rows of a stage have its halves exchanged, so that eight lanes that read two rows
+/// meet no bank twice.
 template <int Tokens_, int Stages_>
 struct LinearTileTraits {
   static constexpr int tokens = Tokens_, stages = Stages_;
@@ -124,6 +130,7 @@ struct LinearTileTraits {
   static constexpr int row_warps = 4, halves = 2, threads = row_warps * halves * 32;
   static constexpr int row_tiles = rows / row_warps / 16, token_tiles = tokens / 8;  // fragments of a warp
   static constexpr int pieces = depth / wide<bf16>;                                  // of a row in a stage
+  __device__ static constexpr int place(int row, int piece) { return row * pieces + (piece ^ (row % 2 * 4)); }
   static constexpr int weight_pieces = rows * pieces, token_pieces = tokens * pieces;
   static constexpr int weight_copies = weight_pieces / threads;
   static constexpr int token_copies = (token_pieces + threads - 1) / threads;
@@ -187,30 +194,34 @@ __global__ void __launch_bounds__(Traits::threads, 2)
   const int cols = static_cast<int>(::min(x.cols() - first_col, Index{stages_of_part} * Traits::depth));
   const int count = (cols + Traits::depth - 1) / Traits::depth, n = static_cast<int>(x.rows());
 
-  // Of the weight this thread has columns `col` to `col + 7` of a stage in rows `row`, `row` + 8, ...
-  const int row = row_warp * 16 * Traits::row_tiles + g, col = (half * 4 + t) * 8;
-  const int rows_left = static_cast<int>(::min(weight.shape[1] - first_row, Index{Traits::rows})) - row;
-  const bf16* const w = weight.data + head * weight.stride[0] + (first_row + row) * weight.stride[1] + first_col + col;
-  const bf16* const in = x.data + head * x.stride[1] + first_col;
+  // This thread copies a piece of every `copy_rows`-th row, which is in the same place of each.
+  constexpr int copy_rows = Traits::threads / Traits::pieces;
+  static_assert(copy_rows % 2 == 0, "zamba: what a thread copies lies in rows of one parity");
+  const int piece = thread % Traits::pieces, copy_row = thread / Traits::pieces, col = piece * wide<bf16>;
+  const int copy_to = Traits::place(copy_row, piece);
+  const int rows_left = static_cast<int>(::min(weight.shape[1] - first_row, Index{Traits::rows})) - copy_row;
+  const bf16* const w =
+      weight.data + head * weight.stride[0] + (first_row + copy_row) * weight.stride[1] + first_col + col;
+  const bf16* const in = x.data + head * x.stride[1] + copy_row * x.stride[0] + first_col + col;
   const auto begin = [&](int stage) {
     if (stage < count) {
       const int slot = stage % stages, k = stage * Traits::depth;
 #pragma unroll
       for (int i = 0; i < Traits::weight_copies; ++i)
-        copy_async(weight_stages + slot * Traits::weight_pieces + i * Traits::threads + thread,
-                   w + 8 * i * weight.stride[1] + k, k + col < cols && 8 * i < rows_left);
+        copy_async_ahead(weight_stages + slot * Traits::weight_pieces + i * Traits::threads + copy_to,
+                         w + copy_rows * i * weight.stride[1] + k, k + col < cols && copy_rows * i < rows_left);
 #pragma unroll
       for (int i = 0; i < Traits::token_copies; ++i) {
-        const int piece = i * Traits::threads + thread, token = piece / Traits::pieces, at = piece % Traits::pieces;
-        // Odd tokens have the halves of a stage exchanged, so that eight lanes that read two tokens meet no bank twice.
-        if (Traits::token_pieces % Traits::threads == 0 || piece < Traits::token_pieces)
-          copy_async(token_stages + slot * Traits::token_pieces + token * Traits::pieces + (at ^ (token % 2 * 4)),
-                     in + token * x.stride[0] + k + at * 8, k + at * 8 < cols && token < n);
+        const int token = i * copy_rows + copy_row;
+        if (Traits::token_pieces % Traits::threads == 0 || token < tokens)
+          copy_async(token_stages + slot * Traits::token_pieces + i * Traits::threads + copy_to,
+                     in + copy_rows * i * x.stride[0] + k, k + col < cols && token < n);
       }
     }
     copy_async_commit();
   };
 
+  const int row = row_warp * 16 * Traits::row_tiles + g;  // the first of this lane's
   float sums[Traits::row_tiles][token_tiles][4] = {};
   for (int stage = 0; stage < stages - 1; ++stage) begin(stage);
   for (int stage = 0; stage < count; ++stage) {
@@ -218,13 +229,13 @@ __global__ void __launch_bounds__(Traits::threads, 2)
     __syncthreads();  // the stage is there, and nobody still reads what the next copies replace
     begin(stage + stages - 1);
     const int slot = stage % stages;
-    uint4 a[Traits::weight_copies];
+    const int here = Traits::place(g, half * 4 + t);  // of a row that differs from g by a multiple of 8
+    const uint4* const rows_here = weight_stages + slot * Traits::weight_pieces + (row - g) * Traits::pieces + here;
+    const uint4* const tokens_here = token_stages + slot * Traits::token_pieces + here;
+    uint4 a[2 * Traits::row_tiles];
 #pragma unroll
-    for (int i = 0; i < Traits::weight_copies; ++i)
-      a[i] = weight_stages[slot * Traits::weight_pieces + i * Traits::threads + thread];
-    const uint4* const tokens_here =
-        token_stages + slot * Traits::token_pieces + g * Traits::pieces + ((half * 4 + t) ^ (g % 2 * 4));
-    // Four independent products at a time, so that none waits for the one before it.
+    for (int i = 0; i < 2 * Traits::row_tiles; ++i) a[i] = rows_here[8 * i * Traits::pieces];
+      // Four independent products at a time, so that none waits for the one before it.
 #pragma unroll
     for (int tile = 0; tile < token_tiles; tile += 2) {
       const uint4 b[] = {tokens_here[tile * 8 * Traits::pieces], tokens_here[(tile + 1) * 8 * Traits::pieces]};
@@ -339,7 +350,9 @@ struct Linear<cuda> {
 
  private:
   /// Up to so many tokens the kernels here read the weight once, the first in any type, the second on tensor cores.
-  static constexpr Index few_tokens = 8, tile_tokens = 64;
+  template <class A>
+  static constexpr Index few_tokens = std::is_same_v<A, bf16> ? 4 : 8;
+  static constexpr Index tile_tokens = 64;
   /// Blocks of the second for which columns are shared out: about one for each multiprocessor. A constant, so that sums
   /// are the same on all GPUs.
   static constexpr Index tile_blocks = 132;
@@ -350,7 +363,7 @@ struct Linear<cuda> {
   template <class A, class F>
   static void any_number(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                          Matrix<const A> residual, Vector<const F> bias) {
-    if (y.rows() <= few_tokens) return few<A>(ctx, x, weight, y, residual, bias);
+    if (y.rows() <= few_tokens<A>) return few<A>(ctx, x, weight, y, residual, bias);
     if constexpr (std::is_same_v<A, bf16>)
       if (y.rows() <= tile_tokens && detail::in_pieces(x) && detail::in_pieces(weight))
         return tiles(ctx, x, weight, y, residual, bias);
@@ -369,20 +382,30 @@ struct Linear<cuda> {
   static void few(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                   Matrix<const A> residual, Vector<const F> bias) {
     if (y.rows() == 1)
-      launch<detail::LinearTraits<A, 1>>(ctx, x, weight, y, residual, bias);
+      launch<A, 1>(ctx, x, weight, y, residual, bias);
     else if (y.rows() == 2)
-      launch<detail::LinearTraits<A, 2>>(ctx, x, weight, y, residual, bias);
+      launch<A, 2>(ctx, x, weight, y, residual, bias);
     else if (y.rows() <= 4)
-      launch<detail::LinearTraits<A, 4>>(ctx, x, weight, y, residual, bias);
+      launch<A, 4>(ctx, x, weight, y, residual, bias);
+    else if constexpr (few_tokens<A> > 4)
+      launch<A, 8>(ctx, x, weight, y, residual, bias);
+  }
+
+  /// Short rows are for a warp each four, long ones for a block.
+  template <class A, int Tokens, class F>
+  static void launch(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
+                     Matrix<const A> residual, Vector<const F> bias) {
+    if (x.cols() <= 2 * 32 * detail::wide<A>)
+      launch_teams<detail::LinearTraits<A, Tokens, 1>>(ctx, x, weight, y, residual, bias);
     else
-      launch<detail::LinearTraits<A, 8>>(ctx, x, weight, y, residual, bias);
+      launch_teams<detail::LinearTraits<A, Tokens, 8>>(ctx, x, weight, y, residual, bias);
   }
 
   template <class Traits, class A, class F>
-  static void launch(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
-                     Matrix<const A> residual, Vector<const F> bias) {
-    const dim3 grid(static_cast<unsigned>((weight.shape[1] + Traits::rows - 1) / Traits::rows),
-                    static_cast<unsigned>(weight.shape[0]));
+  static void launch_teams(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
+                           Matrix<const A> residual, Vector<const F> bias) {
+    constexpr Index rows = Traits::rows * Traits::teams;
+    const dim3 grid(static_cast<unsigned>((weight.shape[1] + rows - 1) / rows), static_cast<unsigned>(weight.shape[0]));
     if (detail::in_pieces(x) && detail::in_pieces(weight))
       detail::linear_kernel<Traits, true><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
     else
