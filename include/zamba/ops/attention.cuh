@@ -17,6 +17,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/attention_tiles.cuh>
+#include <zamba/detail/attention_warpgroups.cuh>
 #include <zamba/detail/block_sum.cuh>
 #include <zamba/detail/elementwise.cuh>
 #include <zamba/detail/wide_load.cuh>
@@ -368,6 +369,9 @@ struct Attention<cuda> {
     }
     if (sequences.longest <= few_tokens) return;
     const detail::AttentionRows longer{few_tokens + 1, sequences.longest};
+    if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
+      if (detail::AttentionWarpgroups::fit(ctx, shape, q, keys, out))
+        return detail::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
     if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
       if (detail::AttentionTiles::fit(ctx, shape, q, keys, out))
         return detail::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
