@@ -54,16 +54,17 @@ struct QueryTile {
   int tokens;             // of the tile
   int position;           // of the first query
   int keys;               // that the last query sees
+  int row, first_key;     // where key 0 is in the tensors of keys and values: the row there, and the position
 
   /// Row r has the places from offsets[r] / Queries + r on, which are enough for its tiles whatever the offsets. The
   /// last tiles come first: they see the most keys, and short tasks at the end keep the machine even. Some places are
-  /// of no tile: without tokens.
-  template <int Queries>
+  /// of no tile: without tokens. Each tile is that of Blocks neighbouring blocks.
+  template <int Queries, int Blocks = 1>
   static __device__ QueryTile of_block(const AttentionShape& shape, Matrix<const bf16> queries,
                                        const AttentionKeys<bf16>& source, const Sequences& sequences,
                                        const AttentionRows& rows) {
     QueryTile tile{};
-    const unsigned block = gridDim.x - 1 - blockIdx.x, heads = static_cast<unsigned>(shape.heads);
+    const unsigned block = (gridDim.x - 1 - blockIdx.x) / Blocks, heads = static_cast<unsigned>(shape.heads);
     const Index place = block / heads;
     tile.head = static_cast<int>(block % heads);
     Index row = 0, high = sequences.rows;
@@ -79,6 +80,8 @@ struct QueryTile {
     tile.tokens = static_cast<int>(::min(Index{Queries}, length - first));
     tile.position = static_cast<int>(first + (source.cached ? sequences.start(row) : 0));
     tile.keys = tile.position + tile.tokens;
+    tile.row = source.cached ? static_cast<int>(row) : 0;
+    tile.first_key = source.cached ? 0 : static_cast<int>(begin);
     tile.q = &queries(tile.token, tile.head * shape.head_dim);
     tile.k = source.key(row, begin) + column;
     tile.v = source.value(row, begin) + column;
