@@ -112,7 +112,10 @@ class Context<cuda> {
   ~Context() {
     while (!recordings_.empty()) forget(recordings_.begin());
     if (input_read_) cudaEventDestroy(input_read_);
+    for (const cudaEvent_t moment : moments_)
+      if (moment) cudaEventDestroy(moment);
     cudaFreeHost(input_);
+    cudaFreeHost(mailbox_);
     if (blas_) cublasDestroy(blas_);
     cudaStreamDestroy(stream_);
   }
@@ -143,9 +146,37 @@ class Context<cuda> {
   template <class T>
   const T* readable(const T* host, Index count) {
     const auto to = arena_.template tensor<T>(count);
-    detail::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "readable");
+    upload(host, to);
     return to.data;
   }
+  /// Copies host data, which may likewise be overwritten at once, into an array of the device.
+  template <class T>
+  void upload(const T* host, Vector<T> to) {
+    detail::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "upload");
+  }
+
+  /// Memory of at least so many bytes that kernels write and the host reads, the same at every call until one asks for
+  /// more. A kernel's writes are there once wait_for(moment) has returned.
+  std::byte* mailbox(std::size_t bytes) {
+    if (bytes > mailbox_size_) {
+      synchronize();
+      while (!recordings_.empty()) forget(recordings_.begin());  // they may write to the memory that goes
+      cudaFreeHost(std::exchange(mailbox_, nullptr));
+      mailbox_size_ = 0;
+      const std::size_t size = std::max<std::size_t>(bytes, 1 << 12);
+      detail::check_cuda(cudaMallocHost(&mailbox_, size), "cudaMallocHost");
+      mailbox_size_ = size;
+    }
+    return static_cast<std::byte*>(mailbox_);
+  }
+  /// Calls this point of the queue moment 0 or 1.
+  void note(int moment) {
+    if (!moments_[moment])
+      detail::check_cuda(cudaEventCreateWithFlags(&moments_[moment], cudaEventDisableTiming), "cudaEventCreate");
+    detail::check_cuda(cudaEventRecord(moments_[moment], stream_), "note");
+  }
+  /// Waits for everything queued before the moment was noted last, while what was queued later goes on.
+  void wait_for(int moment) { detail::check_cuda(cudaEventSynchronize(moments_[moment]), "wait_for"); }
 
   /// Calls step(input), where input is readable by the device, with the same address for every key; of the second step
   /// of a key on, a graph of it is launched. The step must take scratch from the arena only, in a scope of its own.
@@ -171,6 +202,9 @@ class Context<cuda> {
     const auto at = recordings_.begin() + number_of(key);
     return at != recordings_.end() && at->place == place();
   }
+
+  /// How many graphs replay() has recorded.
+  Index recorded() const { return recorded_; }
 
   /// Copies a contiguous tensor into another of the same extents.
   template <class T, int Rank>
@@ -225,6 +259,7 @@ class Context<cuda> {
 
   /// Copies a step's input to the device through pinned memory, which the next step may overwrite once it was read.
   const std::byte* stage(std::span<const std::byte> input) {
+    if (input.empty()) return nullptr;
     if (!input_read_)
       detail::check_cuda(cudaEventCreateWithFlags(&input_read_, cudaEventDisableTiming), "cudaEventCreate");
     detail::check_cuda(cudaEventSynchronize(input_read_), "replay: input");
@@ -257,6 +292,7 @@ class Context<cuda> {
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
     detail::check_cuda(status, "replay: cudaGraphInstantiate");
+    ++recorded_;
     return executable;
   }
 
@@ -266,9 +302,13 @@ class Context<cuda> {
   std::size_t most_shared_ = 0;
   cublasHandle_t blas_ = nullptr;
   std::vector<Recording> recordings_;
+  Index recorded_ = 0;
   void* input_ = nullptr;
   cudaEvent_t input_read_ = nullptr;
   Buffer<cuda> input_there_;
+  void* mailbox_ = nullptr;
+  std::size_t mailbox_size_ = 0;
+  cudaEvent_t moments_[2] = {};
   Arena<cuda> arena_;
   Arena<cpu> host_arena_;
 };

@@ -98,7 +98,7 @@ class Arena {
 /// What a step depends on beside its input: equal keys mean the same kernels with the same arguments.
 struct ReplayKey {
   const void* program = nullptr;  // an address that only one kind of step has
-  std::array<const void*, 3> memory = {};
+  std::array<const void*, 4> memory = {};
   std::array<Index, 2> extents = {};
   bool operator==(const ReplayKey&) const = default;
 };

@@ -34,4 +34,10 @@ inline constexpr bool trains = true;
 template <>
 inline constexpr bool trains<cuda> = false;
 
+/// Whether a device draws tokens by itself, so that generation need not wait for the host.
+template <class Device>
+inline constexpr bool draws = false;
+template <>
+inline constexpr bool draws<cuda> = true;
+
 }  // namespace zamba

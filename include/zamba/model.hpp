@@ -8,6 +8,7 @@
 
 #include <array>
 #include <concepts>
+#include <functional>
 #include <iomanip>
 #include <limits>
 #include <numeric>
@@ -127,6 +128,11 @@ struct TrainingBatch {
   std::span<const Index> offsets;  // from 0 to tokens.size()
 };
 
+struct GenerationOptions;  // generate/generator.hpp
+
+/// callback(row, token) for every new token; false ends the row. Empty: every row runs on.
+using TokenFunction = std::function<bool(Index, Token)>;
+
 /// Says that a model's weights are left undefined, for whoever writes them all next.
 struct Uninitialised {};
 
@@ -175,6 +181,15 @@ class Model {
   /// token). On CUDA what cuBLAS and the driver take for themselves comes on top. threads: of the CPU's context; 0:
   /// all.
   static std::size_t workspace_bytes(StateOptions options, int threads = 0) requires by_operators<Net>;
+
+  /// generate() of generate/generator.hpp, which calls it, where the device draws the tokens.
+  std::vector<std::vector<Token>> generate(Context<Device>& ctx, StateType& state,
+                                           std::span<const std::vector<Token>> prompts,
+                                           const GenerationOptions& options,
+                                           const TokenFunction& callback) const requires draws<Device>;
+  std::vector<std::vector<Token>> generate(StateType& state, std::span<const std::vector<Token>> prompts,
+                                           const GenerationOptions& options,
+                                           const TokenFunction& callback) const requires draws<Device>;
 
   /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
   LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,

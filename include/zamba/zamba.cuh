@@ -5,6 +5,8 @@
 #include <zamba/zamba.hpp>
 
 #include <zamba/context.cuh>
+#include <zamba/generate/generator.cuh>
+#include <zamba/generate/sampler.cuh>
 #include <zamba/ops/attention.cuh>
 #include <zamba/ops/causal_conv1d.cuh>
 #include <zamba/ops/embedding.cuh>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// On the CPU; generator.cu runs the same body on CUDA.
 #include <zamba/generate/generator.hpp>
 
 #include <limits>
@@ -7,15 +8,20 @@
 
 #include "../support/nets.hpp"
 
+#ifndef ZAMBA_TEST_DEVICE
+#define ZAMBA_TEST_DEVICE cpu
+#endif
+
 namespace {
 
 using namespace zamba_test;
 
+using Device = ZAMBA_TEST_DEVICE;
 using Ids = std::vector<Token>;
 using Prompts = std::vector<std::vector<Token>>;
 
-const Model<Hybrid, double>& model() {
-  static const auto model = random_model<Hybrid, double>();
+const Model<Hybrid, double, Device>& model() {
+  static const auto model = random_model<Hybrid, double, Device>();
   return model;
 }
 
@@ -34,8 +40,8 @@ TEST_SUITE("generator") {
     Ids sequence = prompt;
     for (int i = 0; i < 12; ++i) {
       auto state = model().new_state({.max_length = 64});
-      const auto logits = model().extend(state, sequence);
-      sequence.push_back(argmax(std::span(logits.data, vocabulary)));
+      const std::vector<double> logits = values<Device>(model().extend(state, sequence));
+      sequence.push_back(argmax(std::span(logits)));
     }
     CHECK(generate_alone(prompt, greedy) == Ids(sequence.begin() + 3, sequence.end()));
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// block_sum, block_max: of a value over the threads of a block, known to all of them, in an order that never changes.
+// block_sum, block_min, block_max: of a value over the threads of a block, known to all of them, in an order that never
+// changes.
 #pragma once
 
 #include <zamba/device.hpp>
@@ -19,6 +20,13 @@ struct Greater {
   template <class F>
   __device__ F operator()(F a, F b) const {
     return ::max(a, b);
+  }
+};
+
+struct Less {
+  template <class F>
+  __device__ F operator()(F a, F b) const {
+    return ::min(a, b);
   }
 };
 
@@ -54,6 +62,11 @@ __device__ F block_sum(F value) {
 template <int Threads, class F>
 __device__ F block_sum_in_turn(F value, int turn) {
   return block_reduce_in_turn<Threads>(value, Plus{}, turn);
+}
+
+template <int Threads, class F>
+__device__ F block_min(F value) {
+  return block_reduce<Threads>(value, Less{});
 }
 
 template <int Threads, class F>

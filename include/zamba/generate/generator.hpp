@@ -3,6 +3,10 @@
 //
 //   per row   l = logits after the row's last token;  token = sampler(l, prompt and output so far);  append
 //
+// On a device that draws by itself (CUDA) a step and its draws are one recorded piece of work, and the host only reads
+// which tokens came. Without a callback it does so while the next step runs; with one, the next step waits for it,
+// because a row that ends leaves no trace of its last token in the state.
+//
 // A row ends with a stop token (which is returned, as transformers does), after max_new_tokens, when its sequence, the
 // new tokens counted, is max_length long, or when the callback returns false. Rows that ended take no part in further
 // steps.
@@ -17,6 +21,7 @@
 
 #include <algorithm>
 #include <concepts>
+#include <functional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -124,6 +129,15 @@ std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary,
   return output;
 }
 
+/// A callback as Model::generate takes it.
+template <class Callback>
+TokenFunction token_function(Callback& callback) {
+  if constexpr (std::is_same_v<std::remove_cv_t<Callback>, RunOn>)
+    return {};
+  else
+    return std::ref(callback);
+}
+
 }  // namespace detail
 
 /// The new tokens of each row: prompts[r] continues row r of the state. The model is a Model or an AnyModel, and
@@ -133,9 +147,12 @@ template <InferenceModel M, TokenCallback Callback = RunOn>
 std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& state,
                                          const std::vector<std::vector<Token>>& prompts,
                                          const GenerationOptions& options, Callback&& callback = {}) {
-  return detail::generate_rows<typename M::DeviceType>(
-      [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state, std::span(prompts),
-      options, callback);
+  if constexpr (requires { model.generate(state, std::span(prompts), options, TokenFunction()); })
+    return model.generate(state, std::span(prompts), options, detail::token_function(callback));
+  else
+    return detail::generate_rows<typename M::DeviceType>(
+        [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
+        std::span(prompts), options, callback);
 }
 
 /// As above, with a context given.
@@ -143,8 +160,11 @@ template <class Net, class T, class Device, TokenCallback Callback = RunOn>
 std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, T, Device>& model,
                                          State<Net, T, Device>& state, std::span<const std::vector<Token>> prompts,
                                          const GenerationOptions& options, Callback&& callback = {}) {
-  return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
-                                       Net::vocabulary, state, prompts, options, callback);
+  if constexpr (draws<Device>)
+    return model.generate(ctx, state, prompts, options, detail::token_function(callback));
+  else
+    return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
+                                         Net::vocabulary, state, prompts, options, callback);
 }
 
 /// One prompt, for a state of one row; the callback gets row 0.
@@ -161,3 +181,5 @@ std::vector<Token> generate(Context<Device>& ctx, const Model<Net, T, Device>& m
 }
 
 }  // namespace zamba
+
+#include <zamba/detail/device_generation.hpp>

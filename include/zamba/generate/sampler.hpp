@@ -12,18 +12,26 @@
 // error; -inf is never drawn; where some logits are +inf, those share the probability equally.
 // A sampler belongs to one sequence; the draws are decided by the seed and the stream number. After construction it
 // allocates nothing.
+//
+// sample_rows is the same for a batch whose logits and samplers are in a device's memory: the steps, their order, the
+// streams of numbers and the errors are those above; the device's own version says how exactly it draws the same
+// tokens.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <type_traits>
 #include <vector>
 
+#include <zamba/context.hpp>
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
+#include <zamba/op.hpp>
 #include <zamba/random.hpp>
+#include <zamba/tensor.hpp>
 
 namespace zamba {
 
@@ -49,16 +57,24 @@ struct SamplerOptions {
   }
 };
 
+namespace detail {
+
+/// The two errors of drawing.
+[[noreturn]] inline void fail_nan_logit(Index token) { fail("argmax: the logit of token ", token, " is NaN"); }
+[[noreturn]] inline void fail_no_logit() { fail("argmax: every logit is -inf"); }
+
+}  // namespace detail
+
 /// The id of the largest logit; of equal ones the lowest. At least one must be above -inf, and none a NaN.
 template <class T>
   requires std::is_floating_point_v<T> Token argmax(std::span<const T> logits) {
     std::size_t best = 0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
-      require(!std::isnan(logits[i]), "argmax: the logit of token ", i, " is NaN");
+      if (std::isnan(logits[i])) detail::fail_nan_logit(static_cast<Index>(i));
       if (logits[i] > logits[best]) best = i;
     }
     require(!logits.empty(), "argmax: there are no logits");
-    require(logits[best] > -std::numeric_limits<T>::infinity(), "argmax: every logit is -inf");
+    if (logits[best] == -std::numeric_limits<T>::infinity()) detail::fail_no_logit();
     return static_cast<Token>(best);
   }
 
@@ -169,5 +185,48 @@ class Sampler {
   std::vector<char> seen_;             // (V), all 0 between calls
   std::vector<Candidate> candidates_;  // up to V
 };
+
+/// What came of one draw of sample_rows.
+struct Drawn {
+  enum Outcome : std::int32_t { drawn, met_nan, all_impossible };
+
+  Token token = 0;  // where a NaN was met, the first token of which it is the logit
+  Outcome outcome = drawn;
+
+  /// The token, or the error that Sampler throws.
+  Token checked() const {
+    if (outcome == met_nan) detail::fail_nan_logit(token);
+    if (outcome == all_impossible) detail::fail_no_logit();
+    return token;
+  }
+};
+
+/// The samplers of a batch, in the memory of the device that draws. Row r draws as a Sampler of stream s does where its
+/// random numbers began as Random(seed, s) and its history is what `seen` marks.
+struct BatchSampler {
+  const SamplerOptions* options = nullptr;  // of all rows
+  Random* random = nullptr;                 // (rows)
+  Matrix<std::uint32_t> seen;     // (rows, ceil(V / 32)): token t is bit t % 32 of word t / 32; for the penalty only
+  const Index* left = nullptr;    // (rows): tokens that a row may still get; where it is 0 none is drawn
+  const Index* places = nullptr;  // (rows): which of the given logits are a row's; null: those of its own number
+  Drawn* drawn = nullptr;         // (rows)
+  Drawn* posted = nullptr;        // (2, rows): copies in memory that the host sees; null: none are wanted
+  const Index* turn = nullptr;    // 0 or 1: which of the two copies is written
+};
+
+/// The steps of sample_rows on a device.
+template <class Device>
+struct SampleRows {
+  static_assert(detail::no_version_for<Device>,
+                "zamba::SampleRows has no version for this device here: include <zamba/generate/sampler.cuh> or "
+                "<zamba/zamba.cuh> and compile with nvcc, or declare the model `extern template`");
+};
+
+/// Draws a token for each of `rows` rows that may still get one, from logits (at least as many, V). `greedy` says that
+/// the temperature is 0: the host knows it, because the work differs.
+template <class Device, class A>
+void sample_rows(Context<Device>& ctx, const BatchSampler& samplers, Index rows, Matrix<const A> logits, bool greedy) {
+  SampleRows<Device>::template sample<A>(ctx, samplers, rows, logits, greedy);
+}
 
 }  // namespace zamba

@@ -286,6 +286,12 @@ struct AppendPieces {
 
   __device__ void operator()(Index t, Index piece) const {
     const Index pieces = k.cols() / width;
+    if (t < sequences.begin(sequences.rows)) put(t, piece, pieces);
+    for (Index i = t * 2 * pieces + piece; i < count; i += sequences.tokens * 2 * pieces) arrived[i] = 0;
+  }
+
+ private:
+  __device__ void put(Index t, Index piece, Index pieces) const {
     const Index row = row_of(sequences, t), position = sequences.start(row) + t - sequences.begin(row);
     const bool is_key = piece < pieces;
     const Index c = (is_key ? piece : piece - pieces) * width;
@@ -295,7 +301,6 @@ struct AppendPieces {
       *to = S(compute_t<A>(*from));
     else
       store_piece(to, piece_at<width>(from));
-    for (Index i = t * 2 * pieces + piece; i < count; i += sequences.tokens * 2 * pieces) arrived[i] = 0;
   }
 };
 

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// Generation where the device draws the tokens and makes the next step's input of them; included by generator.hpp.
+//
+// All that a step reads and writes lies at the same place for every call with the same state, whatever the options, so
+// a recorded step serves them all.
+#pragma once
+
+#include <zamba/generate/generator.hpp>
+
+namespace zamba {
+
+/// A batch that a device generates for, in its memory: the input of a step, as Sequences has it, and what decides the
+/// next one's.
+struct GenerationRows {
+  Index rows = 0;
+  Vector<Index> offsets;        // (rows + 1): a row that has ended has no token
+  Vector<Index> starts;         // (rows)
+  Vector<Token> tokens;         // (rows); those beyond offsets[rows] are any tokens
+  Vector<Index> left;           // (rows): tokens that a row may still get, 0 where it has ended
+  Vector<Index> turn;           // (1): 0 or 1
+  Vector<std::uint32_t> stops;  // (ceil(V / 32)): bits of the tokens that end a row
+  Matrix<std::uint32_t> seen;   // (rows, ceil(V / 32)): bits of the tokens of each row's prompt and output
+  Vector<Drawn> drawn;          // (rows)
+};
+
+/// The step of advance_rows on a device.
+template <class Device>
+struct AdvanceRows {
+  static_assert(detail::no_version_for<Device>,
+                "zamba::AdvanceRows has no version for this device here: include <zamba/generate/generator.cuh> or "
+                "<zamba/zamba.cuh> and compile with nvcc, or declare the model `extern template`");
+};
+
+/// After a draw: starts go past the tokens of the step before, and tokens and offsets become what was drawn for the
+/// rows that run on. A row ends with a stop token or when nothing is left; all do where the draw of one failed.
+template <class Device>
+void advance_rows(Context<Device>& ctx, const GenerationRows& rows) {
+  AdvanceRows<Device>::advance(ctx, rows);
+}
+
+namespace detail {
+
+inline void set_bit(std::uint32_t* words, Token token) { words[token / 32] |= std::uint32_t{1} << token % 32; }
+
+/// In the arena of the context, before the first draw.
+template <class Device>
+GenerationRows generation_rows(Context<Device>& ctx, std::span<const Index> lengths, std::span<const Index> left,
+                               std::span<const std::vector<Token>> prompts, Index vocabulary,
+                               const GenerationOptions& options) {
+  auto& arena = ctx.arena();
+  const Index rows = static_cast<Index>(lengths.size()), words = (vocabulary + 31) / 32;
+  const GenerationRows there{rows,
+                             arena.template tensor<Index>(rows + 1),
+                             arena.template tensor<Index>(rows),
+                             arena.template tensor<Token>(rows),
+                             arena.template tensor<Index>(rows),
+                             arena.template tensor<Index>(1),
+                             arena.template tensor<std::uint32_t>(words),
+                             arena.template tensor<std::uint32_t>(rows, words),
+                             arena.template tensor<Drawn>(rows)};
+  ctx.zero(there.offsets);
+  ctx.zero(there.tokens);
+  ctx.zero(there.turn);
+  ctx.zero(there.drawn);
+  ctx.upload(lengths.data(), there.starts);
+  ctx.upload(left.data(), there.left);
+  std::vector<std::uint32_t> bits(static_cast<std::size_t>(words), 0);
+  for (const Token token : options.stop_tokens) set_bit(bits.data(), token);
+  ctx.upload(bits.data(), there.stops);
+  bits.assign(static_cast<std::size_t>(rows * words), 0);
+  for (Index row = 0; row < rows; ++row)
+    for (const Token token : prompts[static_cast<std::size_t>(row)]) set_bit(bits.data() + row * words, token);
+  ctx.upload(bits.data(), there.seen.flat());
+  return there;
+}
+
+/// A sampler for each row, beside it.
+template <class Device>
+BatchSampler batch_sampler(Context<Device>& ctx, const GenerationRows& there, const GenerationOptions& options,
+                           Drawn* posted) {
+  std::vector<Random> random;
+  for (Index row = 0; row < there.rows; ++row)
+    random.emplace_back(options.seed, options.stream + static_cast<std::uint64_t>(row));
+  const auto streams = ctx.arena().template tensor<Random>(there.rows);
+  ctx.upload(random.data(), streams);
+  return {ctx.readable(&options.sampling, 1),
+          streams.data,
+          there.seen,
+          there.left.data,
+          nullptr,
+          there.drawn.data,
+          posted,
+          there.turn.data};
+}
+
+}  // namespace detail
+
+template <class Net, class T, class Device>
+std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
+    Context<Device>& ctx, StateType& state, std::span<const std::vector<Token>> prompts,
+    const GenerationOptions& options, const TokenFunction& callback) const requires draws<Device> {
+  detail::check_generation(state, prompts, Net::vocabulary, options);
+  options.sampling.check();
+  static constexpr char programs[2] = {};  // greedy, and not
+  const Index rows = state.batch();
+  std::vector<std::vector<Token>> output(static_cast<std::size_t>(rows));
+  std::vector<Token> tokens;
+  std::vector<Index> lengths, left;  // left: tokens that a row may still get, 0 where it has ended
+  for (Index row = 0; row < rows; ++row) {
+    const std::vector<Token>& prompt = prompts[static_cast<std::size_t>(row)];
+    tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+    lengths.push_back(static_cast<Index>(prompt.size()));
+    left.push_back(std::min(options.max_new_tokens, state.max_length() - state.length(row) - lengths.back()));
+    output[static_cast<std::size_t>(row)].reserve(static_cast<std::size_t>(left.back()));
+  }
+  ArenaScope scope(ctx.arena());
+  extend(ctx, state, Tokens(tokens, lengths));
+  const auto most_left = [&] { return *std::max_element(left.begin(), left.end()); };
+  if (most_left() == 0) return output;
+
+  const Matrix<A> logits = state.logits(rows);
+  const bool greedy = options.sampling.temperature == 0;
+  Drawn* posted = reinterpret_cast<Drawn*>(ctx.mailbox(static_cast<std::size_t>(2 * rows) * sizeof(Drawn)));
+  const GenerationRows there = detail::generation_rows(ctx, state.lengths(), left, prompts, Net::vocabulary, options);
+  BatchSampler samplers = detail::batch_sampler(ctx, there, options, posted);
+  sample_rows(ctx, samplers, rows, Matrix<const A>(logits), greedy);
+  ctx.note(0);
+  samplers.places = there.offsets.data;
+  const ReplayKey key{
+      &programs[greedy], {buffer_.data(), state.data(), logits.data, there.offsets.data}, {rows, state.max_length()}};
+  const auto step = [&](int turn) {
+    ctx.replay(key, {}, [&](const std::byte*) {
+      ArenaScope step_scope(ctx.arena());
+      advance_rows(ctx, there);
+      const Sequences sequences{there.offsets.data, there.starts.data, rows, rows, 1};
+      const auto s = Net::template forward<A>(ctx, views_, there.tokens.data, sequences, state.views(), Keep::nothing);
+      Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
+      sample_rows(ctx, samplers, rows, Matrix<const A>(logits), greedy);
+    });
+    ctx.note(turn);
+  };
+
+  for (int turn = 0;; turn ^= 1) {
+    const bool ahead = !callback && most_left() > 1;
+    if (ahead) step(turn ^ 1);
+    ctx.wait_for(turn);
+    for (Index row = 0; row < rows; ++row) {
+      if (left[row] == 0) continue;
+      const Token token = posted[turn * rows + row].checked();
+      output[static_cast<std::size_t>(row)].push_back(token);
+      const auto& stops = options.stop_tokens;
+      // The device comes to the same; only a callback's wish it has to be told.
+      if (std::find(stops.begin(), stops.end(), token) != stops.end()) left[row] = 1;
+      --left[row];
+      if (!callback || callback(row, token) || left[row] == 0) continue;
+      left[row] = 0;
+      ctx.upload(&left[row], there.left.slice(row, 1));
+    }
+    if (most_left() == 0) return output;
+    if (!ahead) step(turn ^ 1);
+    for (Index row = 0; row < rows; ++row)
+      if (left[row] > 0) state.advance(row, std::span(&output[static_cast<std::size_t>(row)].back(), 1));
+  }
+}
+
+template <class Net, class T, class Device>
+std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
+    StateType& state, std::span<const std::vector<Token>> prompts, const GenerationOptions& options,
+    const TokenFunction& callback) const requires draws<Device> {
+  return generate(this_thread_context<Device>(), state, prompts, options, callback);
+}
+
+}  // namespace zamba

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+// advance_rows on CUDA: one block, some rows at a time; contract in detail/device_generation.hpp.
+#pragma once
+
+#include <zamba/context.cuh>
+#include <zamba/detail/block_scan.cuh>
+#include <zamba/detail/launch.cuh>
+#include <zamba/generate/generator.hpp>
+
+namespace zamba {
+
+namespace detail {
+
+struct AdvanceTraits {
+  static constexpr int threads = 128;
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads) advance_rows_kernel(GenerationRows rows) {
+  let_next_begin();
+  wait_for_previous();
+  int failed = 0;
+  for (Index row = threadIdx.x; row < rows.rows; row += Traits::threads)
+    failed |= rows.left[row] > 0 && rows.drawn[row].outcome != Drawn::drawn;
+  failed = __syncthreads_or(failed);
+
+  Index running = 0;  // of the rows so far
+  for (Index first = 0; first < rows.rows; first += Traits::threads) {
+    const Index row = first + threadIdx.x;
+    Token token = 0;
+    Index runs = 0, of_these;
+    if (row < rows.rows) {
+      rows.starts[row] += rows.offsets[row + 1] - rows.offsets[row];
+      const Index left = rows.left[row];
+      token = rows.drawn[row].token;
+      if (left > 1 && !failed && !(rows.stops[token / 32] >> token % 32 & 1)) {
+        runs = 1;
+        rows.seen(row, token / 32) |= std::uint32_t{1} << token % 32;
+      }
+      rows.left[row] = runs ? left - 1 : 0;
+    }
+    // It waits for all threads, so the offsets of these rows have been read.
+    const Index at = running + block_exclusive_sum<Traits::threads>(runs, of_these);
+    if (row < rows.rows) rows.offsets[row] = at;
+    if (runs) rows.tokens[at] = token;
+    running += of_these;
+  }
+  if (threadIdx.x != 0) return;
+  rows.offsets[rows.rows] = running;
+  rows.turn[0] ^= 1;
+}
+
+}  // namespace detail
+
+template <>
+struct AdvanceRows<cuda> {
+  static void advance(Context<cuda>& ctx, const GenerationRows& rows) {
+    using Traits = detail::AdvanceTraits;
+    detail::launch(ctx, "advance_rows", detail::advance_rows_kernel<Traits>, 1, Traits::threads, 0, rows);
+  }
+};
+
+}  // namespace zamba
