@@ -4,9 +4,9 @@
 //
 // Some threads only copy: boxes of keys and of values go through two rings of stages in shared memory; a barrier of
 // each stage says that it is full, another that it was read. The other warpgroups compute. Two kernels:
-//   whole heads   of at most 256 dimensions. A warpgroup holds 64 queries with all their dimensions in registers. The
-//                 scores of a tile are multiplied together with the probabilities of the tile before, and the two
-//                 warpgroups of a block take turns, so that one exponentiates while the other multiplies.
+//   whole heads   of at most 256 dimensions. A warpgroup holds 64 queries with all their dimensions in registers. It
+//                 queues the products for the scores of a tile with those of the probabilities of the tile before, and
+//                 the two warpgroups of a block take turns, so that one exponentiates while the other multiplies.
 //   split heads   of more, 64 queries a block. One warpgroup computes scores and probabilities, which pass through
 //                 shared memory to two that hold the sums: 256 dimensions the first, the rest the second. Two blocks of
 //                 neighbouring queries are a cluster: each copies half of every stage, to both.
