@@ -235,9 +235,9 @@ __global__ void __launch_bounds__(Traits::threads, 2)
     uint4 a[2 * Traits::row_tiles];
 #pragma unroll
     for (int i = 0; i < 2 * Traits::row_tiles; ++i) a[i] = rows_here[8 * i * Traits::pieces];
-      // Four independent products at a time, so that none waits for the one before it.
 #pragma unroll
     for (int tile = 0; tile < token_tiles; tile += 2) {
+      // Four independent products at a time, so that none waits for the one before it.
       const uint4 b[] = {tokens_here[tile * 8 * Traits::pieces], tokens_here[(tile + 1) * 8 * Traits::pieces]};
 #pragma unroll
       for (int m = 0; m < Traits::row_tiles; ++m)
