@@ -68,7 +68,7 @@ inline void print_facts(std::ostream& out, const zamba::ModelFacts& facts, const
                     {"weights in memory", bytes_text(static_cast<double>(facts.weight_bytes))},
                     {"weights read a decoded token, one sequence at a time", bytes_text(read)}});
   out << "\nState of one sequence, beside the cache of a transformer of the same width and as many parameters ("
-      << plain.layers << " layers), and what computing takes beside weights and state on this machine's processor:\n\n";
+      << plain.layers << " layers). Workspace: what computing takes here beside weights and state.\n\n";
   std::vector<std::vector<std::string>> rows{{"tokens", "state", "transformer", "share", "workspace"}};
   for (const Index length : lengths) {
     const double state = static_cast<double>(facts.state_bytes(1, length)),

@@ -98,7 +98,7 @@ Registry& Registry::add(const std::string& name) {
   for (const ModelFacts& other : models_)
     require(other.name != name || other.storage != dtype_of<T>(), "Registry: ", detail::model_text(other),
             " is there already");
-  models_.push_back(ModelFacts::of<Net, T>(name, model_type));
+  models_.push_back(ModelFacts::of<Net, T, Device>(name, model_type));
   types_.push_back({std::move(layout.config), [](const Source& source, const auto& options, const auto& facts) {
                       return AnyModel(detail::load_model<Net, T, Device>(source, options), facts.name,
                                       facts.model_type);
