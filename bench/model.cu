@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Whole models on CUDA with random weights in bf16: tokens after contexts, for batches, and prompts, in the device's
-// own time. docs/plots shows them, drawn by zamba_bench_plots.
+// own time; and generation as its caller sees it, to be compared with the bare token. docs/plots shows them, drawn by
+// zamba_bench_plots.
 #include <zamba/zamba.cuh>
 
 #include <any>
+#include <chrono>
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -167,6 +169,35 @@ void prefill(benchmark::State& state) {
                           static_cast<double>(2 * active_parameter_count<Net> + state_bytes<Net, bf16>(1, length)));
 }
 
+/// Seconds of a step, from call to return: prompts of one token, so there are as many steps as new tokens.
+template <class Net>
+void generation(benchmark::State& state) {
+  const Index batch = state.range(0), context = 512, count = 32;
+  const auto* model = checked_model<Net>();
+  if (!model) return state.SkipWithError("a prompt and its parts differ");
+  Context<cuda> ctx;
+  auto sequence = model->new_state({.batch = batch, .max_length = context + 600});
+  const auto prompt = some_tokens(batch * context);
+  model->extend(ctx, sequence, {prompt, std::vector<Index>(static_cast<std::size_t>(batch), context)});
+  std::vector<std::vector<Token>> prompts(static_cast<std::size_t>(batch));
+  for (Index row = 0; row < batch; ++row) prompts[static_cast<std::size_t>(row)] = {static_cast<Token>(row)};
+  GenerationOptions options{.max_new_tokens = count};
+  if (state.range(1) == 0)
+    options.sampling.temperature = 0;
+  else
+    options.sampling.top_p = static_cast<double>(state.range(1)) / 100;
+  const auto run = [&] { generate(ctx, *model, sequence, std::span<const std::vector<Token>>(prompts), options); };
+  for (int i = 0; i < 3; ++i) run();
+  ctx.synchronize();
+  for (auto _ : state) {
+    const auto begin = std::chrono::steady_clock::now();
+    run();
+    ctx.synchronize();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    state.SetIterationTime(took.count() / static_cast<double>(count));
+  }
+}
+
 void contexts(benchmark::internal::Benchmark* b) {
   b->ArgNames({"batch", "context"})->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(4);
   for (const Index context : {512, 2048, 8192, 32768}) b->Args({1, context});
@@ -179,6 +210,13 @@ void lengths(benchmark::internal::Benchmark* b) {
 }
 
 BENCHMARK(decode<Zamba7B>)->Name("decode/Zamba-7B")->Apply(contexts);
+BENCHMARK(generation<Zamba7B>)
+    ->Name("generation/Zamba-7B")
+    ->ArgNames({"batch", "top_p_percent"})
+    ->ArgsProduct({{1, 64}, {0, 95}})
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(4);
 BENCHMARK(prefill<Zamba7B>)->Name("prefill/Zamba-7B")->Apply(lengths);
 BENCHMARK(decode<Zamba2_2_7B>)->Name("decode/Zamba2-2.7B")->Apply(contexts);
 BENCHMARK(prefill<Zamba2_2_7B>)->Name("prefill/Zamba2-2.7B")->Apply(lengths);

@@ -8,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include <zamba/detail/elementwise.cuh>
 #include <zamba/number.hpp>
 
 namespace {
@@ -69,6 +70,60 @@ TEST_CASE("Context<cuda>: scratch is reused once it has been given back") {
   const std::size_t capacity = ctx.arena().capacity();
   take();
   CHECK(ctx.arena().capacity() == capacity);
+}
+
+/// Writes numbers that grow by 1 from `first` on.
+struct Count {
+  int* to;
+  int first;
+  __device__ void operator()(Index, Index i) const { to[i] = first + static_cast<int>(i); }
+};
+
+TEST_CASE("Context<cuda>: what kernels leave in the mailbox is there at the moment that was noted") {
+  Context<cuda> ctx;
+  const Index count = 1 << 16;
+  int* mail = reinterpret_cast<int*>(ctx.mailbox(2 * count * sizeof(int)));
+  CHECK(reinterpret_cast<int*>(ctx.mailbox(16)) == mail);
+  for (int round = 0; round < 20; ++round) {  // the next is queued before this one is read
+    const int turn = round % 2;
+    detail::for_elements(ctx, 1, count, Count{mail + turn * count, 1000 * round}, "count");
+    ctx.note(turn);
+    if (round == 0) continue;
+    const int* before = mail + (1 - turn) * count;
+    ctx.wait_for(1 - turn);
+    CHECK(before[0] == 1000 * (round - 1));
+    CHECK(before[count - 1] == 1000 * (round - 1) + count - 1);
+  }
+}
+
+TEST_CASE("Context<cuda>: a step without input is recorded once for a key, and anew where its scratch lies elsewhere") {
+  Context<cuda> ctx;
+  int* mail = reinterpret_cast<int*>(ctx.mailbox(4 * sizeof(int)));
+  static constexpr char program = 0;
+  int runs = 0;
+  const auto step = [&] {
+    ctx.replay({&program, {mail}, {}}, {}, [&](const std::byte* input) {
+      CHECK(input == nullptr);
+      ++runs;
+      ArenaScope scope(ctx.arena());
+      ctx.zero(ctx.arena().tensor<float>(100));
+      detail::for_elements(ctx, 1, 4, Count{mail, 7}, "count");
+    });
+  };
+  const ArenaScope scope(ctx.arena());
+  for (int i = 0; i < 5; ++i) step();
+  CHECK(runs == 2);  // once as it is, once to record
+  CHECK(ctx.recorded() == 1);
+  const auto taken = ctx.arena().tensor<float>(64);
+  step();
+  step();
+  CHECK(runs == 4);
+  CHECK(ctx.recorded() == 2);
+  std::fill_n(mail, 4, 0);
+  step();
+  ctx.synchronize();
+  CHECK(mail[3] == 10);
+  CHECK(taken.data != nullptr);
 }
 
 TEST_CASE("CUDA's errors are exceptions that name the call, and are reported once") {
