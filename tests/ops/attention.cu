@@ -99,6 +99,14 @@ TEST_CASE("attention in bf16: the edges of tiles") {
   }
 }
 
+TEST_CASE("attention in bf16: rows of many tiles of keys") {
+  for (const Index head_dim : {64, 80, 128, 160, 224, 256, 464, 512}) {
+    CAPTURE(head_dim);
+    check_bf16(bf16_problem(shape_of(4, 2, head_dim), {333, 6, 130}, {0, 0, 0}, 0));
+    check_bf16(bf16_problem(shape_of(1, 1, head_dim), {70, 257}, {600, 190}, 680));
+  }
+}
+
 TEST_CASE("attention in bf16: groups of heads") {
   for (const Index group : {1, 2, 3, 4, 6}) {
     CAPTURE(group);

@@ -17,6 +17,7 @@
 #include <cuda_runtime.h>
 
 #include <zamba/context.cuh>
+#include <zamba/number.hpp>
 #include <zamba/tensor.hpp>
 
 namespace zamba::detail {
@@ -52,7 +53,7 @@ struct SharedBarrier {
   __device__ void arrive_at(unsigned block) {
     asm volatile(
         "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n"
-        " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(this)),
+        " mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(this)),
         "r"(block)
         : "memory");
   }
@@ -90,9 +91,12 @@ __device__ inline unsigned rank_in_cluster() {
 __device__ inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/// A barrier of the threads of one warpgroup.
-__device__ inline void warpgroup_barrier(int warpgroup) {
-  asm volatile("bar.sync %0, %1;" ::"r"(warpgroup + 1), "n"(warpgroup_threads) : "memory");
+/// Barrier `index` of the block, from 1 on, for so many threads: of those that wait for it, and those that only arrive.
+__device__ inline void wait_at_barrier(int index, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
+}
+__device__ inline void arrive_at_barrier(int index, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
 /// Gives registers of each thread of the warpgroup back, or takes free ones: Count remain.
@@ -130,12 +134,13 @@ __device__ inline void copy_box_to(std::uint16_t blocks, void* to, const CUtenso
 }
 
 /// Names an operand of products, rows of whole atoms: 16 columns of it as a or b, or, where its rows are those of the
-/// sum, 16 rows of it as b.
-__device__ inline std::uint64_t operand_at(const void* at) {
+/// sum, 16 rows of it as b, then with the bytes from one atom of columns to the next. Adding operand_step moves it.
+__device__ inline std::uint64_t operand_at(const void* at, int next_atom = 16) {
   constexpr std::uint64_t eight_rows = 8 * atom_row_bytes, permuted_128_bytes = 1;
-  return (shared_address(at) & 0x3ffff) >> 4 | std::uint64_t{1} << 16 | eight_rows >> 4 << 32 |
-         permuted_128_bytes << 62;
+  return (shared_address(at) & 0x3ffff) >> 4 | static_cast<std::uint64_t>(next_atom) >> 4 << 16 |
+         eight_rows >> 4 << 32 | permuted_128_bytes << 62;
 }
+__device__ constexpr std::uint64_t operand_step(int bytes) { return static_cast<std::uint64_t>(bytes) >> 4; }
 
 /// To be called before the first product, and wherever registers that products use were written.
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

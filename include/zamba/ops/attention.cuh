@@ -5,8 +5,8 @@
 // and a part of the keys; teams of lanes take turns at them, each with a running softmax of its own, and the lanes of a
 // team share the head's dimensions. The block of a token that finishes last joins the parts, in order. The number of
 // parts is bounded, so the grid does not depend on how long a cache may become. Longer rows of bf16 go through tensor
-// cores (detail/attention_tiles.cuh); of other types, or where rows do not start at multiples of 16 bytes, through the
-// kernel for few tokens with one part.
+// cores (detail/attention_warpgroups.cuh, detail/attention_tiles.cuh); of other types, or where rows do not start at
+// multiples of 16 bytes, through the kernel for few tokens with one part.
 //
 // Numeric contract: scores, softmax and sums in compute_t; which way a row goes, its parts and the order of its keys
 // follow from the row alone, so a rerun is bit-equal and nothing depends on the rest of the batch. Rounded once when
@@ -370,11 +370,11 @@ struct Attention<cuda> {
     if (sequences.longest <= few_tokens) return;
     const detail::AttentionRows longer{few_tokens + 1, sequences.longest};
     if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-      if (detail::AttentionWarpgroups::fit(ctx, shape, q, keys, out))
-        return detail::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
-    if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-      if (detail::AttentionTiles::fit(ctx, shape, q, keys, out))
+      if (detail::AttentionTiles::fit(ctx, shape, q, keys, out)) {
+        if (detail::AttentionWarpgroups::fit(ctx, shape, keys))
+          return detail::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
         return detail::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+      }
     choose(ctx, shape, q, keys, sequences, {0, longer}, nullptr, out, lse);
   }
 
