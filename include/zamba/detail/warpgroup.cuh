@@ -17,6 +17,7 @@
 #include <cuda_runtime.h>
 
 #include <zamba/context.cuh>
+#include <zamba/number.hpp>
 #include <zamba/tensor.hpp>
 
 namespace zamba::detail {
