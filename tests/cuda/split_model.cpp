@@ -21,9 +21,10 @@ TEST_CASE("a .cpp runs the model that a .cu instantiates, with the same bits") {
   CHECK(logits == split_logits_by_nvcc());
   CHECK(std::any_of(logits.begin(), logits.end(), [](double value) { return value != 0; }));
 
-  // Activations are rounded to 2^-9 some forty times on the way to a logit.
+  // This net magnifies roundings: in float, of 2^-24, they make 4.8e-6 of its logits, 80 times as much. Activations in
+  // bf16 are rounded to 2^-9.
   const auto on_cpu = random_model<TwoAdapted, bf16>();
-  CHECK(relative_error(logits, split_logits(on_cpu)) <= 40 * 0x1p-9);
+  CHECK(relative_error(logits, split_logits(on_cpu)) <= 80 * 0x1p-9);
 }
 
 TEST_CASE("a .cpp generates with a model on CUDA, and knows its memory") {
