@@ -212,6 +212,37 @@ TEST_CASE_TEMPLATE("linear: what other rows hold, not even a NaN, changes a row"
   }
 }
 
+TEST_CASE_TEMPLATE("linear: each product of a row of them reads what the one before wrote", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  // Two buffers in turn, so that a product that begins too early reads or overwrites what is still in use.
+  const Index wide = 1544, narrow = 40, products = 40;
+  Values weights = normal_values(narrow * wide, 1);
+  for (double& value : weights) value /= std::sqrt(std::sqrt(static_cast<double>(narrow * wide)));  // values keep size
+  const Array<Device, A> down(weights), up(weights);
+  for (const Index n : {1, 2, 3, 8, 40}) {
+    CAPTURE(n);
+    const Values start = normal_values(n * wide, 3);
+    const auto row_of_products = [&](bool wait) {
+      auto ctx = new_context<Device>(2);
+      const Array<Device, A> a(start), b(nans(static_cast<std::size_t>(n * narrow)));
+      const auto product = [&](const Matrix<A>& from, const Array<Device, A>& weight, Matrix<A> to) {
+        linear(ctx, from, weight.view(to.cols(), from.cols()), to);
+        if constexpr (!std::is_same_v<Device, cpu>)
+          if (wait) ctx.synchronize();
+      };
+      for (Index i = 0; i < products; ++i) {
+        product(a.view(n, wide), down, b.view(n, narrow));
+        product(b.view(n, narrow), up, a.view(n, wide));
+      }
+      return a.values();
+    };
+    const Values waited = row_of_products(true);
+    CHECK(std::all_of(waited.begin(), waited.end(), [](double value) { return !std::isnan(value); }));
+    CHECK(row_of_products(false) == waited);
+  }
+}
+
 TEST_CASE_TEMPLATE("linear_heads: every head is its own product", Where, ZAMBA_TEST_ON) {
   using Device = typename Where::device;
   using A = typename Where::type;

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
+#include <zamba/detail/launch.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/sequences.hpp>
 
@@ -42,6 +43,8 @@ void for_elements(Context<cuda>& ctx, Index rows, Index cols, const F& f, const 
 /// Blocks across: pieces of a row; down: rows, a grid at a time.
 template <class Width, class F>
 __global__ void __launch_bounds__(elementwise_threads) piecewise_kernel(Index rows, Index cols, F f) {
+  let_next_begin();
+  wait_for_previous();
   const Index col = (Index{blockIdx.x} * elementwise_threads + threadIdx.x) * Width::value;
   if (col >= cols) return;
   for (Index row = blockIdx.y; row < rows; row += gridDim.y) f.template piece<Width::value>(row, col);
@@ -56,13 +59,12 @@ void for_pieces(Context<cuda>& ctx, bool whole, Index rows, Index cols, const F&
   if (whole) {
     using Width = std::integral_constant<int, wide<A>>;
     const dim3 grid(blocks_for(cols / Width::value, elementwise_threads), down);
-    piecewise_kernel<Width><<<grid, elementwise_threads, 0, ctx.stream()>>>(rows, cols, f);
+    launch(ctx, overlap_for(rows), name, piecewise_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
   } else {
     using Width = std::integral_constant<int, 1>;
     const dim3 grid(blocks_for(cols, elementwise_threads), down);
-    piecewise_kernel<Width><<<grid, elementwise_threads, 0, ctx.stream()>>>(rows, cols, f);
+    launch(ctx, overlap_for(rows), name, piecewise_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
   }
-  check_launch(name);
 }
 
 }  // namespace zamba::detail

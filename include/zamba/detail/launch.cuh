@@ -42,6 +42,11 @@ inline constexpr bool compiled_to_overlap = [] {
   return any;
 }();
 
+/// Whether a kernel may begin before the one before it ends. It pays where kernels take microseconds, with few tokens;
+/// kernels of many tokens would share multiprocessors unevenly.
+enum class Overlap { no, yes };
+inline Overlap overlap_for(Index tokens) { return tokens <= 4 ? Overlap::yes : Overlap::no; }
+
 /// Lets a kernel have so many bytes of dynamic shared memory: more than 48 KB have to be asked for.
 template <class Kernel>
 void allow_shared(Kernel* kernel, std::size_t bytes, const char* name) {
@@ -54,8 +59,8 @@ void allow_shared(Kernel* kernel, std::size_t bytes, const char* name) {
 /// Queues kernel(arguments...) on the context's stream, with `shared` bytes of dynamic shared memory. Throws what CUDA
 /// says of the launch, by this name.
 template <class... Parameters, class... Arguments>
-void launch(Context<cuda>& ctx, const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-            std::size_t shared, Arguments&&... arguments) {
+void launch(Context<cuda>& ctx, Overlap with_previous, const char* name, void (*kernel)(Parameters...), dim3 grid,
+            unsigned threads, std::size_t shared, Arguments&&... arguments) {
   allow_shared(kernel, shared, name);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -66,8 +71,13 @@ void launch(Context<cuda>& ctx, const char* name, void (*kernel)(Parameters...),
   config.dynamicSmemBytes = shared;
   config.stream = ctx.stream();
   config.attrs = &overlap;
-  config.numAttrs = compiled_to_overlap && ctx.overlaps() ? 1 : 0;
+  config.numAttrs = with_previous == Overlap::yes && compiled_to_overlap && ctx.overlaps() ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
+}
+template <class... Parameters, class... Arguments>
+void launch(Context<cuda>& ctx, const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+            std::size_t shared, Arguments&&... arguments) {
+  launch(ctx, Overlap::yes, name, kernel, grid, threads, shared, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace zamba::detail

@@ -27,10 +27,21 @@ __global__ void __launch_bounds__(Traits::threads)
   using A = typename Traits::A;
   constexpr int Rows = Traits::rows, slices = Traits::slices, states = Traits::states;
   __shared__ float sums[Rows][slices][Traits::channels];
+  let_next_begin();
   const ScanTile tile = scan_tile(in, Traits::channels);
   const int slice = threadIdx.x / 32, lane = threadIdx.x % 32, N = static_cast<int>(in.B.shape[2]);
   const Index c = tile.channel + lane, first_state = slice * states;
   const int mine = lane < tile.width ? ::min(::max(N - slice * states, 0), states) : 0;
+
+  float a[states];
+#pragma unroll
+  for (int n = 0; n < states; n += 4) {
+    const auto four = load_four<Traits::wide>(&in.A_log(c, first_state + n), ::min(mine - n, 4));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[n + i] = n + i < mine ? scan_decay(four[i]) : 0.0f;
+  }
+  const float bias = mine ? in.delta_bias[c] : 0.0f, skip = mine && slice == 0 ? in.D[c] : 0.0f;
+  wait_for_previous();
 
   Index rows[Rows], at[Rows];
   bool there[Rows];
@@ -55,15 +66,6 @@ __global__ void __launch_bounds__(Traits::threads)
       C[r][n / 4] = load_four<Traits::wide>(&in.C(at[r], tile.head, first_state + n), width);
     }
   }
-  float a[states];
-#pragma unroll
-  for (int n = 0; n < states; n += 4) {
-    const auto four = load_four<Traits::wide>(&in.A_log(c, first_state + n), ::min(mine - n, 4));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) a[n + i] = n + i < mine ? scan_decay(four[i]) : 0.0f;
-  }
-  const float bias = mine ? in.delta_bias[c] : 0.0f, skip = mine && slice == 0 ? in.D[c] : 0.0f;
-
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     const float dt = scan_softplus(delta[r] + bias);

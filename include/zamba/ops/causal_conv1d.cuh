@@ -15,6 +15,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/launch.cuh>
 #include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
@@ -47,8 +48,9 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   using A = typename Traits::A;
   using F = typename Traits::F;
   constexpr int K = Traits::K, width = Traits::width, past = K - 1, ahead = Traits::ahead;
+  let_next_begin();
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
-  if (c >= out.cols()) return;
+  if (c >= out.cols()) return wait_for_previous();
   const Index first = blockIdx.x / tiles * group, last = ::min(first + group, sequences.tokens);
 
   F w[width][K], b[width];
@@ -70,6 +72,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     b[i] = bias ? bias[c + i] : F(0);
   }
 
+  wait_for_previous();
   for (Index row = row_of(sequences, first); row < sequences.rows && sequences.begin(row) < last; ++row) {
     const Index begin = sequences.begin(row), length = sequences.length(row);
     // Tokens of the row, counted from its first: those of this group, but the first K - 1 go with the first.
@@ -223,9 +226,8 @@ struct CausalConv1d<cuda> {
     const Index group = std::clamp<Index>(sequences.tokens * pieces / (busy * ctx.multiprocessors()), 1, most_tokens);
     const auto tiles = static_cast<unsigned>((pieces + Traits::threads - 1) / Traits::threads);
     const auto groups = static_cast<unsigned>((sequences.tokens + group - 1) / group);
-    detail::causal_conv1d_kernel<Traits>
-        <<<groups * tiles, Traits::threads, 0, ctx.stream()>>>(x, weight, bias, sequences, state, out, tiles, group);
-    detail::check_launch("causal_conv1d");
+    detail::launch(ctx, detail::overlap_for(sequences.tokens), "causal_conv1d", detail::causal_conv1d_kernel<Traits>,
+                   groups * tiles, Traits::threads, 0, x, weight, bias, sequences, state, out, tiles, group);
   }
 };
 

@@ -10,6 +10,9 @@
 //
 // The first two read the weight once, bound by memory bandwidth.
 //
+// With few tokens the first pieces of the weight are read while what was queued before still runs, see launch.cuh: a
+// kernel that is queued just before must not write the weight.
+//
 // Numeric contract: products and sums in compute_t, rounded once when written, except that with cuBLAS a bias joins in
 // a second rounding. With each of the first two ways a row of y is the same whichever rows it is computed with: the
 // order of a sum depends on the extents of the weight only. With cuBLAS it is what that chooses for these extents. A
@@ -52,6 +55,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                   Vector<const typename Traits::F> bias) {
   using A = typename Traits::A;
   using F = typename Traits::F;
+  let_next_begin();
   const Index head = blockIdx.y;
   const auto x = head_of(x_heads, head), weight = weight_heads[head];
   const auto y = head_of(y_heads, head);
@@ -71,14 +75,19 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 
   constexpr int step = team_threads * width, ahead = Traits::ahead;
   const int cols = static_cast<int>(x.cols());
-  F sum[rows][tokens] = {};
-  for (int first_k = threadIdx.x % team_threads * width; first_k < cols; first_k += ahead * step) {
-    Piece<width, A> pieces[ahead][rows];
+  int first_k = static_cast<int>(threadIdx.x) % team_threads * width;
+  Piece<width, A> pieces[ahead][rows];
+  const auto load = [&] {
 #pragma unroll
     for (int i = 0; i < ahead; ++i)
 #pragma unroll
       for (int r = 0; r < rows; ++r)
         if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w + (at[r] + first_k + i * step));
+  };
+  load();
+  wait_for_previous();
+  F sum[rows][tokens] = {};
+  while (first_k < cols) {
 #pragma unroll
     for (int i = 0; i < ahead; ++i) {
       const int k = first_k + i * step;
@@ -89,13 +98,15 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
       for (int s = 0; s < tokens; ++s) {
         F inputs[width];
-        load_piece<width>(in[s] + k, inputs);
+        piece_at<width>(in[s] + k).values(inputs);
 #pragma unroll
         for (int r = 0; r < rows; ++r)
 #pragma unroll
           for (int j = 0; j < width; ++j) sum[r][s] += weights[r][j] * inputs[j];
       }
     }
+    first_k += ahead * step;
+    load();
   }
 #pragma unroll
   for (int r = 0; r < rows; ++r)
@@ -406,11 +417,10 @@ struct Linear<cuda> {
                            Matrix<const A> residual, Vector<const F> bias) {
     constexpr Index rows = Traits::rows * Traits::teams;
     const dim3 grid(static_cast<unsigned>((weight.shape[1] + rows - 1) / rows), static_cast<unsigned>(weight.shape[0]));
-    if (detail::in_pieces(x) && detail::in_pieces(weight))
-      detail::linear_kernel<Traits, true><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
-    else
-      detail::linear_kernel<Traits, false><<<grid, Traits::threads, 0, ctx.stream()>>>(x, weight, y, residual, bias);
-    detail::check_launch("linear");
+    const bool wide = detail::in_pieces(x) && detail::in_pieces(weight);
+    detail::launch(ctx, detail::overlap_for(y.rows()), "linear",
+                   wide ? detail::linear_kernel<Traits, true> : detail::linear_kernel<Traits, false>, grid,
+                   Traits::threads, 0, x, weight, y, residual, bias);
   }
 
   static void tiles(Context<cuda>& ctx, Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, Tensor<bf16, 3> y,

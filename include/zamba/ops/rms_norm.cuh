@@ -15,6 +15,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/block_sum.cuh>
+#include <zamba/detail/launch.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/rms_norm.hpp>
 
@@ -35,10 +36,10 @@ struct SummedInput {
   /// Width neighbouring values from column c on.
   template <int Width>
   __device__ void values(Index i, Index c, F (&to)[Width]) const {
-    load_piece<Width>(&x(i, c), to);
+    piece_at<Width>(&x(i, c)).values(to);
     if (!t) return;
     F more[Width];
-    load_piece<Width>(&t(i, c), more);
+    piece_at<Width>(&t(i, c)).values(more);
 #pragma unroll
     for (int k = 0; k < Width; ++k) to[k] += more[k];
   }
@@ -61,7 +62,7 @@ struct ConcatenatedInput {
   __device__ F value(Index i, Index c) const { return c < a.cols() ? F(a(i, c)) : F(b(i, c - a.cols())); }
   template <int Width>
   __device__ void values(Index i, Index c, F (&to)[Width]) const {
-    load_piece<Width>(c < a.cols() ? &a(i, c) : &b(i, c - a.cols()), to);
+    piece_at<Width>(c < a.cols() ? &a(i, c) : &b(i, c - a.cols())).values(to);
   }
   bool in_pieces() const { return detail::in_pieces(a) && detail::in_pieces(b); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
@@ -90,6 +91,7 @@ __global__ void __launch_bounds__(Traits::threads)
   using A = typename Traits::A;
   using F = typename Traits::F;
   constexpr int width = wide<A>, pieces = Held::value / width;
+  let_next_begin();
   const int all = static_cast<int>(in.width());
   const auto column = [](int p) { return (p * Traits::threads + static_cast<int>(threadIdx.x)) * width; };
   F weights[pieces][width] = {};
@@ -103,6 +105,7 @@ __global__ void __launch_bounds__(Traits::threads)
         if (column(p) + k < all) weights[p][k] = weight[column(p) + k];
     }
   }
+  wait_for_previous();
   int turn = 0;
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x, turn ^= 1) {
     F held[pieces][width] = {}, squares = 0;
@@ -256,16 +259,11 @@ struct RmsNorm<cuda> {
       return detail::check_launch("rms_norm");
     }
     const unsigned blocks = even_blocks(out.rows());
-    if (whole && out.cols() <= Traits::threads * Half::value)
-      detail::rms_norm_kernel<Traits, Half, true>
-          <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps), out, rstd);
-    else if (whole)
-      detail::rms_norm_kernel<Traits, All, true>
-          <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps), out, rstd);
-    else
-      detail::rms_norm_kernel<Traits, All, false>
-          <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps), out, rstd);
-    detail::check_launch("rms_norm");
+    const auto kernel = !whole                                        ? detail::rms_norm_kernel<Traits, All, false>
+                        : out.cols() <= Traits::threads * Half::value ? detail::rms_norm_kernel<Traits, Half, true>
+                                                                      : detail::rms_norm_kernel<Traits, All, true>;
+    detail::launch(ctx, detail::overlap_for(out.rows()), "rms_norm", kernel, blocks, Traits::threads, 0, in, weight,
+                   static_cast<F>(eps), out, rstd);
   }
 
   template <class Input, class A, class F>

@@ -91,15 +91,15 @@ struct SelectiveScan<cuda> {
       using Traits = decltype(traits);
       static_assert(Traits::channels == tile_channels);
       const Index blocks = (sequences.rows + Traits::rows - 1) / Traits::rows * tiles(in);
-      detail::selective_scan_token_kernel<Traits>
-          <<<static_cast<unsigned>(blocks), Traits::threads, 0, ctx.stream()>>>(in, sequences, state, y);
+      detail::launch(ctx, detail::overlap_for(sequences.rows), "selective_scan: single tokens",
+                     detail::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,
+                     sequences, state, y);
     };
     // Two rows a block, where there are enough of them, have twice the loads under way and read A_log once.
     if (sequences.rows * tiles(in) >= 16 * ctx.multiprocessors())
       launch(detail::ScanTokenTraits<A, States, Wide, 2>{});
     else
       launch(detail::ScanTokenTraits<A, States, Wide, 1>{});
-    detail::check_launch("selective_scan: single tokens");
   }
 
   template <class Traits, class A, class F>
