@@ -45,7 +45,7 @@ inline constexpr bool compiled_to_overlap = [] {
 /// Whether a kernel may begin before the one before it ends. It pays where kernels take microseconds, with few tokens;
 /// kernels of many tokens would share multiprocessors unevenly.
 enum class Overlap { no, yes };
-inline Overlap overlap_for(Index tokens) { return tokens <= 4 ? Overlap::yes : Overlap::no; }
+inline Overlap overlap_for(Index tokens) { return tokens <= 64 ? Overlap::yes : Overlap::no; }
 
 /// Lets a kernel have so many bytes of dynamic shared memory: more than 48 KB have to be asked for.
 template <class Kernel>

@@ -195,6 +195,7 @@ __global__ void __launch_bounds__(Traits::threads, 2)
     linear_tile_kernel(Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, int stages_of_part, LinearResult result,
                        Tensor<float, 4> partial) {
   extern __shared__ uint4 linear_stages[];
+  let_next_begin();
   constexpr int stages = Traits::stages, tokens = Traits::tokens, token_tiles = Traits::token_tiles;
   uint4* const weight_stages = linear_stages;
   uint4* const token_stages = linear_stages + stages * Traits::weight_pieces;
@@ -214,13 +215,18 @@ __global__ void __launch_bounds__(Traits::threads, 2)
   const bf16* const w =
       weight.data + head * weight.stride[0] + (first_row + copy_row) * weight.stride[1] + first_col + col;
   const bf16* const in = x.data + head * x.stride[1] + copy_row * x.stride[0] + first_col + col;
-  const auto begin = [&](int stage) {
+  const auto begin_weight = [&](int stage) {
     if (stage < count) {
       const int slot = stage % stages, k = stage * Traits::depth;
 #pragma unroll
       for (int i = 0; i < Traits::weight_copies; ++i)
         copy_async_ahead(weight_stages + slot * Traits::weight_pieces + i * Traits::threads + copy_to,
                          w + copy_rows * i * weight.stride[1] + k, k + col < cols && copy_rows * i < rows_left);
+    }
+  };
+  const auto begin_tokens = [&](int stage) {
+    if (stage < count) {
+      const int slot = stage % stages, k = stage * Traits::depth;
 #pragma unroll
       for (int i = 0; i < Traits::token_copies; ++i) {
         const int token = i * copy_rows + copy_row;
@@ -234,11 +240,15 @@ __global__ void __launch_bounds__(Traits::threads, 2)
 
   const int row = row_warp * 16 * Traits::row_tiles + g;  // the first of this lane's
   float sums[Traits::row_tiles][token_tiles][4] = {};
-  for (int stage = 0; stage < stages - 1; ++stage) begin(stage);
+  // The weight of the first stages is on its way while what was queued before still runs.
+  for (int stage = 0; stage < stages - 1; ++stage) begin_weight(stage);
+  wait_for_previous();
+  for (int stage = 0; stage < stages - 1; ++stage) begin_tokens(stage);
   for (int stage = 0; stage < count; ++stage) {
     copy_async_wait<stages - 2>();
     __syncthreads();  // the stage is there, and nobody still reads what the next copies replace
-    begin(stage + stages - 1);
+    begin_weight(stage + stages - 1);
+    begin_tokens(stage + stages - 1);
     const int slot = stage % stages;
     const int here = Traits::place(g, half * 4 + t);  // of a row that differs from g by a multiple of 8
     const uint4* const rows_here = weight_stages + slot * Traits::weight_pieces + (row - g) * Traits::pieces + here;
@@ -306,16 +316,20 @@ template <class Threads>
 __global__ void __launch_bounds__(Threads::value)
     linear_join_kernel(Tensor<const float, 4> partial, LinearResult result) {
   constexpr int width = LinearResult::width;
+  let_next_begin();
+  wait_for_previous();
   const Index head = blockIdx.z, token = blockIdx.y;
   const Index out = (Index{blockIdx.x} * Threads::value + threadIdx.x) * width;
   if (out >= result.y.cols()) return;
   float sum[width] = {};
 #pragma unroll 4
   for (Index part = 0; part < partial.shape[0]; ++part) {
-    float values[width];
-    load_values<width>(&partial(part, head, token, out), values);
+    const float* const from = &partial(part, head, token, out);
+    float values[2][wide<float>];
+    piece_at<wide<float>>(from).values(values[0]);
+    piece_at<wide<float>>(from + wide<float>).values(values[1]);
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum[i] += values[i];
+    for (int i = 0; i < width; ++i) sum[i] += values[i / wide<float>][i % wide<float>];
   }
   result.write(head, token, out, sum);
 }
@@ -465,18 +479,20 @@ struct Linear<cuda> {
     ArenaScope scope(ctx.arena());
     const Tensor<float, 4> partial = tile_scratch<Traits>(ctx, weight, y);
 
-    detail::allow_shared(detail::linear_tile_kernel<Traits>, Traits::shared_bytes, "linear");
     const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(parts), static_cast<unsigned>(heads));
-    detail::linear_tile_kernel<Traits><<<grid, Traits::threads, Traits::shared_bytes, ctx.stream()>>>(
-        x, weight, static_cast<int>(of_part), result, partial);
-    detail::check_launch("linear");
+    // Where each has a multiprocessor of its own, two must not share one because they began while others were busy.
+    const std::size_t alone = ctx.most_shared() / 2 + 1;
+    const bool spread = across * parts * heads <= ctx.multiprocessors();
+    const detail::Overlap overlap = detail::overlap_for(y.rows());
+    detail::launch(ctx, overlap, "linear", detail::linear_tile_kernel<Traits>, grid, Traits::threads,
+                   spread ? std::max(alone, Traits::shared_bytes) : Traits::shared_bytes, x, weight,
+                   static_cast<int>(of_part), result, partial);
     if (parts == 1) return;
     using Threads = std::integral_constant<int, 128>;
     const dim3 of_join(detail::blocks_for(y.cols(), Threads::value * detail::LinearResult::width),
                        static_cast<unsigned>(y.rows()), static_cast<unsigned>(heads));
-    detail::linear_join_kernel<Threads>
-        <<<of_join, Threads::value, 0, ctx.stream()>>>(Tensor<const float, 4>(partial), result);
-    detail::check_launch("linear: join");
+    detail::launch(ctx, overlap, "linear: join", detail::linear_join_kernel<Threads>, of_join, Threads::value, 0,
+                   Tensor<const float, 4>(partial), result);
   }
 
   template <class A>
