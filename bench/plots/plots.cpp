@@ -98,13 +98,20 @@ LinePlot draw(const Picture& picture, const json& runs) {
 
 int main(int argc, char** argv) {
   CLI::App app("Draws what zamba_cuda_bench --benchmark_out=FILE measured.");
-  std::filesystem::path file, folder = ".";
-  app.add_option("file", file, "What --benchmark_out wrote")->required()->check(CLI::ExistingFile);
+  std::vector<std::filesystem::path> files;
+  std::filesystem::path folder = ".";
+  app.add_option("files", files, "What --benchmark_out wrote, of one run or several")
+      ->required()
+      ->check(CLI::ExistingFile);
   app.add_option("--folder", folder, "Where the pictures go")->capture_default_str()->check(CLI::ExistingDirectory);
   CLI11_PARSE(app, argc, argv);
   try {
-    std::ifstream in(file);
-    const json runs = json::parse(in).at("benchmarks");
+    json runs = json::array();
+    for (const std::filesystem::path& file : files) {
+      std::ifstream in(file);
+      const json parsed = json::parse(in);
+      for (const json& run : parsed.at("benchmarks")) runs.push_back(run);
+    }
     for (const Picture& picture : pictures) write_line_plot(folder / picture.file, draw(picture, runs));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
