@@ -69,7 +69,7 @@ TEST_CASE("selective_scan on CUDA: the edges of its tiles, slices and groups of 
     }
 }
 
-TEST_CASE("selective_scan on CUDA: with rows or heads enough for slices of eight states, the same bits") {
+TEST_CASE("selective_scan on CUDA: for few blocks and for many, the same bits") {
   // As one row the problem has fewer blocks than two a multiprocessor, together with the others more.
   std::vector<Index> lengths, starts;
   for (Index row = 0; row < 140; ++row) {
