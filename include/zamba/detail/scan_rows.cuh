@@ -5,11 +5,10 @@
 // row in parallel would need each of them twice, so a row is one sequence of steps here, and parallelism comes from the
 // states: a thread has 4 or 8 states of one channel, and many of their exps under way, as none depends on the state
 // before it.
-//   - A block takes 32 neighbouring channels of one head through a row, 16 tokens at a time. Half of its warps scan.
-//   The
-//     others help: they prepare dt, dt u, B and C in shared memory, a group of tokens ahead of the scan, from loads
-//     issued another group ahead, and finish the outputs a group behind it, from the sums of the slices. So no scanning
-//     warp ever waits for memory, and a barrier a group is enough, since all of it has two buffers.
+//   - A block takes 32 neighbouring channels of one head through a row, 16 tokens at a time. Half of its warps scan,
+//     the others help: they prepare dt, dt u, B and C in shared memory, a group of tokens ahead of the scan, from loads
+//     issued another group ahead, and finish the outputs a group behind it, from the sums of the slices. So a scanning
+//     warp meets no load from memory, and a barrier a group is enough, since all of it has two buffers.
 //   - A warp scans two slices of 16 channels: neighbouring lanes read neighbouring steps, and B and C of a slice are
 //     read by 16 lanes at once. What registers receive from shared memory is the second bound.
 //   - Tokens past the end of a row have dt = 0: they change no state, as exp(0) = 1.
