@@ -17,6 +17,23 @@ Values part_of(const Values& values, Index begin, Index count) {
   return Values(values.begin() + begin, values.begin() + begin + count);
 }
 
+/// A row of a problem as a problem of its own.
+Problem row_of(const Problem& p, Index row) {
+  Problem alone = p;
+  alone.rows = 1;
+  alone.lengths = {p.lengths[row]};
+  alone.starts = {p.starts[row]};
+  Index begin = 0;
+  for (Index before = 0; before < row; ++before) begin += p.lengths[before];
+  for (Values* values : {&alone.u, &alone.delta, &alone.B, &alone.C}) {
+    const Index width = static_cast<Index>(values->size()) / p.tokens();
+    *values = part_of(*values, begin * width, p.lengths[row] * width);
+  }
+  const Index size = p.channels() * p.states;
+  alone.h0 = part_of(p.h0, row * size, size);
+  return alone;
+}
+
 /// y and the state in bf16 against those in float, by norm and row by row. Every factor is rounded to 8 bits, by 2^-8
 /// of it at most and some 2^-9.3 on average (root of the mean square): once in a state, two or three times in y, with
 /// random signs.
@@ -63,19 +80,44 @@ TEST_CASE("ssd in bf16: groups, ragged rows, rows of no tokens, and what comes b
   // Each row alone gives the same bits.
   for (Index row = 0, begin = 0; row < p.rows; begin += p.lengths[row++]) {
     if (p.lengths[row] == 0) continue;
-    Problem alone = p;
-    alone.rows = 1;
-    alone.lengths = {p.lengths[row]};
-    alone.starts = {p.starts[row]};
-    for (Values* values : {&alone.u, &alone.delta, &alone.B, &alone.C}) {
-      const Index width = static_cast<Index>(values->size()) / p.tokens();
-      *values = part_of(*values, begin * width, p.lengths[row] * width);
-    }
-    alone.h0 = part_of(p.h0, row * size, size);
-    const Result result = run<cuda, bf16>(alone, true);
+    const Result result = run<cuda, bf16>(row_of(p, row), true);
     CHECK(result.y == part_of(all.y, begin * D, p.lengths[row] * D));
     CHECK(result.h == part_of(all.h, row * size, size));
   }
+}
+
+TEST_CASE("ssd in bf16: segments of a row in parallel, and one after the other among many rows, give the same bits") {
+  // Segments have 512 tokens. Alone a row has fewer blocks than multiprocessors, together they have more than enough.
+  std::vector<Index> lengths{513, 1700, 512, 0, 1024, 4}, starts{0, 3, 1, 2, 0, 1};
+  lengths.resize(240, 9), starts.resize(240, 1);
+  Problem p = stored(random_problem(lengths, starts, 1, 2, 24, 24));
+  for (double& value : p.delta) value -= 4;  // the state outlasts a segment
+  p = stored(p);
+  const Result all = run<cuda, bf16>(p, true);
+  const Index D = p.channels(), size = D * p.states;
+  for (Index row = 0, begin = 0; row < 6; begin += p.lengths[row++]) {
+    if (p.lengths[row] == 0) continue;
+    CAPTURE(row);
+    const Problem alone = row_of(p, row);
+    check_in_bf16(alone);
+    const Result result = run<cuda, bf16>(alone, true);
+    CHECK(run<cuda, bf16>(alone, true) == result);
+    CHECK(result.y == part_of(all.y, begin * D, p.lengths[row] * D));
+    CHECK(result.h == part_of(all.h, row * size, size));
+    const Index chunks = (p.lengths[row] + ssd_chunk - 1) / ssd_chunk, first = begin / ssd_chunk + row;
+    CHECK(part_of(result.kept, 0, chunks * size) == part_of(all.kept, first * size, chunks * size));
+  }
+  // Some together, in segments, one of few tokens and one without any among them.
+  Problem some = p;
+  some.rows = 6;
+  some.lengths.resize(6), some.starts.resize(6);
+  const Index tokens = some.tokens();
+  for (Values* values : {&some.u, &some.delta, &some.B, &some.C})
+    values->resize(values->size() / static_cast<std::size_t>(p.tokens()) * static_cast<std::size_t>(tokens));
+  some.h0.resize(static_cast<std::size_t>(6 * size));
+  const Result result = run<cuda, bf16>(some, true);
+  CHECK(result.y == part_of(all.y, 0, tokens * D));
+  CHECK(result.h == part_of(all.h, 0, 6 * size));
 }
 
 TEST_CASE("ssd in bf16: a sequence cut in two, at any place and without a state") {

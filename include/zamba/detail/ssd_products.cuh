@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: MIT
 // ssd of bf16 by tensor cores: long rows, in chunks of 64 tokens; equations in ssd.hpp.
 //
-// A block takes one head of one row, or 64 channels of it, from the first chunk to the last, so that the state never
-// leaves the block and u and y cross memory once. With l_t the logarithm of e_t, S the state before the chunk:
+// A block takes one head of one row, or 64 channels of it, from the first chunk to the last, so that the state stays in
+// the block and u and y cross memory once. With l_t the logarithm of e_t, S the state before the chunk:
 //   y = (K * C B^T * dt) u + e (C S) + D u       a warp takes 16 tokens of the chunk, all of its channels
 //   S = e_last S + (f dt u)^T B                  a warp takes 16 channels, all n, and leads by one chunk
 // The matrix of 64 x 64 lives in registers, 16 x 32 at a time; S too, in float, and goes through shared memory, as
 // bf16, to the warps that multiply it by C. The warps of the state have less to multiply, so they also bring u, B and C
 // of the chunks to come, and the first of them computes dt and l of the next one.
+//
+// A row's chunks form segments of eight. The state in a segment is kept as two: what its own tokens made of 0, and the
+// state before it, which decays. So a segment's own part needs no segment before it. Where one block for each row and
+// head would leave the GPU half empty, a block takes one segment instead, and two kernels come first: one makes the own
+// part of every segment, the other goes through these and finds the states before the segments. They do the same
+// arithmetic as one block for the whole row, bit by bit.
 //
 // Chunks begin at a row's first token of the call, so nothing depends on the other rows. A step's decay below 2^-128
 // counts as 2^-128, of which exp2_approximate makes 0: so |l| is at most 2^13, and differences of two are good to
@@ -24,13 +30,16 @@
 
 namespace zamba::detail {
 
-/// States and channels that a block has room for; what is not there is 0.
-template <int N_, int P_>
+/// States and channels that a block has room for; what is not there is 0. Outputs_: it computes y, not the state only.
+template <int N_, int P_, bool Outputs_ = true>
 struct SsdProductTraits {
   static constexpr int N = N_, P = P_, Q = 64;  // Q: tokens of a chunk
-  static constexpr int stages = 3;              // chunks in shared memory: one in use, two on their way
-  static constexpr int token_warps = Q / 16, state_warps = P / 16, threads = 32 * (token_warps + state_warps);
-  static constexpr int blocks = N <= 64 ? 2 : 1;  // on a multiprocessor
+  static constexpr bool outputs = Outputs_;
+  static constexpr int segment = 8;               // chunks
+  static constexpr int stages = outputs ? 2 : 4;  // chunks in shared memory: one in use, the others on their way
+  static constexpr int token_warps = outputs ? Q / 16 : 0, state_warps = P / 16;
+  static constexpr int threads = 32 * (token_warps + state_warps);
+  static constexpr int blocks = (N <= 64 ? 2 : 1) * (outputs ? 1 : 2);  // on a multiprocessor
   static_assert(Q == 64, "zamba: a lane of one warp has two tokens of a chunk");
   static_assert(P <= N, "zamba: a warp gathers its rows of y where its rows of C were");
 };
@@ -54,12 +63,15 @@ struct SsdPlace {
   __device__ SsdPlace operator+(int elements) const { return {memory, at + elements}; }
 };
 
-/// Shared memory of a block: chunks (u, B, C) in turn, the states before even and odd ones, and their dt and l.
+/// Shared memory of a block: chunks (u, B, C) in turn, the states before even and odd ones, and their dt and l. What
+/// only outputs need is C, those states, and the one before the segment in float.
 template <class Traits>
 struct SsdShared {
-  static constexpr int u_size = Traits::Q * Traits::P, B_size = Traits::Q * Traits::N, stage_size = u_size + 2 * B_size;
-  static constexpr int state_size = Traits::P * Traits::N, tiles = Traits::stages * stage_size + 2 * state_size;
-  static constexpr std::size_t bytes = tiles * sizeof(bf16) + 4 * Traits::Q * sizeof(float);
+  static constexpr int u_size = Traits::Q * Traits::P, B_size = Traits::Q * Traits::N;
+  static constexpr int stage_size = u_size + B_size * (Traits::outputs ? 2 : 1);
+  static constexpr int state_size = Traits::outputs ? Traits::P * Traits::N : 0;
+  static constexpr int tiles = Traits::stages * stage_size + 2 * state_size;
+  static constexpr std::size_t bytes = tiles * sizeof(bf16) + (4 * Traits::Q + state_size) * sizeof(float);
 
   bf16* memory;
 
@@ -72,28 +84,46 @@ struct SsdShared {
   }
   __device__ float* dt(int chunk) const { return reinterpret_cast<float*>(memory + tiles) + chunk % 2 * Traits::Q; }
   __device__ float* l(int chunk) const { return dt(chunk) + 2 * Traits::Q; }
+  __device__ float* start() const { return dt(0) + 4 * Traits::Q; }
 };
 
-/// What the warps of a block have in common: a head's share of a row.
+/// Where blocks take segments: what they hand on. Nothing where a block takes a whole row.
+struct SsdSegments {
+  Tensor<float, 3> states;  // (parts of all rows, count, P N) the state before each segment, as threads have them
+  Matrix<float> decays;     // (parts of all rows, count) the logarithm of the decay in the segment before
+  int count = 1;            // blocks for a part of a row
+};
+
+/// What the warps of a block have in common: a head's share of a row, or of a segment of it.
 template <class Traits>
 struct SsdPart {
-  Index begin, length, row;
+  Index begin, length, row;    // of the block's tokens
+  Index of_row;                // tokens
+  Index index;                 // among the parts of all rows
+  int segment;                 // that it begins with
   Index head, group, channel;  // the first channel
   int channels;                // at most P
   int states;                  // at most N
 
-  __device__ SsdPart(const SsdInputs<bf16, float>& in, const Sequences& sequences) {
+  __device__ SsdPart(const SsdInputs<bf16, float>& in, const Sequences& sequences, int segments) {
     const Index heads = in.delta.cols(), per_head = in.u.cols() / heads;
-    const Index parts = (per_head + Traits::P - 1) / Traits::P, part = blockIdx.x % parts;
-    row = blockIdx.x / (parts * heads);
-    head = blockIdx.x / parts % heads;
+    const Index parts = (per_head + Traits::P - 1) / Traits::P;
+    segment = static_cast<int>(blockIdx.x % segments);
+    index = blockIdx.x / segments;
+    const Index part = index % parts;
+    row = index / (parts * heads);
+    head = index / parts % heads;
     group = head / (heads / in.B.shape[1]);
     channel = head * per_head + part * Traits::P;
     channels = static_cast<int>(::min(per_head - part * Traits::P, Index{Traits::P}));
     states = static_cast<int>(in.B.shape[2]);
-    begin = sequences.begin(row);
-    length = sequences.length(row);
+    constexpr Index tokens = Traits::segment * Traits::Q;
+    of_row = sequences.length(row);
+    begin = sequences.begin(row) + segment * tokens;
+    length = ::max(Index{0}, of_row - segment * tokens);
+    if (segments > 1 || !Traits::outputs) length = ::min(length, tokens);
   }
+  __device__ bool ends_row() const { return segment * Index{Traits::segment * Traits::Q} + length == of_row; }
   __device__ int chunks() const { return static_cast<int>((length + Traits::Q - 1) / Traits::Q); }
   /// Tokens of a chunk; 0 behind the last one.
   __device__ int count(int chunk) const {
@@ -122,7 +152,8 @@ class SsdCarrier {
     if (count > 0) {
       copy<Traits::P>(&in_.u(first, part_.channel), in_.u.stride[0], count, part_.channels, shared_.u(chunk));
       copy<Traits::N>(&in_.B(first, part_.group, 0), in_.B.stride[0], count, part_.states, shared_.B(chunk));
-      copy<Traits::N>(&in_.C(first, part_.group, 0), in_.C.stride[0], count, part_.states, shared_.C(chunk));
+      if constexpr (Traits::outputs)
+        copy<Traits::N>(&in_.C(first, part_.group, 0), in_.C.stride[0], count, part_.states, shared_.C(chunk));
     }
     copy_async_commit();
   }
@@ -184,30 +215,72 @@ class SsdCarrier {
 };
 
 /// A warp that keeps the state of 16 channels, transposed: s[j] is the fragment of 16 channels and n = 8 j ... 8 j + 7.
+/// s is what the segment has made of 0; with it goes what is left of `start`, the state before the segment.
 template <class Traits>
 struct SsdStateWarp {
-  float s[Traits::N / 8][4];
+  static constexpr int pieces = Traits::N / 8, threads = 32 * Traits::state_warps;
+  float s[pieces][4];
+  float decay;      // of the segment up to here, its logarithm
   int lane, first;  // channel of the block's
+  int thread;       // of those that keep the state
 
-  /// f(element, n, channel) for the elements that are there.
+  __device__ SsdStateWarp() : s{}, decay(0), lane(threadIdx.x % 32), thread(threadIdx.x - 32 * Traits::token_warps) {
+    first = thread / 32 * 16;
+  }
+
+  /// A thread's part of P N floats.
+  __device__ float4& piece(float* of, int j) const { return reinterpret_cast<float4*>(of)[j * threads + thread]; }
+
+  /// f(place, n, channel) for the elements that are there; place: where an array of P N floats has them.
   template <class F>
-  __device__ void for_elements(const SsdPart<Traits>& part, F&& f) {
+  __device__ void for_elements(const SsdPart<Traits>& part, F&& f) const {
 #pragma unroll
-    for (int j = 0; j < Traits::N / 8; ++j)
+    for (int j = 0; j < pieces; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int n = 8 * j + 2 * (lane % 4) + i % 2, p = first + lane / 4 + i / 2 * 8;
-        if (n < part.states && p < part.channels) f(s[j][i], n, part.channel + p);
+        if (n < part.states && p < part.channels) f(4 * (j * threads + thread) + i, n, part.channel + p);
       }
   }
 
-  __device__ void share(SsdPlace<Traits::N> state) const {
+  /// The state before a row: that of its past, or 0.
+  __device__ void begin_row(const SsdPart<Traits>& part, const Tensor<float, 3>& past, float* start) const {
+#pragma unroll
+    for (int j = 0; j < pieces; ++j) piece(start, j) = make_float4(0, 0, 0, 0);
+    if (past) for_elements(part, [&](int at, Index n, Index c) { start[at] = past(part.row, n, c); });
+  }
+
+  /// The state here becomes the one before a further segment.
+  __device__ void begin_segment(float* start) {
+    const float left = exp2_approximate(decay);
+#pragma unroll
+    for (int j = 0; j < pieces; ++j) {
+      const float4 before = piece(start, j);
+      piece(start, j) = make_float4(::fmaf(left, before.x, s[j][0]), ::fmaf(left, before.y, s[j][1]),
+                                    ::fmaf(left, before.z, s[j][2]), ::fmaf(left, before.w, s[j][3]));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[j][i] = 0;
+    }
+    decay = 0;
+  }
+
+  __device__ void store(const SsdPart<Traits>& part, const float* start, const Matrix<float>& to) const {
+    const float left = exp2_approximate(decay);
+    for_elements(part,
+                 [&](int at, Index n, Index c) { to(n, c) = ::fmaf(left, start[at], s[at / 4 / threads][at % 4]); });
+  }
+
+  __device__ void share(float* start, SsdPlace<Traits::N> state) const {
+    const float left = exp2_approximate(decay);
     const auto to = state.in_tile(first + lane / 4, 0) + 2 * (lane % 4);
 #pragma unroll
-    for (int j = 0; j < Traits::N / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        *reinterpret_cast<unsigned*>(to.further(8 * i, 8 * j)) = pack_bf16(s[j][2 * i], s[j][2 * i + 1]);
+    for (int j = 0; j < pieces; ++j) {
+      const float4 before = piece(start, j);
+      *reinterpret_cast<unsigned*>(to.further(0, 8 * j)) =
+          pack_bf16(::fmaf(left, before.x, s[j][0]), ::fmaf(left, before.y, s[j][1]));
+      *reinterpret_cast<unsigned*>(to.further(8, 8 * j)) =
+          pack_bf16(::fmaf(left, before.z, s[j][2]), ::fmaf(left, before.w, s[j][3]));
+    }
   }
 
   /// Over a chunk.
@@ -215,11 +288,12 @@ struct SsdStateWarp {
     const float *const dt = shared.dt(chunk), *const l = shared.l(chunk);
     const auto u_named = shared.u(chunk).in_tile(lane % 8 + lane / 16 * 8, first + lane / 8 % 2 * 8);
     const auto B_named = shared.B(chunk).in_tile(lane % 16, lane / 16 * 8);
-    const float last = l[Traits::Q - 1], decay = exp2_approximate(last);
+    const float last = l[Traits::Q - 1], of_chunk = exp2_approximate(last);
+    decay += last;
 #pragma unroll
     for (int j = 0; j < Traits::N / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[j][i] *= decay;
+      for (int i = 0; i < 4; ++i) s[j][i] *= of_chunk;
 #pragma unroll
     for (int k = 0; k < Traits::Q; k += 16) {
       unsigned u[4];
@@ -339,13 +413,13 @@ __device__ void ssd_outputs(SsdShared<Traits> shared, int chunk, int first, int 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     ssd_products_kernel(SsdInputs<bf16, float> in, Sequences sequences, Tensor<float, 3> state, Matrix<bf16> y,
-                        Tensor<float, 3> checkpoints, Index few_tokens) {
+                        Tensor<float, 3> checkpoints, SsdSegments segments, Index few_tokens) {
   extern __shared__ __align__(128) unsigned char ssd_memory[];
   const SsdShared<Traits> shared{reinterpret_cast<bf16*>(ssd_memory)};
   let_next_begin();
   wait_for_previous();
-  const SsdPart<Traits> part(in, sequences);
-  if (part.length <= few_tokens) return;
+  const SsdPart<Traits> part(in, sequences, segments.count);
+  if (part.of_row <= few_tokens || part.length == 0) return;
   const int warp = threadIdx.x / 32;
   const int chunks = part.chunks();
 
@@ -355,10 +429,16 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     SsdCarrier<Traits> carrier(in, part, shared);
     if (keeps_time) carrier.ask(0);
     for (int chunk = 0; chunk + 1 < Traits::stages; ++chunk) carrier.bring(chunk);
-    SsdStateWarp<Traits> own{{}, static_cast<int>(threadIdx.x % 32), 16 * (warp - Traits::token_warps)};
-    if (state && sequences.start(part.row) > 0)
-      own.for_elements(part, [&](float& s, Index n, Index c) { s = state(part.row, n, c); });
-    own.share(shared.state(0));
+    SsdStateWarp<Traits> own;
+    float* const start = shared.start();
+    if (segments.states) {
+#pragma unroll
+      for (int j = 0; j < own.pieces; ++j)
+        own.piece(start, j) = own.piece(&segments.states(part.index, part.segment, 0), j);
+    } else {
+      own.begin_row(part, sequences.start(part.row) > 0 ? state : Tensor<float, 3>{}, start);
+    }
+    own.share(start, shared.state(0));
     if (keeps_time) {
       carrier.times(0);
       carrier.ask(1);
@@ -367,18 +447,19 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       copy_async_wait<Traits::stages - 2>();
       __syncthreads();
       carrier.bring(chunk + Traits::stages - 1);
-      if (checkpoints)
-        own.for_elements(part, [&](float& s, Index n, Index c) {
-          checkpoints(part.begin / Traits::Q + part.row + chunk, n, c) = s;
-        });
+      if (checkpoints) {
+        const Index of_row = part.segment * Traits::segment + chunk;
+        own.store(part, start, checkpoints[sequences.begin(part.row) / Traits::Q + part.row + of_row]);
+      }
       own.advance(shared, chunk);
-      own.share(shared.state(chunk + 1));
+      if ((chunk + 1) % Traits::segment == 0) own.begin_segment(start);
+      own.share(start, shared.state(chunk + 1));
       if (keeps_time) {
         carrier.times(chunk + 1);
         carrier.ask(chunk + 2);
       }
     }
-    if (state) own.for_elements(part, [&](float& s, Index n, Index c) { state(part.row, n, c) = s; });
+    if (state && part.ends_row()) own.store(part, start, state[part.row]);
   } else {
     const float skip = in.D[part.head];
     bf16* to = &y(part.begin, part.channel);

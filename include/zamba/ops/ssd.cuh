@@ -2,9 +2,10 @@
 // ssd on CUDA, forward; equations and shapes in ssd.hpp.
 //
 // Rows of more than few_tokens, stored as bf16: products of matrices on tensor cores, in detail/ssd_products.cuh, with
-// its numeric contract. Everything else: the recurrence itself, from a row's first token to its last. Neighbouring
-// channels are a warp's neighbouring lanes, so that the state is read and written in whole lines; some lanes share the
-// states of a channel, 16 a lane in registers, and their sums meet in a fixed order.
+// its numeric contract; long rows, where there are few, in segments side by side. Everything else: the recurrence
+// itself, from a row's first token to its last. Neighbouring channels are a warp's neighbouring lanes, so that the
+// state is read and written in whole lines; some lanes share the states of a channel, 16 a lane in registers, and their
+// sums meet in a fixed order.
 //
 // Numeric contract of the recurrence: everything in compute_t; nothing depends on how a sequence is cut. Agrees with
 // the CPU version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written. Which
@@ -16,6 +17,7 @@
 #include <zamba/context.cuh>
 #include <zamba/detail/launch.cuh>
 #include <zamba/detail/ssd_products.cuh>
+#include <zamba/detail/ssd_segments.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/ssd.hpp>
 
@@ -173,10 +175,25 @@ struct Ssd<cuda> {
   static void launch_products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
                               Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
     using Traits = detail::SsdProductTraits<N, P>;
-    const Index heads = in.delta.cols(), parts = (in.u.cols() / heads + P - 1) / P;
-    detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>,
-                   static_cast<unsigned>(sequences.rows * heads * parts), Traits::threads, shared_bytes<N, P>, in,
-                   sequences, state, y, checkpoints, few_tokens);
+    const Index heads = in.delta.cols(), of_row = heads * ((in.u.cols() / heads + P - 1) / P);
+    const Index parts = sequences.rows * of_row, tokens = Traits::segment * Traits::Q;
+    const Index count = (sequences.longest + tokens - 1) / tokens;
+    ArenaScope scope(ctx.arena());
+    detail::SsdSegments segments;
+    // Segments cost a second reading of u and B, which pays where the GPU would be half empty.
+    if (count > 1 && 2 * parts <= Traits::blocks * ctx.multiprocessors()) {
+      using States = detail::SsdProductTraits<N, P, false>;
+      segments = {ctx.arena().tensor<float>(parts, count, Index{N * P}), ctx.arena().tensor<float>(parts, count),
+                  static_cast<int>(count)};
+      detail::launch(ctx, "ssd: segments", detail::ssd_segments_kernel<States>,
+                     static_cast<unsigned>(parts * (count - 1)), States::threads, detail::SsdShared<States>::bytes, in,
+                     sequences, state, segments, few_tokens);
+      detail::launch(ctx, "ssd: states between segments", detail::ssd_carry_kernel<States>,
+                     static_cast<unsigned>(parts * (N * P / 4 / States::threads)), States::threads, 0, sequences,
+                     segments, of_row, few_tokens);
+    }
+    detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>, static_cast<unsigned>(parts * segments.count),
+                   Traits::threads, shared_bytes<N, P>, in, sequences, state, y, checkpoints, segments, few_tokens);
   }
 
   template <class A, int Width, class F>
