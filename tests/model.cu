@@ -26,19 +26,6 @@ using Wide = LanguageModel<
     HybridStack<2, 2, MambaBlock<MambaConfig{.d_model = 464, .d_state = 128, .n_heads = 2}>,
                 SharedAttention<SharedAttentionConfig{.d_model = 464, .n_heads = 2, .n_kv_heads = 1, .d_ff = 1024}>>>;
 
-/// Zamba2: Mamba-2 layers in two groups, two shared blocks in turn with rope and adapters.
-using Second = LanguageModel<
-    vocabulary,
-    PatternStack<"mhmhhm", Mamba2Block<Mamba2Config{.d_model = 24, .d_state = 40, .n_heads = 4, .n_groups = 2}>,
-                 SharedAttention<SharedAttentionConfig{.d_model = 24,
-                                                       .n_heads = 4,
-                                                       .n_kv_heads = 2,
-                                                       .d_ff = 40,
-                                                       .rope = true,
-                                                       .mlp_adapter_rank = 3,
-                                                       .qkv_adapter_rank = 5}>,
-                 2>>;
-
 /// A prompt longer than what is computed at once, single tokens, a further chunk: |CUDA - exact| / |exact| for the
 /// logits and the state of each, where exact is the CPU in double with the same weights.
 template <class Net, class T>

@@ -8,18 +8,6 @@
 
 namespace {
 
-using Second = LanguageModel<
-    vocabulary,
-    PatternStack<"mhmhhm", Mamba2Block<Mamba2Config{.d_model = 24, .d_state = 40, .n_heads = 4, .n_groups = 2}>,
-                 SharedAttention<SharedAttentionConfig{.d_model = 24,
-                                                       .n_heads = 4,
-                                                       .n_kv_heads = 2,
-                                                       .d_ff = 40,
-                                                       .rope = true,
-                                                       .mlp_adapter_rank = 3,
-                                                       .qkv_adapter_rank = 5}>,
-                 2>>;
-
 Prompts ragged_prompts(Index rows, std::uint64_t stream) {
   Prompts prompts;
   for (Index row = 0; row < rows; ++row)

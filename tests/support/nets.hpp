@@ -48,6 +48,18 @@ using Attending =
 
 /// Mamba-2 layers in groups, m h m h, one shared block.
 using Hybrid2 = LanguageModel<vocabulary, HybridStack<4, 2, Mixer2, Shared>>;
+/// Zamba2: Mamba-2 layers in two groups, two shared blocks in turn with rope and adapters.
+using Second = LanguageModel<
+    vocabulary,
+    PatternStack<"mhmhhm", Mamba2Block<Mamba2Config{.d_model = 24, .d_state = 40, .n_heads = 4, .n_groups = 2}>,
+                 SharedAttention<SharedAttentionConfig{.d_model = 24,
+                                                       .n_heads = 4,
+                                                       .n_kv_heads = 2,
+                                                       .d_ff = 40,
+                                                       .rope = true,
+                                                       .mlp_adapter_rank = 3,
+                                                       .qkv_adapter_rank = 5}>,
+                 2>>;
 /// Transformer layers, and a head of its own.
 using Transformer = LanguageModel<vocabulary, UniformStack<2, Attending>, Head::own>;
 /// Stacks of transformer layers as the layers of a stack with a shared block: t enters their first layer.
