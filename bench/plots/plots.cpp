@@ -7,12 +7,12 @@
 #include <map>
 #include <regex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include <zamba/error.hpp>
 #include <zamba/io/line_plot.hpp>
 
 namespace {
@@ -39,6 +39,7 @@ double milliseconds(const json& run) {
 
 double time_of(const json& run, double) { return milliseconds(run); }
 double tokens_a_second(const json& run, double tokens) { return tokens / milliseconds(run) * 1e3; }
+double thousand_tokens_a_second(const json& run, double tokens) { return tokens / milliseconds(run); }
 double of_ceiling(const json& run, double) { return run.at("of_ceiling").get<double>(); }
 
 std::vector<Runs> models(const std::string& before, const std::string& behind) {
@@ -53,14 +54,14 @@ const std::vector<Picture> pictures = {
      models("decode/", R"(/batch:1/context:(\d+)/.*)")},
     {"cuda_batch.svg", "Tokens of all rows, context 512, bf16", "rows", "tokens a second", tokens_a_second, true,
      models("decode/", R"(/batch:(\d+)/context:512/.*)")},
-    {"cuda_prefill.svg", "A prompt, bf16", "tokens", "tokens a second", tokens_a_second, false,
+    {"cuda_prefill.svg", "A prompt, bf16", "tokens", "thousand tokens a second", thousand_tokens_a_second, false,
      models("prefill/", R"(/tokens:(\d+)/.*)")},
     {"cuda_ceiling.svg",
      "Operators over one row, bf16",
      "tokens",
      "share of the ceiling",
      of_ceiling,
-     false,
+     true,
      {{"attention, 16 heads of 464", R"(attention/prefill/.*head_dim:464/rows:1/tokens:(\d+)/past:0/.*)"},
       {"attention, 32 heads of 128", R"(attention/prefill/.*/kv_heads:32/head_dim:128/rows:1/tokens:(\d+)/past:0/.*)"},
       {"causal_conv1d", R"(causal_conv1d/.*/rows:1/tokens:(\d+)/.*)"},
@@ -78,19 +79,22 @@ PlotCurve curve_of(const Runs& wanted, const Picture& picture, const json& runs)
     const double x = std::stod(parts[1]);
     points[x] = picture.value(run, x);
   }
-  require(!points.empty(), picture.file, ": no run has a name like ", wanted.pattern);
   PlotCurve curve{.name = wanted.curve, .markers = true};
   for (const auto& [x, value] : points) curve.points.push_back({x, value});
   return curve;
 }
 
+/// Without curves that no run is of.
 LinePlot draw(const Picture& picture, const json& runs) {
   LinePlot plot;
   plot.title = picture.title;
   plot.x_label = picture.x_label;
   plot.y_label = picture.y_label;
   plot.legend_left = picture.legend_left;
-  for (const Runs& curve : picture.curves) plot.curves.push_back(curve_of(curve, picture, runs));
+  for (const Runs& wanted : picture.curves) {
+    PlotCurve curve = curve_of(wanted, picture, runs);
+    if (!curve.points.empty()) plot.curves.push_back(std::move(curve));
+  }
   return plot;
 }
 
@@ -112,7 +116,13 @@ int main(int argc, char** argv) {
       const json parsed = json::parse(in);
       for (const json& run : parsed.at("benchmarks")) runs.push_back(run);
     }
-    for (const Picture& picture : pictures) write_line_plot(folder / picture.file, draw(picture, runs));
+    for (const Picture& picture : pictures) {
+      const LinePlot plot = draw(picture, runs);
+      if (plot.curves.empty())
+        std::fprintf(stderr, "%s: left out, there is no run for it\n", picture.file);
+      else
+        write_line_plot(folder / picture.file, plot);
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
