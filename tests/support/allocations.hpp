@@ -55,10 +55,15 @@ void* operator new(std::size_t size, std::align_val_t alignment) {
   if (posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0) return pointer;
   throw std::bad_alloc();
 }
-// A sanitizer keeps this one to itself, and would not let the delete below release what it gave.
+// A sanitizer keeps these two to itself, and would not let the delete below release what they gave.
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
   ++zamba_test::allocations;
   return std::malloc(size ? size : 1);
+}
+void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  ++zamba_test::allocations;
+  void* pointer = nullptr;
+  return posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0 ? pointer : nullptr;
 }
 void operator delete(void* pointer) noexcept { std::free(pointer); }
 void operator delete(void* pointer, std::size_t) noexcept { std::free(pointer); }
