@@ -137,9 +137,20 @@ struct Ssd<cuda> {
       recur<A, 1>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
   }
 
+  /// Of the segments of long rows, on whatever GPU.
+  template <class Ctx, class A, class F>
+  static void scratch(Ctx& ctx, const SsdInputs<A, F>& in, const Sequences& sequences, Tensor<F, 3>, Matrix<A>,
+                      Tensor<F, 3>, Index) {
+    if constexpr (std::is_same_v<A, bf16>)
+      if (in.B.shape[2] <= 128)
+        with_traits(in, [&]<class Traits>(Traits) { segments<Traits>(ctx, in, sequences, most_multiprocessors); });
+  }
+
  private:
   /// Up to so many tokens of a row, its recurrence takes no longer than a chunk of products.
   static constexpr Index few_tokens = 8;
+  /// No GPU has more.
+  static constexpr Index most_multiprocessors = 256;
 
   template <int Width, class A, class F>
   static bool in_pieces_of(const SsdInputs<A, F>& in, Tensor<F, 3> state, Matrix<A> y, Tensor<F, 3> checkpoints) {
@@ -160,40 +171,53 @@ struct Ssd<cuda> {
   template <int N, int P>
   static constexpr std::size_t shared_bytes = detail::SsdShared<detail::SsdProductTraits<N, P>>::bytes;
 
-  static void products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
-                       Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
+  template <class F>
+  static void with_traits(const SsdInputs<bf16, float>& in, F&& f) {
     const bool narrow = in.u.cols() / in.delta.cols() <= 32;
     if (in.B.shape[2] <= 64)
-      narrow ? launch_products<64, 32>(ctx, in, sequences, state, y, checkpoints)
-             : launch_products<64, 64>(ctx, in, sequences, state, y, checkpoints);
+      narrow ? f(detail::SsdProductTraits<64, 32>{}) : f(detail::SsdProductTraits<64, 64>{});
     else
-      narrow ? launch_products<128, 32>(ctx, in, sequences, state, y, checkpoints)
-             : launch_products<128, 64>(ctx, in, sequences, state, y, checkpoints);
+      narrow ? f(detail::SsdProductTraits<128, 32>{}) : f(detail::SsdProductTraits<128, 64>{});
   }
 
-  template <int N, int P>
-  static void launch_products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
-                              Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
-    using Traits = detail::SsdProductTraits<N, P>;
-    const Index heads = in.delta.cols(), of_row = heads * ((in.u.cols() / heads + P - 1) / P);
-    const Index parts = sequences.rows * of_row, tokens = Traits::segment * Traits::Q;
+  /// Shares of a row, each a head's or a part of it.
+  template <class Traits>
+  static Index parts_of_row(const SsdInputs<bf16, float>& in) {
+    const Index heads = in.delta.cols();
+    return heads * ((in.u.cols() / heads + Traits::P - 1) / Traits::P);
+  }
+
+  /// Memory for the segments of rows, where blocks take these. They cost a second reading of u and B, which pays where
+  /// the GPU would be half empty.
+  template <class Traits, class Ctx>
+  static detail::SsdSegments segments(Ctx& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
+                                      Index multiprocessors) {
+    const Index parts = sequences.rows * parts_of_row<Traits>(in), tokens = Traits::segment * Traits::Q;
     const Index count = (sequences.longest + tokens - 1) / tokens;
-    ArenaScope scope(ctx.arena());
-    detail::SsdSegments segments;
-    // Segments cost a second reading of u and B, which pays where the GPU would be half empty.
-    if (count > 1 && 2 * parts <= Traits::blocks * ctx.multiprocessors()) {
-      using States = detail::SsdProductTraits<N, P, false>;
-      segments = {ctx.arena().tensor<float>(parts, count, Index{N * P}), ctx.arena().tensor<float>(parts, count),
-                  static_cast<int>(count)};
-      detail::launch(ctx, "ssd: segments", detail::ssd_segments_kernel<States>,
-                     static_cast<unsigned>(parts * (count - 1)), States::threads, detail::SsdShared<States>::bytes, in,
-                     sequences, state, segments, few_tokens);
-      detail::launch(ctx, "ssd: states between segments", detail::ssd_carry_kernel<States>,
-                     static_cast<unsigned>(parts * (N * P / 4 / States::threads)), States::threads, 0, sequences,
-                     segments, of_row, few_tokens);
-    }
-    detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>, static_cast<unsigned>(parts * segments.count),
-                   Traits::threads, shared_bytes<N, P>, in, sequences, state, y, checkpoints, segments, few_tokens);
+    if (count <= 1 || 2 * parts > Traits::blocks * multiprocessors) return {};
+    return {ctx.arena().template tensor<float>(parts, count, Index{Traits::N * Traits::P}),
+            ctx.arena().template tensor<float>(parts, count), static_cast<int>(count)};
+  }
+
+  static void products(Context<cuda>& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
+                       Tensor<float, 3> state, Matrix<bf16> y, Tensor<float, 3> checkpoints) {
+    with_traits(in, [&]<class Traits>(Traits) {
+      constexpr int N = Traits::N, P = Traits::P;
+      const Index of_row = parts_of_row<Traits>(in), parts = sequences.rows * of_row;
+      ArenaScope scope(ctx.arena());
+      const detail::SsdSegments of_rows = segments<Traits>(ctx, in, sequences, ctx.multiprocessors());
+      if (of_rows.count > 1) {
+        using States = detail::SsdProductTraits<N, P, false>;
+        detail::launch(ctx, "ssd: segments", detail::ssd_segments_kernel<States>,
+                       static_cast<unsigned>(parts * (of_rows.count - 1)), States::threads,
+                       detail::SsdShared<States>::bytes, in, sequences, state, of_rows, few_tokens);
+        detail::launch(ctx, "ssd: states between segments", detail::ssd_carry_kernel<States>,
+                       static_cast<unsigned>(parts * (N * P / 4 / States::threads)), States::threads, 0, sequences,
+                       of_rows, of_row, few_tokens);
+      }
+      detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>, static_cast<unsigned>(parts * of_rows.count),
+                     Traits::threads, shared_bytes<N, P>, in, sequences, state, y, checkpoints, of_rows, few_tokens);
+    });
   }
 
   template <class A, int Width, class F>
