@@ -92,3 +92,14 @@ TEST_CASE("bf16 becomes float exactly, whole registers and parts") {
         CHECK(pack[i] == (i < some ? static_cast<float>(values[first + i]) : 0.0f));
     }
 }
+
+TEST_CASE_TEMPLATE("multiply_add: every lane, in one rounding where the machine can", T, float, double) {
+  const auto of = [](T a, T b, T c) {
+    return detail::multiply_add<T>(detail::broadcast(a), detail::broadcast(b), detail::broadcast(c));
+  };
+  for (Index i = 0; i < detail::lanes<T>; ++i) CHECK(of(3, 5, 7)[i] == 22);
+#if defined(__AVX2__) && defined(__FMA__)
+  const T epsilon = std::numeric_limits<T>::epsilon(), x = 1 + epsilon;
+  CHECK(of(x, x, -(1 + 2 * epsilon))[0] == epsilon * epsilon);
+#endif
+}

@@ -203,6 +203,20 @@ template <class T>
   return -max<T>(-a, -b);
 }
 
+/// a b + c: in one rounding where the machine can. Spelled out where sums must not depend on the shape of a loop, by
+/// which compilers choose between one instruction and two.
+template <class T>
+[[gnu::always_inline]] inline Pack<T> multiply_add(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return (Pack<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (std::is_same_v<T, double>) return (Pack<T>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  if constexpr (std::is_same_v<T, float>) return (Pack<T>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (std::is_same_v<T, double>) return (Pack<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#endif
+  return a * b + c;
+}
+
 /// coefficient(k) as a constant of the program.
 template <int k, class T, class Coefficient>
 consteval T value(Coefficient coefficient) {

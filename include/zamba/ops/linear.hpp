@@ -250,7 +250,9 @@ struct Linear<cpu> {
       detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;
         const detail::Pack<A> inputs = count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
-        detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) { sums[r][s] += weights[r] * inputs; });
+        detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+          sums[r][s] = detail::multiply_add<A>(weights[r], inputs, sums[r][s]);
+        });
       });
     };
     const Index whole = x.cols() / step * step;
