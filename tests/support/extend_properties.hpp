@@ -148,6 +148,26 @@ void check_extend(double bound = rounding<T, Device>) {
     CHECK(run(2) == two);
     CHECK(one == two);  // every operator promises the same bits for any number of threads
   }
+
+  SUBCASE("what scratch memory holds changes nothing, bit by bit") {
+    const auto model = random_model<Net, T, Device>();
+    const Index chunk = zamba::detail::prefill_chunk<Device>;
+    auto ctx = zamba::testing::new_context<Device>(2);
+    const auto run = [&](const std::vector<Index>& lengths) {
+      auto state = model.new_state({.batch = 2, .max_length = chunk + 10});
+      poison(state);
+      auto logits = values<Device>(model.extend(ctx, state, {random_tokens(lengths[0] + lengths[1]), lengths}));
+      for (int i = 0; i < 3; ++i)  // the third may repeat what was recorded of the second
+        append(logits, values<Device>(model.extend(ctx, state, {random_tokens(2, i), std::vector<Index>{1, 1}})));
+      append(logits, values(state));
+      return logits;
+    };
+    for (const std::vector<Index>& lengths : {std::vector<Index>{chunk + 5, 3}, {9, 2}}) {
+      const auto before = run(lengths);
+      poison(ctx.arena());
+      CHECK(run(lengths) == before);
+    }
+  }
 }
 
 /// A head of its own, with the embedding's numbers, computes what a tied head does.

@@ -142,6 +142,17 @@ void poison(const State<Net, T, Device>& state) {
   });
 }
 
+/// Fills with NaN all that an arena holds.
+template <class Device>
+void poison(Arena<Device>& arena) {
+  const auto generation = arena.generation();
+  const std::vector<unsigned char> ones(arena.capacity(), 0xff);
+  ArenaScope scope(arena);
+  Memory<Device>::copy_from_host(arena.template tensor<unsigned char>(static_cast<Index>(ones.size())).data,
+                                 ones.data(), ones.size());
+  require(arena.generation() == generation, "poison: the arena is of several blocks");
+}
+
 /// What the positions so far have written.
 template <class Net, class T, class Device>
 std::vector<double> values(const State<Net, T, Device>& state) {
