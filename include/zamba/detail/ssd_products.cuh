@@ -131,7 +131,7 @@ struct SsdPart {
   }
 };
 
-/// Brings what a block computes with: the part of one thread of the state warps.
+/// Brings what a block computes with: the part of one thread of the state warps. The first of these warps keeps time.
 template <class Traits>
 class SsdCarrier {
  public:
@@ -144,6 +144,29 @@ class SsdCarrier {
         a_(-::exp(in.A_log[part.head]) * log2_e),
         bias_(in.dt_bias[part.head]),
         least_(static_cast<float>(in.dt_min)) {}
+
+  /// Begins to bring the first chunks.
+  __device__ void begin() {
+    if (keeps_time()) ask(0);
+    for (int chunk = 0; chunk + 1 < Traits::stages; ++chunk) bring(chunk);
+  }
+
+  /// dt and l of a chunk, whose delta is there, and asks for that of the next one.
+  __device__ void keep_time(int chunk) {
+    if (!keeps_time()) return;
+    times(chunk);
+    ask(chunk + 1);
+  }
+
+  /// Waits for a chunk, with all warps of the block, and begins to bring one into the place of the chunk before it.
+  __device__ void wait_for(int chunk) {
+    copy_async_wait<Traits::stages - 2>();
+    __syncthreads();
+    bring(chunk + Traits::stages - 1);
+  }
+
+ private:
+  __device__ bool keeps_time() const { return thread_ < 32; }
 
   /// Begins to copy a chunk; one group of copies, though there may be none.
   __device__ void bring(int chunk) const {
@@ -158,7 +181,7 @@ class SsdCarrier {
     copy_async_commit();
   }
 
-  /// Asks for a chunk's delta, which times() takes; by one warp.
+  /// Asks for a chunk's delta, which times() takes.
   __device__ void ask(int chunk) {
     const int count = part_.count(chunk);
 #pragma unroll
@@ -168,7 +191,7 @@ class SsdCarrier {
     }
   }
 
-  /// dt and l of the chunk that was asked for, by the same warp; a token that is not there has dt 0 and a decay of 1.
+  /// dt and l of the chunk that was asked for; a token that is not there has dt 0 and a decay of 1.
   __device__ void times(int chunk) const {
     const int count = part_.count(chunk);
     float dt[2], step[2];
@@ -193,7 +216,6 @@ class SsdCarrier {
     logarithm[1] = sum;
   }
 
- private:
   /// (Q, Width), zeros outside of (count, columns).
   template <int Width>
   __device__ void copy(const bf16* from, Index stride, int count, int columns, SsdPlace<Width> to) const {
@@ -425,10 +447,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 
   // Warps go their own ways between the barriers, of which each meets as many.
   if (warp >= Traits::token_warps) {
-    const bool keeps_time = warp == Traits::token_warps;
     SsdCarrier<Traits> carrier(in, part, shared);
-    if (keeps_time) carrier.ask(0);
-    for (int chunk = 0; chunk + 1 < Traits::stages; ++chunk) carrier.bring(chunk);
+    carrier.begin();
     SsdStateWarp<Traits> own;
     float* const start = shared.start();
     if (segments.states) {
@@ -439,14 +459,9 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       own.begin_row(part, sequences.start(part.row) > 0 ? state : Tensor<float, 3>{}, start);
     }
     own.share(start, shared.state(0));
-    if (keeps_time) {
-      carrier.times(0);
-      carrier.ask(1);
-    }
+    carrier.keep_time(0);
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      copy_async_wait<Traits::stages - 2>();
-      __syncthreads();
-      carrier.bring(chunk + Traits::stages - 1);
+      carrier.wait_for(chunk);
       if (checkpoints) {
         const Index of_row = part.segment * Traits::segment + chunk;
         own.store(part, start, checkpoints[sequences.begin(part.row) / Traits::Q + part.row + of_row]);
@@ -454,10 +469,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       own.advance(shared, chunk);
       if ((chunk + 1) % Traits::segment == 0) own.begin_segment(start);
       own.share(start, shared.state(chunk + 1));
-      if (keeps_time) {
-        carrier.times(chunk + 1);
-        carrier.ask(chunk + 2);
-      }
+      carrier.keep_time(chunk + 1);
     }
     if (state && part.ends_row()) own.store(part, start, state[part.row]);
   } else {

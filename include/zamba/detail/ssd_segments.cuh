@@ -26,23 +26,13 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     own.begin_row(part, sequences.start(part.row) > 0 ? state : Tensor<float, 3>{}, &segments.states(part.index, 0, 0));
   constexpr int chunks = Traits::segment;
   if (part.of_row <= (part.segment + 1) * Index{chunks * Traits::Q}) return;
-  const bool keeps_time = threadIdx.x < 32;
   SsdCarrier<Traits> carrier(in, part, shared);
-  if (keeps_time) carrier.ask(0);
-  for (int chunk = 0; chunk + 1 < Traits::stages; ++chunk) carrier.bring(chunk);
-  if (keeps_time) {
-    carrier.times(0);
-    carrier.ask(1);
-  }
+  carrier.begin();
+  carrier.keep_time(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    copy_async_wait<Traits::stages - 2>();
-    __syncthreads();
-    carrier.bring(chunk + Traits::stages - 1);
+    carrier.wait_for(chunk);
     own.advance(shared, chunk);
-    if (keeps_time) {
-      carrier.times(chunk + 1);
-      carrier.ask(chunk + 2);
-    }
+    carrier.keep_time(chunk + 1);
   }
 #pragma unroll
   for (int j = 0; j < own.pieces; ++j)
