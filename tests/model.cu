@@ -46,12 +46,6 @@ void agrees(double bound) {
   }
 }
 
-/// Zamba2 of the widths that tensor cores take: heads of 64 channels, a d_state of 128.
-using SecondWide =
-    LanguageModel<vocabulary,
-                  HybridStack<2, 2, Mamba2Block<Mamba2Config{.d_model = 96, .d_state = 128, .n_heads = 3}>,
-                              SharedAttention<SharedAttentionConfig{
-                                  .d_model = 96, .n_heads = 3, .d_ff = 200, .rope = true, .mlp_adapter_rank = 8}>>>;
 /// Llama: three heads of 48 over one of keys, a head of its own.
 using Llama = LanguageModel<
     vocabulary,

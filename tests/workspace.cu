@@ -36,3 +36,7 @@ TEST_CASE("a workspace that does not fit is refused, and nothing has changed") {
   model.extend(other, random_tokens(3, 1));
   CHECK(values<cuda>(model.extend(ctx, state, tokens)) == values<cuda>(model.extend(other, tokens)));
 }
+
+TEST_CASE("it is known before it is taken: ssd of the widths that tensor cores take, in segments of long rows") {
+  check_workspace<zamba_test::SecondWide, zamba::bf16, zamba::cuda>();
+}

@@ -131,18 +131,20 @@ constexpr Index active_parameters() {
     return parameter_count<B>;
 }
 
+template <class Count>
 struct CountStateBytes {
-  Index batch, length, bytes = 0;
+  Count batch, length, bytes = 0;
   template <class T>
   constexpr void operator()(const Name&, Tensor<T, 3>&, Index rows, Index width) {
-    bytes += batch * (rows == per_position ? length : rows) * width * static_cast<Index>(sizeof(T));
+    bytes += batch * (rows == per_position ? length : Count(rows)) * Count(width) * Count(sizeof(T));
   }
 };
 
-template <class B, class T>
-constexpr Index state_bytes(Index batch, Index length) {
+/// Count: what the sum is taken in, double where it may exceed every Index.
+template <class B, class T, class Count>
+constexpr Count state_bytes(Count batch, Count length) {
   typename B::template State<T, compute_t<T>> state;
-  CountStateBytes counter{batch, length};
+  CountStateBytes<Count> counter{batch, length};
   visit_state<B>(state, counter);
   return counter.bytes;
 }

@@ -199,12 +199,8 @@ class State {
 
   /// About what all tensors and the history take.
   double needed_bytes() const {
-    double per_position_and_row = sizeof(std::uint64_t), per_row = 0;
-    for_each_tensor([&](const auto& tensor, Index rows, Index width) {
-      const double bytes = static_cast<double>(sizeof(*tensor.data)) * static_cast<double>(width);
-      (rows == per_position ? per_position_and_row : per_row) += rows == per_position ? bytes : bytes * double(rows);
-    });
-    return static_cast<double>(batch_) * (per_row + per_position_and_row * static_cast<double>(max_length_));
+    const double rows = static_cast<double>(batch_), positions = static_cast<double>(max_length_);
+    return detail::state_bytes<Net, T>(rows, positions) + rows * positions * sizeof(std::uint64_t);
   }
 
   std::size_t checked(Index row) const {

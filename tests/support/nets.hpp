@@ -60,6 +60,12 @@ using Second = LanguageModel<
                                                        .mlp_adapter_rank = 3,
                                                        .qkv_adapter_rank = 5}>,
                  2>>;
+/// Zamba2 of the widths that tensor cores take: heads of 64 channels, a d_state of 128.
+using SecondWide =
+    LanguageModel<vocabulary,
+                  HybridStack<2, 2, Mamba2Block<Mamba2Config{.d_model = 96, .d_state = 128, .n_heads = 3}>,
+                              SharedAttention<SharedAttentionConfig{
+                                  .d_model = 96, .n_heads = 3, .d_ff = 200, .rope = true, .mlp_adapter_rank = 8}>>>;
 /// Transformer layers, and a head of its own.
 using Transformer = LanguageModel<vocabulary, UniformStack<2, Attending>, Head::own>;
 /// Stacks of transformer layers as the layers of a stack with a shared block: t enters their first layer.

@@ -190,9 +190,8 @@ auto Model<Net, T, Device>::make_room(Context<Device>& ctx, StateType& state, st
 
 template <class Net, class T, class Device>
 void Model<Net, T, Device>::fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const {
-  const double state = static_cast<double>(options.batch) * static_cast<double>(state_bytes<Net, T>(1, 1)) +
-                       static_cast<double>(options.batch) * (static_cast<double>(options.max_length) - 1) *
-                           static_cast<double>(state_bytes<Net, T>(1, 2) - state_bytes<Net, T>(1, 1));
+  const double state =
+      detail::state_bytes<Net, T>(static_cast<double>(options.batch), static_cast<double>(options.max_length));
   std::ostringstream numbers;
   numbers << std::fixed << std::setprecision(0)
           << state + static_cast<double>(buffer_.size()) + static_cast<double>(workspace) << " bytes in all, weights "
