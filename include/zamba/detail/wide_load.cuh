@@ -83,6 +83,19 @@ __device__ void load_values(const F* from, F (&to)[Width]) {
   }
 }
 
+/// The same of memory that the kernel itself writes, too.
+template <int Width, class F>
+__device__ void load_own_values(const F* from, F (&to)[Width]) {
+  constexpr int each = Width < wide<F> ? 1 : wide<F>;
+#pragma unroll
+  for (int i = 0; i < Width / each; ++i) {
+    F part[each];
+    piece_at<each>(from + i * each).values(part);
+#pragma unroll
+    for (int j = 0; j < each; ++j) to[i * each + j] = part[j];
+  }
+}
+
 /// Rounds Width values and writes them to an address that is aligned to them.
 template <int Width, class A>
 __device__ void store_piece(A* to, const compute_t<A> (&values)[Width]) {
@@ -96,6 +109,19 @@ __device__ void store_piece(A* to, const compute_t<A> (&values)[Width]) {
     uint4 raw;
     memcpy(&raw, values, sizeof(raw));
     *reinterpret_cast<uint4*>(to) = raw;
+  }
+}
+
+/// Writes Width values of compute_t to an address that is aligned to 16 bytes where they are that many or more.
+template <int Width, class F>
+__device__ void store_values(F* to, const F (&values)[Width]) {
+  constexpr int each = Width < wide<F> ? 1 : wide<F>;
+#pragma unroll
+  for (int i = 0; i < Width / each; ++i) {
+    F part[each];
+#pragma unroll
+    for (int j = 0; j < each; ++j) part[j] = values[i * each + j];
+    store_piece<each>(to + i * each, part);
   }
 }
 

@@ -89,9 +89,14 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     } else {
       const bool continued = state && sequences.start(row) > 0;
 #pragma unroll
-      for (int j = 0; j < past; ++j)
+      for (int j = 0; j < past; ++j) {
+        if (continued) {
+          load_own_values<width>(&state(row, j, c), window[j]);
+        } else {
 #pragma unroll
-        for (int i = 0; i < width; ++i) window[j][i] = continued ? state(row, j, c + i) : F(0);
+          for (int i = 0; i < width; ++i) window[j][i] = 0;
+        }
+      }
       if (state) {
         // The last K - 1 inputs, the past among them where the row is shorter.
 #pragma unroll
@@ -108,8 +113,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                 for (int i = 0; i < width; ++i) kept[i] = window[j][i];
               }
           }
-#pragma unroll
-          for (int i = 0; i < width; ++i) state(row, slot, c + i) = kept[i];
+          store_values<width>(&state(row, slot, c), kept);
         }
       }
     }
@@ -204,7 +208,8 @@ struct CausalConv1d<cuda> {
     constexpr Index K = 4;
     if (weight.cols() == K) {
       constexpr Index width = detail::wide<A>;
-      const bool in_pieces = detail::in_pieces(x) && detail::in_pieces(out) && detail::in_pieces(weight);
+      const bool in_pieces = detail::in_pieces(x) && detail::in_pieces(out) && detail::in_pieces(weight) &&
+                             (!state || detail::aligned(state, detail::wide<F>));
       return in_pieces ? launch<detail::CausalConv1dTraits<A, K, width>>(ctx, x, weight, bias, sequences, state, out)
                        : launch<detail::CausalConv1dTraits<A, K, 1>>(ctx, x, weight, bias, sequences, state, out);
     }
