@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       of_values.init(8 * Traits::cluster);
       for (int s = 0; s < 2; ++s) {
         probabilities_full[s].init(warpgroup_threads);
-        probabilities_empty[s].init(8);
+        probabilities_empty[s].init(2 * warpgroup_threads);
       }
       barriers_initialised();
     }
@@ -193,8 +193,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
           const std::byte* of_row = probabilities + from.stage * Traits::probability_bytes + a_row * atom_row_bytes;
 #pragma unroll
           for (int k = 0; k < keys / 16; ++k) load_matrices(p[k], of_row + ((2 * k + lane / 16) ^ (a_row % 8)) * 16);
-          __syncwarp();
-          if (lane == 0) probabilities_empty[from.stage].arrive();
+          probabilities_empty[from.stage].arrive();
           from.next();
           scale_sums(sums, factor);
           SharedBarrier* last = nullptr;
