@@ -3,7 +3,7 @@
 //
 //   1 to 4 tokens      a block takes four rows of the weight, 16 bytes a lane; its threads share the columns. Of short
 //                      rows a warp takes four. In float and double it is for 1 to 8 tokens
-//   5 to 64, bf16      tensor cores, see detail/linear_tiles.cuh
+//   5 to 64, bf16      tensor cores, see detail/linear_tiles.cuh; of large weights from 3 tokens on
 //   more               cuBLAS, all heads in one call; also where rows are no multiples of 16 bytes
 //
 // The first two read the weight once, bound by memory bandwidth.
@@ -158,7 +158,7 @@ struct Linear<cuda> {
   template <class Ctx, class A>
   static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
     if constexpr (std::is_same_v<A, bf16>)
-      if (detail::LinearTiles::fit(x, weight, y.rows())) detail::LinearTiles::scratch(ctx, weight, y.rows());
+      if (on_tensor_cores(x, weight, y.rows())) detail::LinearTiles::scratch(ctx, weight, y.rows());
   }
 
  private:
@@ -166,14 +166,20 @@ struct Linear<cuda> {
   template <class A>
   static constexpr Index few_tokens = std::is_same_v<A, bf16> ? 4 : 8;
 
+  /// Weights of so many elements or more take less time on tensor cores from 3 tokens on, smaller ones from 5 on.
+  static constexpr Index large_weight = Index{1} << 23;
+  static bool on_tensor_cores(Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, Index tokens) {
+    const Index too_few = weight.size() >= large_weight ? 2 : few_tokens<bf16>;
+    return tokens > too_few && detail::LinearTiles::fit(x, weight, tokens);
+  }
+
   /// y (n, heads, out); with a residual or a bias it is one head.
   template <class A, class F>
   static void any_number(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                          Matrix<const A> residual, Vector<const F> bias) {
-    if (y.rows() <= few_tokens<A>) return few<A>(ctx, x, weight, y, residual, bias);
     if constexpr (std::is_same_v<A, bf16>)
-      if (detail::LinearTiles::fit(x, weight, y.rows()))
-        return detail::LinearTiles::forward(ctx, x, weight, y, residual, bias);
+      if (on_tensor_cores(x, weight, y.rows())) return detail::LinearTiles::forward(ctx, x, weight, y, residual, bias);
+    if (y.rows() <= few_tokens<A>) return few<A>(ctx, x, weight, y, residual, bias);
     many<A>(ctx, x, weight, y, residual, bias);
   }
 
