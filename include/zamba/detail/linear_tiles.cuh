@@ -256,10 +256,16 @@ class LinearTiles {
   template <class A>
   static void forward(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                       Matrix<const A> residual, Vector<const float> bias) {
-    if (y.rows() <= 16)
-      launch<LinearTileTraits<16, 6>>(ctx, x, weight, y, residual, bias);
-    else if (y.rows() <= 32)
-      launch<LinearTileTraits<32, 5>>(ctx, x, weight, y, residual, bias);
+    // Kernels for fewer tokens have more stages, for which some GPUs have no room; they give the same bits.
+    const auto serves = [&]<class Traits>(Traits) {
+      return y.rows() <= Traits::tokens && Traits::shared_bytes <= ctx.most_shared();
+    };
+    using For16 = LinearTileTraits<16, 6>;
+    using For32 = LinearTileTraits<32, 5>;
+    if (serves(For16{}))
+      launch<For16>(ctx, x, weight, y, residual, bias);
+    else if (serves(For32{}))
+      launch<For32>(ctx, x, weight, y, residual, bias);
     else
       launch<LinearTileTraits<most_tokens, 4>>(ctx, x, weight, y, residual, bias);
   }
