@@ -122,6 +122,22 @@ TEST_CASE("attention in bf16: one token over a long cache") {
   check_bf16(bf16_problem(shape_of(1, 1, 464), {1, 2}, {140, 60}, 150));
 }
 
+TEST_CASE("attention in bf16: one token of so many rows that blocks take parts in turn") {
+  constexpr Index rows = 300, positions = 260;
+  std::vector<Index> starts;
+  for (Index row = 0; row < rows; ++row) starts.push_back(row * 37 % positions);
+  const Problem p = bf16_problem(shape_of(4, 4, 8), std::vector<Index>(rows, 1), starts, positions);
+  const Result together = run<Bf16>(p);
+  CHECK(relative_error(together.out, plain_batch(p)) < bf16_tolerance);
+  for (const std::size_t row : {0, 7, 150, 299}) {
+    const Result alone = run<Bf16>(row_of_problem(p, row));
+    const auto first = static_cast<Index>(row) * p.q_width();
+    CHECK(alone.out == part(together.out, first, p.q_width()));
+    CHECK(alone.cache_k ==
+          part(together.cache_k, static_cast<Index>(row) * positions * p.k_width(), positions * p.k_width()));
+  }
+}
+
 TEST_CASE("attention in bf16: cuts of a sequence agree, and reruns are bit-equal") {
   for (const Index head_dim : {32, 232}) {
     CAPTURE(head_dim);
