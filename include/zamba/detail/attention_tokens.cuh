@@ -17,7 +17,7 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/attention_tiles.cuh>
+#include <zamba/detail/attention_parts.cuh>
 #include <zamba/detail/elementwise.cuh>
 #include <zamba/detail/launch.cuh>
 #include <zamba/detail/tensor_core.cuh>

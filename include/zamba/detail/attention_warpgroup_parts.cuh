@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <zamba/detail/attention_tiles.cuh>
+#include <zamba/detail/attention_parts.cuh>
 #include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/warpgroup.cuh>
 

@@ -17,8 +17,8 @@
 #pragma once
 
 #include <zamba/context.cuh>
+#include <zamba/detail/attention_parts.cuh>
 #include <zamba/detail/attention_split_head.cuh>
-#include <zamba/detail/attention_tiles.cuh>
 #include <zamba/detail/attention_whole_head.cuh>
 #include <zamba/detail/launch.cuh>
 #include <zamba/detail/warpgroup.cuh>

@@ -12,6 +12,11 @@
 
 namespace zamba::detail {
 
+/// A place in shared memory as instructions name it.
+__device__ inline unsigned shared_address(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+
 /// c += a b
 __device__ inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm volatile(
@@ -23,32 +28,31 @@ __device__ inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const 
 /// Four 8 x 8 matrices of bf16 from shared memory: lane l names row l % 8 of matrix l / 8, 16 aligned bytes; it gets
 /// elements 2t and 2t + 1 of row g of each.
 __device__ inline void load_matrices(unsigned (&to)[4], const void* row) {
-  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(at)
+               : "r"(shared_address(row))
                : "memory");
 }
 
 /// The same of the matrices transposed: elements 2t and 2t + 1 of column g of each.
 __device__ inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
-  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(at)
+               : "r"(shared_address(row))
                : "memory");
 }
 
 /// Begins to copy 16 aligned bytes into shared memory; zeros where `valid` is not true, then `from` is not read.
 __device__ inline void copy_async(void* shared, const void* from, bool valid) {
-  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
 }
 
 /// The same, and a hint that what follows in memory, up to 256 bytes, will be read soon.
 __device__ inline void copy_async_ahead(void* shared, const void* from, bool valid) {
-  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
+               "r"(valid ? 16 : 0)
                : "memory");
 }
 

@@ -17,6 +17,7 @@
 #include <cuda_runtime.h>
 
 #include <zamba/context.cuh>
+#include <zamba/detail/tensor_core.cuh>
 #include <zamba/number.hpp>
 #include <zamba/tensor.hpp>
 
@@ -33,10 +34,6 @@ inline constexpr int warpgroup_threads = 128;
 inline constexpr int atom_columns = 64;  // bf16
 inline constexpr int atom_row_bytes = 128;
 inline constexpr int atom_alignment = 1024;
-
-__device__ inline unsigned shared_address(const void* at) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(at));
-}
 
 /// A barrier in shared memory. It completes a phase when as many have arrived as it waits for, and all bytes that they
 /// announced; phases count from 0, and a wait for the phase before the first returns at once.
