@@ -4,12 +4,15 @@
 
 #include <doctest/doctest.h>
 
+#include "cuda/split_model.hpp"
 #include "support/extend_properties.hpp"
 
-// Every member is instantiated.
+// Every member is instantiated, for cuda/split_model.cpp.
 template class zamba::Model<zamba_test::Hybrid, zamba::bf16, zamba::cuda>;
 
 using namespace zamba_test;
+
+std::vector<double> zamba_test::split_logits_by_nvcc() { return split_logits(random_model<Hybrid, bf16, cuda>()); }
 
 TEST_CASE("extend() on CUDA: float") { check_extend<Hybrid, float, cuda>(); }
 TEST_CASE("extend() on CUDA: double") { check_extend<TwoCopies, double, cuda>(); }

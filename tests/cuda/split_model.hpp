@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A model whose kernels are compiled in split_model.cu and which split_model.cpp uses.
+// A model that ../model.cu instantiates and split_model.cpp uses.
 #pragma once
 
 #include <vector>
