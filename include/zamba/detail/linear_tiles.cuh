@@ -191,21 +191,12 @@ __global__ void __launch_bounds__(Traits::threads, 2)
   for (int piece = thread; piece < ::min(n, tokens) * pieces; piece += Traits::threads) {
     const int token = piece / pieces, at = piece % pieces * width;
     if (first_row + at >= weight.shape[1]) continue;
-    const float* const from = tile_sums + token * Traits::row_stride + at;
-    const auto low = piece_at<4>(from), high = piece_at<4>(from + 4);
-    if (partial) {
-      float* const to = &partial(blockIdx.y, head, token, first_row + at);
-      store_piece(to, low), store_piece(to + 4, high);
-    } else {
-      float values[width], rest[4];
-      high.values(rest);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) values[4 + i] = rest[i];
-      low.values(rest);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) values[i] = rest[i];
+    float values[width];
+    load_written_values<width>(tile_sums + token * Traits::row_stride + at, values);
+    if (partial)
+      store_values<width>(&partial(blockIdx.y, head, token, first_row + at), values);
+    else
       result.write(head, token, first_row + at, values);
-    }
   }
 }
 

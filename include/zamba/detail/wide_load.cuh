@@ -70,30 +70,29 @@ __device__ void load_piece(const A* from, compute_t<A> (&to)[Width]) {
     load_16_bytes(from, to);
 }
 
-/// Width values of compute_t from an address that is aligned to 16 bytes where they are that many or more.
-template <int Width, class F>
-__device__ void load_values(const F* from, F (&to)[Width]) {
+/// load(from, part) for every 16 bytes of Width values, or for each where they are fewer.
+template <int Width, class F, class Load>
+__device__ void load_parts(const F* from, F (&to)[Width], Load&& load) {
   constexpr int each = Width < wide<F> ? 1 : wide<F>;
 #pragma unroll
-  for (int i = 0; i < Width / each; ++i) {
+  for (int i = 0; i < Width; i += each) {
     F part[each];
-    load_piece<each>(from + i * each, part);
+    load(from + i, part);
 #pragma unroll
-    for (int j = 0; j < each; ++j) to[i * each + j] = part[j];
+    for (int j = 0; j < each; ++j) to[i + j] = part[j];
   }
 }
 
-/// The same of memory that the kernel itself writes, too.
+/// Width values of compute_t from an address that is aligned to 16 bytes where they are that many or more.
 template <int Width, class F>
-__device__ void load_own_values(const F* from, F (&to)[Width]) {
-  constexpr int each = Width < wide<F> ? 1 : wide<F>;
-#pragma unroll
-  for (int i = 0; i < Width / each; ++i) {
-    F part[each];
-    piece_at<each>(from + i * each).values(part);
-#pragma unroll
-    for (int j = 0; j < each; ++j) to[i * each + j] = part[j];
-  }
+__device__ void load_values(const F* from, F (&to)[Width]) {
+  load_parts(from, to, []<int Each>(const F* at, F(&part)[Each]) { load_piece<Each>(at, part); });
+}
+
+/// The same of memory that is also written while the kernel runs.
+template <int Width, class F>
+__device__ void load_written_values(const F* from, F (&to)[Width]) {
+  load_parts(from, to, []<int Each>(const F* at, F(&part)[Each]) { piece_at<Each>(at).values(part); });
 }
 
 /// Rounds Width values and writes them to an address that is aligned to them.

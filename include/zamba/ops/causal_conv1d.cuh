@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
       for (int j = 0; j < past; ++j) {
         if (continued) {
-          load_own_values<width>(&state(row, j, c), window[j]);
+          load_written_values<width>(&state(row, j, c), window[j]);
         } else {
 #pragma unroll
           for (int i = 0; i < width; ++i) window[j][i] = 0;
