@@ -2,6 +2,7 @@
 #include <zamba/zamba.cuh>
 
 #define ZAMBA_TEST_DEVICE cuda
+#include "support/free_memory.hpp"
 #include "workspace.cpp"
 
 TEST_CASE("a workspace that does not fit is refused, and nothing has changed") {
@@ -14,12 +15,7 @@ TEST_CASE("a workspace that does not fit is refused, and nothing has changed") {
   model.extend(ctx, state, random_tokens(3, 1));
   const auto before = state.to_bytes();
 
-  // All of the GPU's memory, down to pieces that are smaller than what the prompt needs.
-  std::vector<Buffer<cuda>> taken;
-  for (std::size_t size = std::size_t{1} << 40; size >= std::size_t{1} << 18; size /= 2) try {
-      for (;;) taken.emplace_back(size);
-    } catch (const OutOfMemory&) {
-    }
+  auto taken = all_free_memory<cuda>(std::size_t{1} << 18);  // what the prompt needs is more
   std::string message;
   try {
     model.extend(ctx, state, tokens);

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "../support/extend_properties.hpp"
+#include "../support/free_memory.hpp"
 
 namespace {
 
@@ -71,19 +72,6 @@ void agrees_at_every_length(double bound) {
     CHECK(relative_error(next, rows(length, 1)) <= bound);
     if (length == lengths.back()) CHECK(relative_error(values(there), values(here)) <= bound);
   }
-}
-
-/// All of the GPU's free memory, but for pieces too small for what a test then asks for.
-std::vector<Buffer<cuda>> all_free_memory() {
-  std::vector<Buffer<cuda>> taken;
-  for (std::size_t bytes = std::size_t{1} << 40; bytes >= std::size_t{1} << 20;) {
-    try {
-      taken.emplace_back(bytes);
-    } catch (const Error&) {
-      bytes /= 2;
-    }
-  }
-  return taken;
 }
 
 /// Whether a message says that memory does not suffice, how many bytes were wanted, and how many are free.
@@ -156,7 +144,7 @@ TEST_CASE("out of memory on CUDA: a prompt whose scratch does not fit is refused
   Context<cuda> ctx;
   auto state = model.new_state({.max_length = 700});
   {
-    const auto taken = all_free_memory();
+    const auto taken = all_free_memory<cuda>(std::size_t{1} << 20);
     const std::string message = message_of([&] { model.extend(ctx, state, tokens, Positions::all); });
     CHECK_MESSAGE(names_memory(message), message);
     CHECK(state.length() == 0);
