@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// linear on CUDA in bf16: up to 64 tokens it reads weights (compare with the copy's bandwidth), with more it multiplies
+// linear on CUDA in bf16: with few tokens it reads weights (compare with the copy's bandwidth), with many it multiplies
 // (compare with cuBLAS on large squares).
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// linear of bf16 for up to 64 tokens, on tensor cores at the pace at which memory delivers the weight.
+// linear of bf16 for up to 32 tokens, on tensor cores at the pace at which memory delivers the weight.
 //
 // A block takes 128 rows of the weight, which pass through shared memory in stages of 64 columns, several of them on
 // their way at any time. Where the rows make too few blocks for a GPU, blocks share the columns too, and a second
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(Threads::value)
 /// kernels compiles them.
 class LinearTiles {
  public:
-  static constexpr Index most_tokens = 64;
+  static constexpr Index most_tokens = 32;  // cuBLAS takes less time for more
 
   /// Otherwise: too many tokens, or rows that are no multiples of 16 bytes.
   template <class A>
@@ -247,12 +247,12 @@ class LinearTiles {
   template <class A>
   static void forward(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                       Matrix<const A> residual, Vector<const float> bias) {
-    // Kernels for fewer tokens have more stages, for which some GPUs have no room; they give the same bits.
+    // As many stages as shared memory has room for; all give the same bits.
     const auto serves = [&]<class Traits>(Traits) {
       return y.rows() <= Traits::tokens && Traits::shared_bytes <= ctx.most_shared();
     };
     using For16 = LinearTileTraits<16, 6>;
-    using For32 = LinearTileTraits<32, 5>;
+    using For32 = LinearTileTraits<most_tokens, 5>;
     if (serves(For16{}))
       launch<For16>(ctx, x, weight, y, residual, bias);
     else if (serves(For32{}))
