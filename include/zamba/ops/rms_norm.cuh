@@ -85,7 +85,7 @@ struct ConcatenatedInput {
   }
 };
 
-/// What the kernels of one input type have in common.
+/// What the kernels of the backward pass have in common.
 template <class Input_>
 struct RmsNormTraits {
   using Input = Input_;
