@@ -36,6 +36,15 @@ TEST_CASE("rms_norm in bf16: widths about what a block of threads holds, in piec
   check_forward<On<cuda, bf16>>(1027, 16, 0, 0x1p-8);
 }
 
+TEST_CASE_TEMPLATE("rms_norm: more positions than a GPU holds at a time, which a block takes in turn", Where,
+                   On<cuda, float>, On<cuda, double>, On<cuda, bf16>) {
+  const double tolerance = sizeof(typename Where::type) == 2   ? 0x1p-8
+                           : sizeof(typename Where::type) == 8 ? 1e-14
+                                                               : 1e-6;
+  for (const Index d : {16, 4112}) check_forward<Where>(2700, d, 8, tolerance);
+  check_forward<Where>(3, 2064, 0, tolerance);  // beyond what few threads hold in double
+}
+
 TEST_CASE("rms_norm of no positions launches nothing") {
   Context<cuda> ctx;
   const PaddedMatrix<cuda, float> weight({1, 2}, 1), d_weight({3, 4}, 1);

@@ -7,7 +7,8 @@
 //   S = e_last S + (f dt u)^T B                  a warp takes 16 channels, all n, and leads by one chunk
 // The matrix of 64 x 64 lives in registers, 16 x 32 at a time; S too, in float, and goes through shared memory, as
 // bf16, to the warps that multiply it by C. The warps of the state have less to multiply, so they also bring u, B and C
-// of the chunks to come, and the first of them computes dt and l of the next one.
+// of the chunks to come; that of a chunk's first 16 tokens, which need the least of the matrix, computes dt and l of
+// the next one.
 //
 // A row's chunks form segments of eight. The state in a segment is kept as two: what its own tokens made of 0, and the
 // state before it, which decays. So a segment's own part needs no segment before it. Where one block for each row and
@@ -131,57 +132,20 @@ struct SsdPart {
   }
 };
 
-/// Brings what a block computes with: the part of one thread of the state warps. The first of these warps keeps time.
+/// Keeps time: dt and l of chunks, by one warp for each of them.
 template <class Traits>
-class SsdCarrier {
+class SsdClock {
  public:
-  __device__ SsdCarrier(const SsdInputs<bf16, float>& in, const SsdPart<Traits>& part, SsdShared<Traits> shared)
+  __device__ SsdClock(const SsdInputs<bf16, float>& in, const SsdPart<Traits>& part, SsdShared<Traits> shared)
       : in_(in),
         part_(part),
         shared_(shared),
         lane_(threadIdx.x % 32),
-        thread_(threadIdx.x - 32 * Traits::token_warps),
         a_(-::exp(in.A_log[part.head]) * log2_e),
         bias_(in.dt_bias[part.head]),
         least_(static_cast<float>(in.dt_min)) {}
 
-  /// Begins to bring the first chunks.
-  __device__ void begin() {
-    if (keeps_time()) ask(0);
-    for (int chunk = 0; chunk + 1 < Traits::stages; ++chunk) bring(chunk);
-  }
-
-  /// dt and l of a chunk, whose delta is there, and asks for that of the next one.
-  __device__ void keep_time(int chunk) {
-    if (!keeps_time()) return;
-    times(chunk);
-    ask(chunk + 1);
-  }
-
-  /// Waits for a chunk, with all warps of the block, and begins to bring one into the place of the chunk before it.
-  __device__ void wait_for(int chunk) {
-    copy_async_wait<Traits::stages - 2>();
-    __syncthreads();
-    bring(chunk + Traits::stages - 1);
-  }
-
- private:
-  __device__ bool keeps_time() const { return thread_ < 32; }
-
-  /// Begins to copy a chunk; one group of copies, though there may be none.
-  __device__ void bring(int chunk) const {
-    const int count = part_.count(chunk);
-    const Index first = part_.begin + Index{chunk} * Traits::Q;
-    if (count > 0) {
-      copy<Traits::P>(&in_.u(first, part_.channel), in_.u.stride[0], count, part_.channels, shared_.u(chunk));
-      copy<Traits::N>(&in_.B(first, part_.group, 0), in_.B.stride[0], count, part_.states, shared_.B(chunk));
-      if constexpr (Traits::outputs)
-        copy<Traits::N>(&in_.C(first, part_.group, 0), in_.C.stride[0], count, part_.states, shared_.C(chunk));
-    }
-    copy_async_commit();
-  }
-
-  /// Asks for a chunk's delta, which times() takes.
+  /// Asks for a chunk's delta, which keep() takes.
   __device__ void ask(int chunk) {
     const int count = part_.count(chunk);
 #pragma unroll
@@ -192,7 +156,7 @@ class SsdCarrier {
   }
 
   /// dt and l of the chunk that was asked for; a token that is not there has dt 0 and a decay of 1.
-  __device__ void times(int chunk) const {
+  __device__ void keep(int chunk) const {
     const int count = part_.count(chunk);
     float dt[2], step[2];
 #pragma unroll
@@ -216,6 +180,48 @@ class SsdCarrier {
     logarithm[1] = sum;
   }
 
+ private:
+  const SsdInputs<bf16, float>& in_;
+  const SsdPart<Traits>& part_;
+  SsdShared<Traits> shared_;
+  int lane_;
+  float a_, bias_, least_;  // a: in powers of 2
+  float delta_[2] = {};
+};
+
+/// Brings u, B and C of chunks: the part of one thread of the state warps.
+template <class Traits>
+class SsdCarrier {
+ public:
+  __device__ SsdCarrier(const SsdInputs<bf16, float>& in, const SsdPart<Traits>& part, SsdShared<Traits> shared)
+      : in_(in), part_(part), shared_(shared), thread_(threadIdx.x - 32 * Traits::token_warps) {}
+
+  /// Begins to bring the first chunks.
+  __device__ void begin() const {
+    for (int chunk = 0; chunk + 1 < Traits::stages; ++chunk) bring(chunk);
+  }
+
+  /// Waits for a chunk, with all warps of the block, and begins to bring one into the place of the chunk before it.
+  __device__ void wait_for(int chunk) const {
+    copy_async_wait<Traits::stages - 2>();
+    __syncthreads();
+    bring(chunk + Traits::stages - 1);
+  }
+
+ private:
+  /// Begins to copy a chunk; one group of copies, though there may be none.
+  __device__ void bring(int chunk) const {
+    const int count = part_.count(chunk);
+    const Index first = part_.begin + Index{chunk} * Traits::Q;
+    if (count > 0) {
+      copy<Traits::P>(&in_.u(first, part_.channel), in_.u.stride[0], count, part_.channels, shared_.u(chunk));
+      copy<Traits::N>(&in_.B(first, part_.group, 0), in_.B.stride[0], count, part_.states, shared_.B(chunk));
+      if constexpr (Traits::outputs)
+        copy<Traits::N>(&in_.C(first, part_.group, 0), in_.C.stride[0], count, part_.states, shared_.C(chunk));
+    }
+    copy_async_commit();
+  }
+
   /// (Q, Width), zeros outside of (count, columns).
   template <int Width>
   __device__ void copy(const bf16* from, Index stride, int count, int columns, SsdPlace<Width> to) const {
@@ -231,9 +237,7 @@ class SsdCarrier {
   const SsdInputs<bf16, float>& in_;
   const SsdPart<Traits>& part_;
   SsdShared<Traits> shared_;
-  int lane_, thread_;
-  float a_, bias_, least_;  // a: in powers of 2
-  float delta_[2] = {};
+  int thread_;
 };
 
 /// A warp that keeps the state of 16 channels, transposed: s[j] is the fragment of 16 channels and n = 8 j ... 8 j + 7.
@@ -459,7 +463,6 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       own.begin_row(part, sequences.start(part.row) > 0 ? state : Tensor<float, 3>{}, start);
     }
     own.share(start, shared.state(0));
-    carrier.keep_time(0);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       carrier.wait_for(chunk);
       if (checkpoints) {
@@ -469,17 +472,23 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       own.advance(shared, chunk);
       if ((chunk + 1) % Traits::segment == 0) own.begin_segment(start);
       own.share(start, shared.state(chunk + 1));
-      carrier.keep_time(chunk + 1);
     }
     if (state && part.ends_row()) own.store(part, start, state[part.row]);
   } else {
     const float skip = in.D[part.head];
+    SsdClock<Traits> clock(in, part, shared);
+    if (warp == 0) {
+      clock.ask(0);
+      clock.keep(0);
+    }
     bf16* to = &y(part.begin, part.channel);
     for (int chunk = 0; chunk < chunks; ++chunk, to += Traits::Q * y.stride[0]) {
       __syncthreads();
-      // Later tokens take longer, so warps take turns.
+      // Later tokens take longer, so warps take turns, and that of the first ones also keeps time for the next chunk.
       const int first = (warp + chunk) % Traits::token_warps * 16, count = part.count(chunk);
+      if (first == 0) clock.ask(chunk + 1);
       if (first < count) ssd_outputs(shared, chunk, first, count, skip, part.channels, to, y.stride[0]);
+      if (first == 0) clock.keep(chunk + 1);
     }
   }
 }

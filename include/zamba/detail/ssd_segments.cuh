@@ -27,12 +27,20 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   constexpr int chunks = Traits::segment;
   if (part.of_row <= (part.segment + 1) * Index{chunks * Traits::Q}) return;
   SsdCarrier<Traits> carrier(in, part, shared);
+  SsdClock<Traits> clock(in, part, shared);
+  const bool keeps_time = threadIdx.x < 32;
+  const auto keep_time = [&](int chunk) {  // and ask for the next one
+    if (!keeps_time) return;
+    clock.keep(chunk);
+    clock.ask(chunk + 1);
+  };
+  if (keeps_time) clock.ask(0);
   carrier.begin();
-  carrier.keep_time(0);
+  keep_time(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     carrier.wait_for(chunk);
     own.advance(shared, chunk);
-    carrier.keep_time(chunk + 1);
+    keep_time(chunk + 1);
   }
 #pragma unroll
   for (int j = 0; j < own.pieces; ++j)

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: MIT
 // rms_norm on CUDA; equations and shapes in rms_norm.hpp.
 //
-// Forward: a block a position, whose threads hold v and their part of the weight in registers, read 16 bytes at a time
-// where rows allow; the weight also for the positions that the block takes later. Where a position is too wide for that
-// it is read twice. Backward: a block a position for d_x and d_t; d_weight in two more kernels, a thread a column, over
-// fixed groups of positions and then over the groups in order.
+// Forward: a block takes positions in turn, and its threads hold their parts of the weight and of v in registers; the
+// next positions are on their way to shared memory while this one's sum meets. Where a position is too wide for that,
+// or not in pieces of 16 bytes, it is read twice. Backward: a block a position for d_x and d_t; d_weight in two more
+// kernels, a thread a column, over fixed groups of positions and then over the groups in order.
 //
-// Numeric contract: sums in compute_t, in an order fixed by the width and the number of positions. Agrees with the CPU
-// version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written.
+// Numeric contract: sums in compute_t, in an order fixed by the width; backwards also by the number of positions.
+// Agrees with the CPU version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when
+// written.
 #pragma once
 
-#include <cstdint>
+#include <algorithm>
 #include <type_traits>
 
 #include <zamba/context.cuh>
 #include <zamba/detail/block_sum.cuh>
 #include <zamba/detail/launch.cuh>
+#include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/rms_norm.hpp>
 
@@ -33,15 +35,22 @@ struct SummedInput {
 
   __device__ Index width() const { return x.cols(); }
   __device__ F value(Index i, Index c) const { return F(x(i, c)) + (t ? F(t(i, c)) : F(0)); }
-  /// Width neighbouring values from column c on.
-  template <int Width>
-  __device__ void values(Index i, Index c, F (&to)[Width]) const {
-    piece_at<Width>(&x(i, c)).values(to);
+  /// For neighbouring values from column c on: bring(k, where the k-th piece of 16 bytes is), and what values() makes
+  /// of piece(k).
+  static constexpr int pieces = 2;
+  template <class Bring>
+  __device__ void bring(Index i, Index c, Bring&& bring) const {
+    bring(0, &x(i, c));
+    if (t) bring(1, &t(i, c));
+  }
+  template <class Brought>
+  __device__ void values(Brought&& piece, F (&to)[wide<A>]) const {
+    piece(0).values(to);
     if (!t) return;
-    F more[Width];
-    piece_at<Width>(&t(i, c)).values(more);
+    F more[wide<A>];
+    piece(1).values(more);
 #pragma unroll
-    for (int k = 0; k < Width; ++k) to[k] += more[k];
+    for (int k = 0; k < wide<A>; ++k) to[k] += more[k];
   }
   bool in_pieces() const { return detail::in_pieces(x) && (!t || detail::in_pieces(t)); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
@@ -60,9 +69,14 @@ struct ConcatenatedInput {
 
   __device__ Index width() const { return a.cols() + b.cols(); }
   __device__ F value(Index i, Index c) const { return c < a.cols() ? F(a(i, c)) : F(b(i, c - a.cols())); }
-  template <int Width>
-  __device__ void values(Index i, Index c, F (&to)[Width]) const {
-    piece_at<Width>(c < a.cols() ? &a(i, c) : &b(i, c - a.cols())).values(to);
+  static constexpr int pieces = 1;
+  template <class Bring>
+  __device__ void bring(Index i, Index c, Bring&& bring) const {
+    bring(0, c < a.cols() ? &a(i, c) : &b(i, c - a.cols()));
+  }
+  template <class Brought>
+  __device__ void values(Brought&& piece, F (&to)[wide<A>]) const {
+    piece(0).values(to);
   }
   bool in_pieces() const { return detail::in_pieces(a) && detail::in_pieces(b); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
@@ -71,94 +85,146 @@ struct ConcatenatedInput {
   }
 };
 
-/// What the kernels of one input type have in common.
+/// What the kernels of the backward pass have in common.
 template <class Input_>
 struct RmsNormTraits {
   using Input = Input_;
   using A = typename Input::A;
   using F = typename Input::F;
   static constexpr int threads = 512;
-  static constexpr int held = 16;      // elements of a thread that stay in registers: positions of up to 8192
   static constexpr int columns = 128;  // of d_weight in one block
 };
 
-/// For positions of at most threads * Held::value elements. A thread has neighbouring elements of 16 bytes; where Wide,
-/// it reads and writes them at once. The order of the sum is the same either way.
-template <class Traits, class Held, bool Wide>
-__global__ void __launch_bounds__(Traits::threads)
+/// The forward pass, by a block of few threads or of twice as many. In bf16 and float those hold up to 4096 and 8192
+/// elements in registers, in double half of that.
+template <class Input_, bool Few>
+struct NormTraits {
+  using Input = Input_;
+  using A = typename Input::A;
+  using F = typename Input::F;
+  static constexpr int threads = Few ? 256 : 512, blocks = (sizeof(A) == 2 ? 1024 : 512) / threads;
+  static constexpr int width = wide<A>, pieces = sizeof(A) == 2 ? 2 : 4;  // elements of a piece, pieces of a thread
+  static constexpr int ahead = sizeof(A) == 2 ? 2 : 1;                    // positions that are on their way
+  static constexpr int most = threads * width * pieces;                   // elements of a position
+  static constexpr std::size_t shared = 16 * threads * pieces * Input::pieces * ahead;
+};
+
+/// For groups of at most Traits::most elements, in pieces of 16 bytes; blockIdx.y counts the groups of a position. More
+/// than by the bytes under way, the time is bound by the waits of a block for its sum: so a thread has few elements,
+/// and a multiprocessor many threads.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     rms_norm_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight, typename Traits::F eps,
-                    Matrix<typename Traits::A> out, Vector<typename Traits::F> rstd) {
+                    Matrix<typename Traits::A> out, Matrix<typename Traits::F> rstd) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  constexpr int width = wide<A>, pieces = Held::value / width;
+  constexpr int width = Traits::width, pieces = Traits::pieces;
   let_next_begin();
-  const int all = static_cast<int>(in.width());
-  const auto column = [](int p) { return (p * Traits::threads + static_cast<int>(threadIdx.x)) * width; };
-  F weights[pieces][width] = {};
+  const int all = static_cast<int>(in.width()), mine = static_cast<int>(threadIdx.x) * width;
+  const Index group = blockIdx.y, first = group * all + mine;
+  constexpr int step = Traits::threads * width;
+  F weights[pieces][width];
 #pragma unroll
-  for (int p = 0; p < pieces; ++p) {
-    if constexpr (Wide) {
-      if (column(p) < all) load_values<width>(&weight[column(p)], weights[p]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < width; ++k)
-        if (column(p) + k < all) weights[p][k] = weight[column(p) + k];
-    }
-  }
+  for (int p = 0; p < pieces; ++p)
+    if (mine + p * step < all) load_values<width>(&weight[first + p * step], weights[p]);
   wait_for_previous();
-  int turn = 0;
-  for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x, turn ^= 1) {
-    F held[pieces][width] = {}, squares = 0;
+
+  // A thread reads what it has brought itself, so only the sums meet at a barrier.
+  extern __shared__ uint4 norm_memory[];
+  constexpr int inputs = Traits::Input::pieces;
+  const auto place = [&](int slot, int p, int k) -> uint4& {
+    return norm_memory[((slot * pieces + p) * inputs + k) * Traits::threads + threadIdx.x];
+  };
+  const auto bring = [&](Index i, int slot) {
+    if (i < out.rows()) {
 #pragma unroll
-    for (int p = 0; p < pieces; ++p) {
-      if constexpr (Wide) {
-        if (column(p) < all) in.template values<width>(i, column(p), held[p]);
-      } else {
-#pragma unroll
-        for (int k = 0; k < width; ++k)
-          if (column(p) + k < all) held[p][k] = in.value(i, column(p) + k);
-      }
+      for (int p = 0; p < pieces; ++p)
+        if (mine + p * step < all)
+          in.bring(i, first + p * step, [&](int k, const auto* from) { copy_async(&place(slot, p, k), from, true); });
     }
+    copy_async_commit();
+  };
+#pragma unroll
+  for (int slot = 0; slot < Traits::ahead; ++slot) bring(blockIdx.x + Index{gridDim.x} * slot, slot);
+  const F share = F(1) / F(all);
+  int turn = 0, slot = 0;
+  for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x, turn ^= 1) {
+    copy_async_wait<Traits::ahead - 1>();
+    F v[pieces][width], squares = 0;
 #pragma unroll
     for (int p = 0; p < pieces; ++p)
+      if (mine + p * step < all) {
+        in.values([&](int k) { return Piece<width, A>{place(slot, p, k)}; }, v[p]);
 #pragma unroll
-      for (int k = 0; k < width; ++k) squares += held[p][k] * held[p][k];
-    const F scale = F(1) / ::sqrt(block_sum_in_turn<Traits::threads>(squares, turn) / F(all) + eps);
-    if (threadIdx.x == 0) rstd[i] = scale;
-#pragma unroll
-    for (int p = 0; p < pieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < width; ++k) held[p][k] = weights[p][k] * (held[p][k] * scale);
-      if constexpr (Wide) {
-        if (column(p) < all) store_piece<width>(&out(i, column(p)), held[p]);
-      } else {
-#pragma unroll
-        for (int k = 0; k < width; ++k)
-          if (column(p) + k < all) out(i, column(p) + k) = A(held[p][k]);
+        for (int k = 0; k < width; ++k) squares += v[p][k] * v[p][k];
       }
-    }
+    const F sum = block_sum_in_turn<Traits::threads>(squares, turn);
+    bring(i + Index{gridDim.x} * Traits::ahead, slot);
+    slot = slot + 1 < Traits::ahead ? slot + 1 : 0;
+    const F scale = ::rsqrt(::fma(sum, share, eps));
+    if (threadIdx.x == 0) rstd(i, group) = scale;
+#pragma unroll
+    for (int p = 0; p < pieces; ++p)
+      if (mine + p * step < all) {
+#pragma unroll
+        for (int k = 0; k < width; ++k) v[p][k] = weights[p][k] * (v[p][k] * scale);
+        store_piece<width>(&out(i, first + p * step), v[p]);
+      }
   }
 }
 
-/// For positions of any width.
+/// For groups of any width and alignment; the order of the sum is the same.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
     rms_norm_twice_read_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight,
                                typename Traits::F eps, Matrix<typename Traits::A> out,
-                               Vector<typename Traits::F> rstd) {
+                               Matrix<typename Traits::F> rstd) {
   using F = typename Traits::F;
-  const Index width = in.width();
+  let_next_begin();
+  wait_for_previous();
+  const Index all = in.width(), group = blockIdx.y, first = group * all;
+  // f(column) for this thread's elements of a position.
+  const auto for_mine = [&](auto&& f) {
+    for (Index c = Index{threadIdx.x} * Traits::width; c < all; c += Traits::threads * Traits::width)
+#pragma unroll
+      for (int k = 0; k < Traits::width; ++k)
+        if (c + k < all) f(first + c + k);
+  };
+  const F share = F(1) / F(all);
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x) {
     F squares = 0;
-    for (Index c = threadIdx.x; c < width; c += Traits::threads) {
+    for_mine([&](Index c) {
       const F v = in.value(i, c);
       squares += v * v;
-    }
-    const F scale = F(1) / ::sqrt(block_sum<Traits::threads>(squares) / F(width) + eps);
-    if (threadIdx.x == 0) rstd[i] = scale;
-    for (Index c = threadIdx.x; c < width; c += Traits::threads)
-      out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale));
+    });
+    const F scale = ::rsqrt(::fma(block_sum<Traits::threads>(squares), share, eps));
+    if (threadIdx.x == 0) rstd(i, group) = scale;
+    for_mine([&](Index c) { out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale)); });
   }
+}
+
+/// The forward pass of any input, over the groups that rstd (positions, groups) has.
+template <class Input, class A, class F>
+void launch_norm(Context<cuda>& ctx, const Input& in, Vector<const F> weight, double eps, Matrix<A> out, Matrix<F> rstd,
+                 const char* name) {
+  if (out.rows() == 0) return;
+  const Index width = out.cols() / rstd.cols();
+  const bool whole = in.in_pieces() && width % wide<A> == 0 && in_pieces(out) && aligned(weight, wide<F>);
+  const auto queue = [&](auto kernel, Index blocks, int threads, std::size_t shared) {
+    const Index each = (out.rows() + blocks - 1) / blocks;  // about equally many positions a block
+    const dim3 grid(static_cast<unsigned>((out.rows() + each - 1) / each), static_cast<unsigned>(rstd.cols()));
+    launch(ctx, overlap_for(out.rows()), name, kernel, grid, static_cast<unsigned>(threads), shared, in, weight,
+           static_cast<F>(eps), out, rstd);
+  };
+  const auto by = [&]<class Traits>(Traits) {
+    if (whole && width <= Traits::most)
+      queue(rms_norm_kernel<Traits>, std::max(Index{1}, Traits::blocks * ctx.multiprocessors() / rstd.cols()),
+            Traits::threads, Traits::shared);
+    else
+      queue(rms_norm_twice_read_kernel<Traits>, Index{1} << 20, Traits::threads, 0);
+  };
+  using Few = NormTraits<Input, true>;
+  width <= Few::most ? by(Few{}) : by(NormTraits<Input, false>{});
 }
 
 /// d_v = rstd * weight * d_out - v * rstd^3 * mean(weight * d_out * v)
@@ -235,35 +301,11 @@ struct RmsNorm<cuda> {
  private:
   /// At most this many partial sums of d_weight.
   static constexpr Index groups_at_most = 64;
-  /// Blocks of the forward pass: what a GPU holds at a time, so that most of them take several positions.
-  static constexpr Index blocks_at_most = 512;
-
-  /// Blocks of about equally many positions.
-  static unsigned even_blocks(Index positions) {
-    const Index each = (positions + blocks_at_most - 1) / blocks_at_most;
-    return static_cast<unsigned>((positions + each - 1) / each);
-  }
 
   template <class Input, class A, class F>
   static void launch_forward(Context<cuda>& ctx, const Input& in, Vector<const F> weight, double eps, Matrix<A> out,
                              Vector<F> rstd) {
-    using Traits = detail::RmsNormTraits<Input>;
-    if (out.rows() == 0) return;
-    const bool whole = in.in_pieces() && detail::in_pieces(out) && detail::aligned(weight, detail::wide<F>);
-    using All = std::integral_constant<int, Traits::held>;
-    using Half = std::integral_constant<int, Traits::held / 2>;
-    if (out.cols() > Traits::threads * All::value) {
-      detail::rms_norm_twice_read_kernel<Traits>
-          <<<detail::blocks_for(out.rows(), 1), Traits::threads, 0, ctx.stream()>>>(in, weight, static_cast<F>(eps),
-                                                                                    out, rstd);
-      return detail::check_launch("rms_norm");
-    }
-    const unsigned blocks = even_blocks(out.rows());
-    const auto kernel = !whole                                        ? detail::rms_norm_kernel<Traits, All, false>
-                        : out.cols() <= Traits::threads * Half::value ? detail::rms_norm_kernel<Traits, Half, true>
-                                                                      : detail::rms_norm_kernel<Traits, All, true>;
-    detail::launch(ctx, detail::overlap_for(out.rows()), "rms_norm", kernel, blocks, Traits::threads, 0, in, weight,
-                   static_cast<F>(eps), out, rstd);
+    detail::launch_norm(ctx, in, weight, eps, out, Matrix<F>(rstd.data, out.rows(), 1), "rms_norm");
   }
 
   template <class Input, class A, class F>
