@@ -26,16 +26,15 @@ struct GatePiece {
   Matrix<const A> gate, up;
   Matrix<A> out;
 
-  /// The normal distribution function. For bf16 by the tail that gated_activation.hpp has: half of erfc's instructions,
-  /// which would take longer than memory.
+  /// The normal distribution function. For bf16 by its fitted tail: half of erfc's instructions, which would take
+  /// longer than memory.
   static __device__ F gelu_share(F x) {
     if constexpr (std::is_same_v<A, bf16>) {
-      const float a = ::fabsf(x), t = reciprocal_approximate(::fmaf(0.34f, a, 1.0f));
-      constexpr float fitted[] = {0.1356205034f, 0.1361121989f,  0.1151976344f, 0.1153592940f,  -0.04471884949f,
-                                  0.2021833839f, -0.2731334886f, 0.1394999127f, -0.02612057418f};
-      float sum = fitted[8];
+      constexpr NormalTail fitted;
+      const float a = ::fabsf(x), t = reciprocal_approximate(::fmaf(NormalTail::slope, a, 1.0f));
+      float sum = fitted(NormalTail::degree);
 #pragma unroll
-      for (int k = 7; k >= 0; --k) sum = ::fmaf(sum, t, fitted[k]);
+      for (int k = NormalTail::degree - 1; k >= 0; --k) sum = ::fmaf(sum, t, fitted(k));
       const float tail = exp2_approximate(-0.5f * log2_e * (a * a)) * t * sum;
       return x < 0 ? tail : 1.0f - tail;
     } else {

@@ -20,6 +20,7 @@
 
 #include <zamba/context.hpp>
 #include <zamba/detail/simd.hpp>
+#include <zamba/device.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
 
@@ -29,6 +30,23 @@ namespace zamba {
 enum class Activation { gelu, silu };
 
 ZAMBA_DECLARE_OPERATOR(GatedActivation, "gated_activation.cuh");
+
+namespace detail {
+
+/// The upper tail of the normal distribution is e^(-a^2 / 2) m(a) for a >= 0, where m falls smoothly from 1/2 like
+/// 1 / (a sqrt(2 pi)): here t = 1 / (1 + slope a) times a polynomial in t of these coefficients, fitted to 3e-8 of m
+/// for a <= 14.
+struct NormalTail {
+  static constexpr int degree = 8;
+  static constexpr float slope = 0.34f;
+  ZAMBA_HOST_DEVICE constexpr float operator()(int k) const {
+    constexpr float fitted[] = {0.1356205034f, 0.1361121989f,  0.1151976344f, 0.1153592940f,  -0.04471884949f,
+                                0.2021833839f, -0.2731334886f, 0.1394999127f, -0.02612057418f};
+    return fitted[k];
+  }
+};
+
+}  // namespace detail
 
 template <>
 struct GatedActivation<cpu> {
@@ -64,21 +82,15 @@ struct GatedActivation<cpu> {
     detail::Pack<A> value, slope;
   };
 
-  /// The upper tail of the normal distribution is e^(-a^2 / 2) m(a) for a >= 0, where m falls smoothly from 1/2 like
-  /// 1 / (a sqrt(2 pi)): here t = 1 / (1 + 0.34 a) times a polynomial in t, fitted to 3e-8 of m for a <= 14.
   template <class A>
   __attribute__((always_inline)) static ValueAndSlope<A> gelu(const detail::Pack<A>& x) {
     const detail::Pack<A> a = x < A(0) ? -x : x;
     const detail::Pack<A> bell = detail::exp<A>(A(-0.5) * a * a);
     detail::Pack<A> tail;
     if constexpr (std::is_same_v<A, float>) {
-      const detail::Pack<A> t = 1.0f / (1.0f + 0.34f * a);
-      tail =
-          bell * t * detail::horner<0, 8, float>(t, [](int k) {
-            constexpr float fitted[] = {0.1356205034f, 0.1361121989f,  0.1151976344f, 0.1153592940f,  -0.04471884949f,
-                                        0.2021833839f, -0.2731334886f, 0.1394999127f, -0.02612057418f};
-            return fitted[k];
-          });
+      using Tail = detail::NormalTail;
+      const detail::Pack<A> t = 1.0f / (1.0f + Tail::slope * a);
+      tail = bell * t * detail::horner<0, Tail::degree, float>(t, Tail{});
     } else {
       for (Index i = 0; i < detail::lanes<A>; ++i) tail[i] = A(0.5) * std::erfc(a[i] * A(0.70710678118654752440));
     }
