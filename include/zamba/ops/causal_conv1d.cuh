@@ -5,8 +5,8 @@
 // them, and goes along a group of neighbouring tokens with the K - 1 inputs before in registers, a few loads ahead.
 // Groups are as long as lets all blocks be on the GPU at once: longer ones read fewer inputs twice, and none waits for
 // another to end. Only the inputs before a row's first token come from its state, so whoever takes that token takes the
-// K - 1 first ones, and rewrites the state as soon as it was read. Of single tokens a thread goes over some rows, of
-// which it needs not search any. Other K go element by element.
+// K - 1 first ones, and rewrites the state as soon as it was read. Of single tokens a thread takes those of some rows,
+// without a search. Other K go element by element.
 //
 // Numeric contract: as on the CPU, one sum over j in order, in compute_t; rounded once when written. In float the
 // sigmoid of p is within (3 + |p|) 1e-7 of its value.
@@ -313,7 +313,7 @@ struct CausalConv1d<cuda> {
                      static_cast<unsigned>(tiles), each);
     };
     if (sequences.longest <= 1) {
-      const Index each = std::clamp<Index>(parts(sequences.rows, room), 1, 32);
+      const Index each = std::clamp<Index>(parts(sequences.rows, room), 1, Traits::threads);
       return queue(detail::causal_conv1d_token_kernel<Traits>, sequences.rows, static_cast<int>(each));
     }
     // Groups for a whole number of times as many.
