@@ -28,6 +28,36 @@ TEST_CASE("causal_conv1d on CUDA: a thread's group of tokens has many rows, or e
   }
 }
 
+TEST_CASE("causal_conv1d on CUDA: single tokens of any number of rows give the bits of a batch with a longer row") {
+  // 2500 rows of 520 channels are more than the GPU takes at once, so a block has several of them; some have no token.
+  for (const Index channels : {5, 520})
+    for (const Index rows : {1, 3, 70, 2500}) {
+      CAPTURE(channels);
+      CAPTURE(rows);
+      std::vector<Index> lengths, starts;
+      for (Index row = 0; row < rows; ++row) {
+        lengths.push_back(row % 7 != 5);
+        starts.push_back(row % 3);
+      }
+      const Problem p = random_problem(channels, 4, lengths, starts);
+      const Result on_cpu = run<cpu, float>(p), on_cuda = run<cuda, float>(p);
+      CHECK(relative_error(on_cuda.out, on_cpu.out) < On<cuda, float>::tolerance);
+      CHECK(on_cuda.state == on_cpu.state);
+      Problem longer = p;
+      longer.lengths.push_back(2);
+      longer.starts.push_back(0);
+      longer.x.insert(longer.x.end(), static_cast<std::size_t>(2 * channels), 0.5);
+      longer.state.insert(longer.state.end(), static_cast<std::size_t>(3 * channels), nan);
+      const Result together = run<cuda, float>(longer);
+      CHECK(on_cuda.out == part(together.out, 0, std::ssize(on_cuda.out)));
+      CHECK(on_cuda.state == part(together.state, 0, std::ssize(on_cuda.state)));
+      Problem stateless = p, fresh = p;
+      stateless.state.clear();
+      fresh.starts.assign(fresh.starts.size(), 0);
+      CHECK(run<cuda, float>(stateless).out == run<cuda, float>(fresh).out);
+    }
+}
+
 TEST_CASE("causal_conv1d on CUDA: wide loads and single elements give the same bits, in every type") {
   for (const Index padding : {0, 8}) {
     Problem p = short_rows(72, 4, 90);

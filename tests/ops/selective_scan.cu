@@ -80,23 +80,29 @@ TEST_CASE("selective_scan on CUDA: for few blocks and for many, the same bits") 
     check_rows<float>(random_problem(lengths, starts, 2, per_head, 16), On<cuda, float>::definition);
 }
 
-TEST_CASE("selective_scan on CUDA: single tokens, one or two rows a block, are the tokens of a longer row") {
-  for (const Index N : {5, 16, 32})
-    for (const Index rows : {1, 3, 2200}) {  // 2200 rows of one tile: more than 16 blocks a multiprocessor
-      if (rows > 3 && N != 16) continue;
-      CAPTURE(N);
-      CAPTURE(rows);
-      const Index per_head = rows > 3 ? 4 : 36;
-      std::vector<Index> lengths(static_cast<std::size_t>(rows), 1), starts(lengths.size());
-      for (Index row = 0; row < rows; ++row) starts[row] = row % 3, lengths[row] = row % 7 == 6 ? 0 : 1;
-      Problem p = random_problem(lengths, starts, 1, per_head, N);
-      const Result tokens = run<cuda, float>(p, true, {}, {}, 1, false);
-      CHECK(relative_error(tokens.y, plain_scan(p)) < On<cuda, float>::definition);
-      // With states kept, the kernel of longer rows runs.
-      const Result longer = run<cuda, float>(p, true);
-      CHECK(tokens.y == longer.y);
-      CHECK(tokens.h == longer.h);
-    }
+TEST_CASE("selective_scan on CUDA: single tokens of any number of rows are the tokens of a longer row") {
+  // Few and many rows: one channel a lane or four, one row a block or several. Heads in fours or not, and of a part of
+  // a tile; slices of four states and of eight, full and not.
+  struct Shape {
+    Index rows, heads, per_head, N;
+  };
+  for (const auto [rows, heads, per_head, N] :
+       {Shape{1, 1, 36, 5}, Shape{1, 2, 36, 16}, Shape{3, 1, 35, 32}, Shape{3, 1, 36, 17}, Shape{1100, 1, 36, 20},
+        Shape{2200, 2, 4, 16}, Shape{2200, 1, 68, 16}, Shape{2200, 1, 35, 12}}) {
+    CAPTURE(rows);
+    CAPTURE(per_head);
+    CAPTURE(N);
+    std::vector<Index> lengths(static_cast<std::size_t>(rows), 1), starts(lengths.size());
+    for (Index row = 0; row < rows; ++row) starts[row] = row % 3, lengths[row] = row % 7 == 6 ? 0 : 1;
+    const Problem p = random_problem(lengths, starts, heads, per_head, N);
+    const Result tokens = run<cuda, float>(p, true, {}, {}, 1, false);
+    CHECK(relative_error(tokens.y, plain_scan(p)) < On<cuda, float>::definition);
+    // With states kept, the kernel of longer rows runs.
+    const Result longer = run<cuda, float>(p, true);
+    CHECK(tokens.y == longer.y);
+    CHECK(tokens.h == longer.h);
+    if (rows == 2200) CHECK(run<cuda, bf16>(p, true, {}, {}, 1, false).y == run<cuda, bf16>(p, true).y);
+  }
 }
 
 TEST_CASE("selective_scan on CUDA in bf16: wide loads and single elements, the same bits") {

@@ -3,9 +3,10 @@
 //
 // Bound by memory, so for the usual K = 4 a thread takes 16 bytes of neighbouring channels, where rows are aligned to
 // them, and goes along a group of neighbouring tokens with the K - 1 inputs before in registers, a few loads ahead.
-// Groups are as long as leaves enough threads: longer ones read fewer inputs twice. Only the inputs before a row's
-// first token come from its state, so whoever takes that token takes the K - 1 first ones, and rewrites the state as
-// soon as it was read. Other K go element by element.
+// Groups are as long as lets all blocks be on the GPU at once: longer ones read fewer inputs twice, and none waits for
+// another to end. Only the inputs before a row's first token come from its state, so whoever takes that token takes the
+// K - 1 first ones, and rewrites the state as soon as it was read. Of single tokens a thread takes those of some rows,
+// without a search. Other K go element by element.
 //
 // Numeric contract: as on the CPU, one sum over j in order, in compute_t; rounded once when written. In float the
 // sigmoid of p is within (3 + |p|) 1e-7 of its value.
@@ -28,15 +29,73 @@ namespace detail {
 __device__ inline float conv_silu(float p) { return p * reciprocal_approximate(1.0f + exp2_approximate(p * -log2_e)); }
 __device__ inline double conv_silu(double p) { return p / (1 + ::exp(-p)); }
 
-/// K_ inputs to an output; a thread has Width_ neighbouring channels, one or 16 bytes of them.
+/// K_ inputs to an output; a thread has Width_ neighbouring channels, one or 16 bytes of them. Blocks of one warp leave
+/// few threads without channels.
 template <class A_, int K_, int Width_>
 struct CausalConv1dTraits {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int K = K_, width = Width_;
-  static constexpr int threads = 64, blocks = 6;  // of a multiprocessor, at least
-  static constexpr int ahead = 4;                 // tokens whose loads are under way together
+  static constexpr int K = K_, past = K - 1, width = Width_;
+  static constexpr int threads = 32, blocks = 16;  // of a multiprocessor, at least
+  static constexpr int ahead = 4;                  // tokens whose loads are under way together
 };
+
+/// Weights and bias of the channels [c, c + width).
+template <class Traits>
+struct ConvFilter {
+  using F = typename Traits::F;
+  static constexpr int K = Traits::K, past = Traits::past, width = Traits::width;
+  F w[width][K], b[width];
+
+  __device__ ConvFilter(Matrix<const F> weight, Vector<const F> bias, Index c) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const F* from = &weight(c + i, 0);
+      if constexpr (width > 1 && K % wide<F> == 0) {
+#pragma unroll
+        for (int j = 0; j < K; j += wide<F>) {
+          F four[wide<F>];
+          load_16_bytes(from + j, four);
+#pragma unroll
+          for (int k = 0; k < wide<F>; ++k) w[i][j + k] = four[k];
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < K; ++j) w[i][j] = from[j];
+      }
+      b[i] = bias ? bias[c + i] : F(0);
+    }
+  }
+
+  /// The output of an input and those before it, which it joins.
+  __device__ void step(F (&window)[past][width], const F (&input)[width], F (&result)[width]) const {
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      F p = b[i];
+#pragma unroll
+      for (int j = 0; j < past; ++j) p = ::fma(w[i][j], window[j][i], p);
+      result[i] = conv_silu(::fma(w[i][past], input[i], p));
+#pragma unroll
+      for (int j = 0; j + 1 < past; ++j) window[j][i] = window[j + 1][i];
+      window[past - 1][i] = input[i];
+    }
+  }
+};
+
+/// The K - 1 inputs before a row's first token in the channels [c, c + width).
+template <class Traits>
+__device__ void load_conv_state(const Tensor<typename Traits::F, 3>& state, Index row, Index c, bool continued,
+                                typename Traits::F (&window)[Traits::past][Traits::width]) {
+#pragma unroll
+  for (int j = 0; j < Traits::past; ++j) {
+    if (continued) {
+      load_written_values<Traits::width>(&state(row, j, c), window[j]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Traits::width; ++i) window[j][i] = 0;
+    }
+  }
+}
 
 /// The channels [c, c + width) of the tokens of a group: blocks for the tiles of channels of a group, then the next.
 template <class Traits>
@@ -47,30 +106,12 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                          Index group) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  constexpr int K = Traits::K, width = Traits::width, past = K - 1, ahead = Traits::ahead;
+  constexpr int width = Traits::width, past = Traits::past, ahead = Traits::ahead;
   let_next_begin();
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
   if (c >= out.cols()) return wait_for_previous();
   const Index first = blockIdx.x / tiles * group, last = ::min(first + group, sequences.tokens);
-
-  F w[width][K], b[width];
-#pragma unroll
-  for (int i = 0; i < width; ++i) {
-    const F* from = &weight(c + i, 0);
-    if constexpr (width > 1 && K % wide<F> == 0) {
-#pragma unroll
-      for (int j = 0; j < K; j += wide<F>) {
-        F four[wide<F>];
-        load_16_bytes(from + j, four);
-#pragma unroll
-        for (int k = 0; k < wide<F>; ++k) w[i][j + k] = four[k];
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < K; ++j) w[i][j] = from[j];
-    }
-    b[i] = bias ? bias[c + i] : F(0);
-  }
+  const ConvFilter<Traits> filter(weight, bias, c);
 
   wait_for_previous();
   for (Index row = row_of(sequences, first); row < sequences.rows && sequences.begin(row) < last; ++row) {
@@ -81,22 +122,16 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     const Index end = ::min(length, begins ? ::max(last - begin, Index{past}) : last - begin);
     if (t >= end) continue;
     const auto inputs = [&](Index token) { return piece_at<width>(&x(begin + token, c)); };
-
+    const auto load = [&](Index token) { return token < end ? inputs(token) : Piece<width, A>{}; };
+    Piece<width, A> coming[ahead];
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) coming[k] = load(t + k);
     F window[past][width];  // the inputs before token t
     if (t > 0) {
 #pragma unroll
       for (int j = 0; j < past; ++j) inputs(t - past + j).values(window[j]);
     } else {
-      const bool continued = state && sequences.start(row) > 0;
-#pragma unroll
-      for (int j = 0; j < past; ++j) {
-        if (continued) {
-          load_written_values<width>(&state(row, j, c), window[j]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < width; ++i) window[j][i] = 0;
-        }
-      }
+      load_conv_state<Traits>(state, row, c, state && sequences.start(row) > 0, window);
       if (state) {
         // The last K - 1 inputs, the past among them where the row is shorter.
 #pragma unroll
@@ -117,34 +152,74 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
         }
       }
     }
-
-    Piece<width, A> coming[ahead];
-    const auto load = [&](Index from) {
-#pragma unroll
-      for (int k = 0; k < ahead; ++k) coming[k] = from + k < end ? inputs(from + k) : Piece<width, A>{};
-    };
-    load(t);
     for (; t < end; t += ahead) {
-      Piece<width, A> now[ahead];
-#pragma unroll
-      for (int k = 0; k < ahead; ++k) now[k] = coming[k];
-      if (t + ahead < end) load(t + ahead);
 #pragma unroll
       for (int k = 0; k < ahead; ++k) {
         F input[width], result[width];
-        now[k].values(input);
-#pragma unroll
-        for (int i = 0; i < width; ++i) {
-          F p = b[i];
-#pragma unroll
-          for (int j = 0; j < past; ++j) p = ::fma(w[i][j], window[j][i], p);
-          result[i] = conv_silu(::fma(w[i][past], input[i], p));
-#pragma unroll
-          for (int j = 0; j + 1 < past; ++j) window[j][i] = window[j + 1][i];
-          window[past - 1][i] = input[i];
-        }
+        coming[k].values(input);
+        coming[k] = load(t + k + ahead);
+        filter.step(window, input, result);
         if (t + k < end) store_piece<width>(&out(begin + t + k, c), result);
       }
+    }
+  }
+}
+
+/// The channels [c, c + width) of single tokens of `rows_each` rows, at most one a lane, the next on its way while one
+/// is computed.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads, Traits::blocks)
+    causal_conv1d_token_kernel(Matrix<const typename Traits::A> x, Matrix<const typename Traits::F> weight,
+                               Vector<const typename Traits::F> bias, Sequences sequences,
+                               Tensor<typename Traits::F, 3> state, Matrix<typename Traits::A> out, unsigned tiles,
+                               int rows_each) {
+  using A = typename Traits::A;
+  using F = typename Traits::F;
+  constexpr int width = Traits::width, past = Traits::past;
+  constexpr unsigned all = ~0u;
+  let_next_begin();
+  const int lane = threadIdx.x;
+  const Index c = (Index{blockIdx.x % tiles} * Traits::threads + lane) * width;
+  const bool there = c < out.cols();
+  const ConvFilter<Traits> filter(weight, bias, there ? c : 0);
+  const Index first = Index{blockIdx.x / tiles} * rows_each, row_of_lane = first + lane;
+  wait_for_previous();
+
+  const bool known = lane < rows_each && row_of_lane < sequences.rows;
+  const Index begin = known ? sequences.begin(row_of_lane) : 0, length = known ? sequences.length(row_of_lane) : 0;
+  const Index start = known && state ? sequences.start(row_of_lane) : 0;
+  const unsigned continued = __ballot_sync(all, start > 0);
+  unsigned left = __ballot_sync(all, length > 0);  // rows with a token, the first of them next
+
+  struct Operands {
+    Index at;
+    F window[past][width];
+    Piece<width, A> input;
+  };
+  const auto load = [&](int r) {
+    Operands read{};
+    read.at = __shfl_sync(all, begin, r);
+    if (there) {
+      load_conv_state<Traits>(state, first + r, c, continued >> r & 1, read.window);
+      read.input = piece_at<width>(&x(read.at, c));
+    }
+    return read;
+  };
+  Operands next{};
+  if (left) next = load(__ffs(left) - 1);
+  while (left) {
+    Operands now = next;
+    const int r = __ffs(left) - 1;
+    left &= left - 1;
+    if (left) next = load(__ffs(left) - 1);
+    F input[width], result[width];
+    now.input.values(input);
+    filter.step(now.window, input, result);
+    if (!there) continue;
+    store_piece<width>(&out(now.at, c), result);
+    if (state) {
+#pragma unroll
+      for (int slot = 0; slot < past; ++slot) store_values<width>(&state(first + r, slot, c), now.window[slot]);
     }
   }
 }
@@ -221,18 +296,29 @@ struct CausalConv1d<cuda> {
   }
 
  private:
-  /// Threads that keep a multiprocessor busy, and the most tokens of one.
-  static constexpr Index busy = 1024, most_tokens = 32;
+  /// The most tokens of a block: longer groups read fewer inputs twice, shorter ones end more evenly.
+  static constexpr Index most_tokens = 256;
+
+  static Index parts(Index count, Index each) { return (count + each - 1) / each; }
 
   template <class Traits, class A, class F>
   static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F> bias,
                      const Sequences& sequences, Tensor<F, 3> state, Matrix<A> out) {
-    const Index pieces = (x.cols() + Traits::width - 1) / Traits::width;
-    const Index group = std::clamp<Index>(sequences.tokens * pieces / (busy * ctx.multiprocessors()), 1, most_tokens);
-    const auto tiles = static_cast<unsigned>((pieces + Traits::threads - 1) / Traits::threads);
-    const auto groups = static_cast<unsigned>((sequences.tokens + group - 1) / group);
-    detail::launch(ctx, detail::overlap_for(sequences.tokens), "causal_conv1d", detail::causal_conv1d_kernel<Traits>,
-                   groups * tiles, Traits::threads, 0, x, weight, bias, sequences, state, out, tiles, group);
+    const Index tiles = parts(x.cols(), Index{Traits::width} * Traits::threads);
+    // Blocks of a tile that are on the GPU at once.
+    const Index room = std::max<Index>(Traits::blocks * ctx.multiprocessors() / tiles, 1);
+    const auto queue = [&](auto* kernel, Index count, auto each) {
+      const auto blocks = static_cast<unsigned>(parts(count, each) * tiles);
+      detail::launch(ctx, "causal_conv1d", kernel, blocks, Traits::threads, 0, x, weight, bias, sequences, state, out,
+                     static_cast<unsigned>(tiles), each);
+    };
+    if (sequences.longest <= 1) {
+      const Index each = std::clamp<Index>(parts(sequences.rows, room), 1, Traits::threads);
+      return queue(detail::causal_conv1d_token_kernel<Traits>, sequences.rows, static_cast<int>(each));
+    }
+    // Groups for a whole number of times as many.
+    const Index rounds = parts(sequences.tokens, room * most_tokens);
+    queue(detail::causal_conv1d_kernel<Traits>, sequences.tokens, parts(sequences.tokens, rounds * room));
   }
 };
 

@@ -10,6 +10,8 @@
 // rerun is bit-equal. Activations stored as bf16 are rounded once, when written.
 #pragma once
 
+#include <algorithm>
+
 #include <zamba/context.cuh>
 #include <zamba/detail/launch.cuh>
 #include <zamba/detail/scan_channels.cuh>
@@ -34,7 +36,7 @@ struct SelectiveScan<cuda> {
       else
         launch_channels<detail::ChannelScanTraits<A, 256>>(ctx, in, sequences, state, y, checkpoints);
     } else if (N <= 32) {
-      if (wide(in, y))
+      if (wide(in, state, y))
         launch_slices<A, true>(ctx, in, sequences, state, y, checkpoints);
       else
         launch_slices<A, false>(ctx, in, sequences, state, y, checkpoints);
@@ -49,17 +51,16 @@ struct SelectiveScan<cuda> {
     return detail::aligned(tensor, 4) && tensor.cols() % 4 == 0;
   }
   template <class A>
-  static bool wide(const SelectiveScanInputs<A, float>& in, Matrix<A> y) {
+  static bool wide(const SelectiveScanInputs<A, float>& in, Tensor<float, 3> state, Matrix<A> y) {
     return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
-           in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(y);
+           in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
   }
 
-  /// Channels of a block.
-  static constexpr int tile_channels = 32;
+  /// Tiles of so many channels in a row.
   template <class A>
-  static Index tiles(const SelectiveScanInputs<A, float>& in) {
+  static Index tiles(const SelectiveScanInputs<A, float>& in, Index channels) {
     const Index heads = in.B.shape[1], P = in.u.cols() / heads;
-    return heads * ((P + tile_channels - 1) / tile_channels);
+    return heads * ((P + channels - 1) / channels);
   }
 
   template <class A, bool Wide>
@@ -67,12 +68,13 @@ struct SelectiveScan<cuda> {
                             Tensor<float, 3> state, Matrix<A> y, Tensor<float, 3> checkpoints) {
     const bool narrow = in.B.shape[2] <= 16;
     if (sequences.longest <= 1 && !checkpoints)
-      return narrow ? launch_tokens<A, 4, Wide>(ctx, in, sequences, state, y)
-                    : launch_tokens<A, 8, Wide>(ctx, in, sequences, state, y);
-    const Index blocks = sequences.rows * tiles(in);
+      return narrow ? launch_tokens<detail::ScanTokenTraits<A, 4, Wide>>(ctx, in, sequences, state, y)
+                    : launch_tokens<detail::ScanTokenTraits<A, 8, Wide>>(ctx, in, sequences, state, y);
+    constexpr int channels = detail::SelectiveScanTraits<A, 4, Wide, false>::channels;
+    const Index blocks = sequences.rows * tiles(in, channels);
     const auto launch = [&](auto traits) {
       using Traits = decltype(traits);
-      static_assert(Traits::channels == tile_channels);
+      static_assert(Traits::channels == channels);
       detail::launch(ctx, "selective_scan", detail::selective_scan_kernel<Traits>, static_cast<unsigned>(blocks),
                      Traits::threads, 0, in, sequences, state, y, checkpoints);
     };
@@ -84,22 +86,15 @@ struct SelectiveScan<cuda> {
       launch(detail::SelectiveScanTraits<A, 4, Wide, false>{});
   }
 
-  template <class A, int States, bool Wide>
+  template <class Traits, class A>
   static void launch_tokens(Context<cuda>& ctx, const SelectiveScanInputs<A, float>& in, const Sequences& sequences,
                             Tensor<float, 3> state, Matrix<A> y) {
-    const auto launch = [&](auto traits) {
-      using Traits = decltype(traits);
-      static_assert(Traits::channels == tile_channels);
-      const Index blocks = (sequences.rows + Traits::rows - 1) / Traits::rows * tiles(in);
-      detail::launch(ctx, detail::overlap_for(sequences.rows), "selective_scan: single tokens",
-                     detail::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,
-                     sequences, state, y);
-    };
-    // Two rows a block, where there are enough of them, have twice the loads under way and read A_log once.
-    if (sequences.rows * tiles(in) >= 16 * ctx.multiprocessors())
-      launch(detail::ScanTokenTraits<A, States, Wide, 2>{});
-    else
-      launch(detail::ScanTokenTraits<A, States, Wide, 1>{});
+    const Index across = tiles(in, Traits::channels), room = Traits::blocks * ctx.multiprocessors();
+    const Index rows_each = std::clamp<Index>((sequences.rows * across + room - 1) / room, 1, Traits::most_rows);
+    const Index blocks = (sequences.rows + rows_each - 1) / rows_each * across;
+    detail::launch(ctx, detail::overlap_for(sequences.rows), "selective_scan: single tokens",
+                   detail::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,
+                   sequences, state, y, static_cast<int>(rows_each));
   }
 
   template <class Traits, class A, class F>
