@@ -211,7 +211,7 @@ TEST_CASE_TEMPLATE("rms_norm: widths about what a block of threads holds, in pie
   const double tolerance = sizeof(typename Where::type) == 8 ? 1e-14 : 1e-6;
   for (const Index d : {8, 16, 1000, 4096, 4112, 8192, 8208, 8193}) check_forward<Where>(2, d, 8, tolerance);
   for (const Index d : {16, 4096, 4112}) check_forward<Where>(2, d, 3, tolerance);
-  check_forward<Where>(1027, 16, 0, tolerance);  // three positions of a block
+  check_forward<Where>(1027, 16, 0, tolerance);  // several positions of a block on a GPU
 }
 
 TEST_CASE("rms_norm of no positions touches nothing") {

@@ -35,6 +35,10 @@ __device__ inline void let_next_begin() {
 #endif
 }
 
+/// Brings a place into the L2 cache. It may come before wait_for_previous(), whoever writes there: it reads no value,
+/// and what is written goes through that cache.
+__device__ inline void prefetch_to_cache(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 /// Whether kernels are compiled for architectures that overlap.
 inline constexpr bool compiled_to_overlap = [] {
   bool any = false;

@@ -7,8 +7,8 @@
 // before it.
 //   - A block takes 32 neighbouring channels of one head through a row, 16 tokens at a time. Half of its warps scan,
 //     the others help: they prepare dt, dt u, B and C in shared memory, a group of tokens ahead of the scan, from loads
-//     issued another group ahead, and finish the outputs a group behind it, from the sums of the slices. So a scanning
-//     warp meets no load from memory, and a barrier a group is enough, since all of it has two buffers.
+//     issued one or two groups before, and finish the outputs a group behind it, from the sums of the slices. So a
+//     scanning warp meets no load from memory, and a barrier a group is enough, since all of it has two buffers.
 //   - A warp scans two slices of 16 channels: neighbouring lanes read neighbouring steps, and B and C of a slice are
 //     read by 16 lanes at once. What registers receive from shared memory is the second bound.
 //   - Tokens past the end of a row have dt = 0: they change no state, as exp(0) = 1.
@@ -21,19 +21,19 @@
 namespace zamba::detail {
 
 /// A scan in float of channels whose states are four slices of States_. Wide_: all rows of activations begin at
-/// multiples of four elements, and heads and states come in fours. Few_: the blocks are at most two a multiprocessor,
-/// whose threads have more registers for operands on their way.
-template <class A_, int States_, bool Wide_, bool Few_>
+/// multiples of four elements, and heads and states come in fours.
+template <class A_, int States_, bool Wide_>
 struct SelectiveScanTraits {
   using A = A_;
   static constexpr int slices = 4, states = States_;
   static constexpr bool wide = Wide_;
   static constexpr int channels = 32, quads = channels / 4;  // of a block
   static constexpr int scanning = channels * slices;         // threads that scan; as many help them
-  static constexpr int threads = 2 * scanning,
-                       blocks = Few_ || states > 4 || sizeof(A) > 2 ? 2 : 3;  // of a multiprocessor, at least
-  static constexpr int tokens = scanning / quads;                             // between two barriers
-  static constexpr int group = Few_ ? 4 : 2;  // tokens whose operands are read while those before are scanned
+  static constexpr int threads = 2 * scanning, blocks = 2;   // of a multiprocessor, at least
+  static constexpr int tokens = scanning / quads;            // between two barriers
+  static constexpr int group = 16 / states;  // tokens whose operands are read while those before are scanned
+  // Groups of `tokens` between a load and its use, as far as registers allow.
+  static constexpr int ahead = states > 4 || sizeof(A) > 2 ? 1 : 2;
   static constexpr int state_quads = slices * states / 4;
   static constexpr int piece_tokens = scanning / (2 * state_quads);  // of which all pieces of B and C are one a thread
   static constexpr int pieces = tokens / piece_tokens;
@@ -162,7 +162,7 @@ __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& 
   const int y_step = static_cast<int>(y.stride[0]) * tokens;
 
   struct Loaded {
-    Four u, delta, pieces[Traits::pieces];
+    Four u, delta, z, pieces[Traits::pieces];
   };
   // The next tokens in line, of which the row has `left`.
   const auto load = [&](int left) {
@@ -170,19 +170,16 @@ __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& 
     const int width = token < left ? quad_width : 0;
     loaded.u = load_four<wide>(u_at, width);
     loaded.delta = load_four<wide>(delta_at, width);
+    loaded.z = load_four<wide>(z_at, width);
     u_at += u_step;
     delta_at += delta_step;
+    z_at += z_step;
 #pragma unroll
     for (int k = 0; k < Traits::pieces; ++k) {
       loaded.pieces[k] = load_four<wide>(piece_at, piece_token + k * piece_tokens < left ? piece_width : 0);
       piece_at += piece_step;
     }
     return loaded;
-  };
-  const auto load_z = [&](int left) {
-    const Four z = load_four<wide>(z_at, token < left ? quad_width : 0);
-    z_at += z_step;
-    return z;
   };
   // Past the end delta is so small that dt is 0, which costs no branch.
   constexpr float none = -1e30f;
@@ -206,7 +203,7 @@ __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& 
     }
   };
   // The outputs of four channels, from the sums of the slices.
-  const auto finish = [&](int buffer, const Four& u, const Four& z, int width) {
+  const auto finish = [&](int buffer, const Loaded& loaded, int width) {
     float parts[slices][4], out[4];
 #pragma unroll
     for (int k = 0; k < slices; ++k) {
@@ -216,30 +213,33 @@ __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& 
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      out[i] = scan_output((parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]), skip[i], u[i], z[i]);
+      out[i] =
+          scan_output((parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]), skip[i], loaded.u[i], loaded.z[i]);
     store_four<wide>(y_at, out, width);
     y_at += y_step;
   };
 
-  Loaded ahead = load(length);
-  prepare(0, length, ahead);
-  Four u_now = ahead.u, u_before{}, z_before{};
-  ahead = load(length - tokens);
+  // A ring of groups of tokens: one to be finished, one that is scanned, one to be prepared, those on their way. The
+  // loop goes once around it, as moving a group would wait for its loads.
+  constexpr int ahead = Traits::ahead, ring = 3 + ahead;
+  Loaded line[ring]{};
+#pragma unroll
+  for (int k = 0; k <= ahead; ++k) line[1 + k] = load(length - k * tokens);
+  prepare(0, length, line[1]);
   __syncthreads();
   int buffer = 0;
-  for (int first = 0; first < length; first += tokens, buffer ^= 1) {
-    const int left = length - first;
-    const Loaded next = load(left - 2 * tokens);
-    const Four z_now = load_z(left);
-    prepare(buffer ^ 1, left - tokens, ahead);
-    if (first > 0) finish(buffer ^ 1, u_before, z_before, quad_width);
-    u_before = u_now;
-    u_now = ahead.u;
-    z_before = z_now;
-    ahead = next;
-    __syncthreads();
+  for (int left = length;;) {
+#pragma unroll
+    for (int k = 0; k < ring; ++k) {
+      if (left < length) finish(buffer ^ 1, line[k], token < left + tokens ? quad_width : 0);
+      if (left <= 0) return;
+      line[(k + 2 + ahead) % ring] = load(left - (1 + ahead) * tokens);
+      prepare(buffer ^ 1, left - tokens, line[(k + 2) % ring]);
+      __syncthreads();
+      left -= tokens;
+      buffer ^= 1;
+    }
   }
-  finish(buffer ^ 1, u_before, z_before, token < (length - 1) % tokens + 1 ? quad_width : 0);
 }
 
 template <class Traits>

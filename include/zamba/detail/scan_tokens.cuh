@@ -26,10 +26,6 @@ struct ScanTokenTraits {
   static constexpr int most_rows = 32;  // of a warp: a lane knows the place of one
 };
 
-/// Brings a place into the L2 cache. It may come before wait_for_previous(), whoever writes there: it reads no value,
-/// and what is written goes through that cache.
-__device__ inline void prefetch_to_cache(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
-
 /// Single tokens of `rows_each` rows, at most Traits::most_rows, in a tile of channels.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads, Traits::blocks)

@@ -17,17 +17,12 @@
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
 #include <zamba/detail/launch.cuh>
-#include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
 
 namespace zamba {
 
 namespace detail {
-
-/// p sigmoid(p)
-__device__ inline float conv_silu(float p) { return p * reciprocal_approximate(1.0f + exp2_approximate(p * -log2_e)); }
-__device__ inline double conv_silu(double p) { return p / (1 + ::exp(-p)); }
 
 /// K_ inputs to an output; a thread has Width_ neighbouring channels, one or 16 bytes of them. Blocks of one warp leave
 /// few threads without channels.
@@ -74,7 +69,7 @@ struct ConvFilter {
       F p = b[i];
 #pragma unroll
       for (int j = 0; j < past; ++j) p = ::fma(w[i][j], window[j][i], p);
-      result[i] = conv_silu(::fma(w[i][past], input[i], p));
+      result[i] = silu(::fma(w[i][past], input[i], p));
 #pragma unroll
       for (int j = 0; j + 1 < past; ++j) window[j][i] = window[j + 1][i];
       window[past - 1][i] = input[i];
@@ -183,6 +178,10 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   const bool there = c < out.cols();
   const ConvFilter<Traits> filter(weight, bias, there ? c : 0);
   const Index first = Index{blockIdx.x / tiles} * rows_each, row_of_lane = first + lane;
+  if (state && there) {
+#pragma unroll
+    for (int j = 0; j < past; ++j) prefetch_to_cache(&state(first, j, c));
+  }
   wait_for_previous();
 
   const bool known = lane < rows_each && row_of_lane < sequences.rows;
@@ -255,7 +254,7 @@ struct ConvolveElement {
     const Index row = row_of(in.sequences, token), t = token - in.sequences.begin(row);
     F p = bias ? bias[c] : F(0);
     for (Index j = 0; j < in.K; ++j) p = ::fma(weight(c, j), in(row, t - (in.K - 1) + j, c), p);
-    out(token, c) = A(conv_silu(p));
+    out(token, c) = A(silu(p));
   }
 };
 

@@ -70,20 +70,16 @@ struct SelectiveScan<cuda> {
     if (sequences.longest <= 1 && !checkpoints)
       return narrow ? launch_tokens<detail::ScanTokenTraits<A, 4, Wide>>(ctx, in, sequences, state, y)
                     : launch_tokens<detail::ScanTokenTraits<A, 8, Wide>>(ctx, in, sequences, state, y);
-    constexpr int channels = detail::SelectiveScanTraits<A, 4, Wide, false>::channels;
-    const Index blocks = sequences.rows * tiles(in, channels);
-    const auto launch = [&](auto traits) {
-      using Traits = decltype(traits);
-      static_assert(Traits::channels == channels);
-      detail::launch(ctx, "selective_scan", detail::selective_scan_kernel<Traits>, static_cast<unsigned>(blocks),
-                     Traits::threads, 0, in, sequences, state, y, checkpoints);
-    };
-    if (!narrow)
-      launch(detail::SelectiveScanTraits<A, 8, Wide, false>{});
-    else if (blocks <= 2 * ctx.multiprocessors())
-      launch(detail::SelectiveScanTraits<A, 4, Wide, true>{});
-    else
-      launch(detail::SelectiveScanTraits<A, 4, Wide, false>{});
+    return narrow ? launch_rows<detail::SelectiveScanTraits<A, 4, Wide>>(ctx, in, sequences, state, y, checkpoints)
+                  : launch_rows<detail::SelectiveScanTraits<A, 8, Wide>>(ctx, in, sequences, state, y, checkpoints);
+  }
+
+  template <class Traits, class A>
+  static void launch_rows(Context<cuda>& ctx, const SelectiveScanInputs<A, float>& in, const Sequences& sequences,
+                          Tensor<float, 3> state, Matrix<A> y, Tensor<float, 3> checkpoints) {
+    const auto blocks = static_cast<unsigned>(sequences.rows * tiles(in, Traits::channels));
+    detail::launch(ctx, "selective_scan", detail::selective_scan_kernel<Traits>, blocks, Traits::threads, 0, in,
+                   sequences, state, y, checkpoints);
   }
 
   template <class Traits, class A>

@@ -60,6 +60,11 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index c = mine ? wanted : D - width, head = c / (D / heads), group = head / (heads / in.B.shape[1]);
   const Index first = lane / (32 / Traits::lanes) * Traits::states;
   const F a = -::exp(in.A_log[head]), bias = in.dt_bias[head], skip = in.D[head], least = F(in.dt_min);
+  if (state) {
+#pragma unroll
+    for (int n = 0; n < Traits::states; ++n)
+      if (first + n < N) prefetch_to_cache(&state(row, first + n, c));
+  }
   wait_for_previous();
   const Index begin = sequences.begin(row), end = begin + sequences.length(row);
   if (begin == end || end - begin > longest) return;
