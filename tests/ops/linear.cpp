@@ -202,7 +202,7 @@ TEST_CASE_TEMPLATE("linear: a row is the same whichever few rows it is computed 
     const Values two = rows_of_product<Where>(x, weight, in, out, 29, 2);
     const Values one = rows_of_product<Where>(x, weight, in, out, 30, 1);
     CHECK(std::equal(one.begin(), one.end(), two.begin() + out));
-    for (const Index n : {3, 33}) check_forward<typename Where::device, A, A>({n, in, out}, 8, true, true, 2);
+    check_forward<typename Where::device, A, A>({3, in, out}, 8, true, true, 2);
   }
 }
 
