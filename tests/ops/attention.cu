@@ -23,12 +23,13 @@ Problem bf16_problem(AttentionShape shape, std::vector<Index> lengths, std::vect
 Problem row_of_problem(const Problem& batch, std::size_t row) {
   const Index first = std::accumulate(batch.lengths.begin(), batch.lengths.begin() + static_cast<long>(row), Index{0});
   const Index length = batch.lengths[row], cached = batch.max_length * batch.k_width();
-  Problem alone{.shape = batch.shape,
-                .lengths = {length},
-                .starts = {batch.starts[row]},
-                .max_length = batch.max_length,
-                .padding = batch.padding,
-                .threads = batch.threads};
+  Problem alone;  // no copy of the batch, which may have many rows
+  alone.shape = batch.shape;
+  alone.lengths = {length};
+  alone.starts = {batch.starts[row]};
+  alone.max_length = batch.max_length;
+  alone.padding = batch.padding;
+  alone.threads = batch.threads;
   alone.q = part(batch.q, first * batch.q_width(), length * batch.q_width());
   alone.k = part(batch.k, first * batch.k_width(), length * batch.k_width());
   alone.v = part(batch.v, first * batch.k_width(), length * batch.k_width());
