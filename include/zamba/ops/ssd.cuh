@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index c = mine ? wanted : D - width, head = c / (D / heads), group = head / (heads / in.B.shape[1]);
   const Index first = lane / (32 / Traits::lanes) * Traits::states;
   const F a = -::exp(in.A_log[head]), bias = in.dt_bias[head], skip = in.D[head], least = F(in.dt_min);
-  if (state) {
+  constexpr Index few_rows = 8;  // of more, most blocks begin when there is nothing left to wait for
+  if (state && sequences.rows <= few_rows) {
 #pragma unroll
     for (int n = 0; n < Traits::states; ++n)
       if (first + n < N) prefetch_to_cache(&state(row, first + n, c));
