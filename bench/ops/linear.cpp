@@ -88,7 +88,7 @@ void linear_both_gradients(benchmark::State& state) {
 
 }  // namespace
 
-// Zamba-7B: in_proj of a mixer (d 3712 to 2 D = 14848) and the gate of the shared MLP (2 d = 7424 to 14848), decoded.
+// As large as in_proj of Zamba-7B's mixer (d 3712 to 2 D = 14848), and twice as large, decoded.
 #define DECODE                        \
   ->ArgNames({"tokens", "in", "out"}) \
       ->Args({1, 3712, 14848})        \

@@ -86,7 +86,7 @@ void zamba_7b_products(benchmark::State& state) {
     Index times, heads, in, out;
   };
   constexpr Product products[] = {{76, 1, 3712, 14848}, {76, 2, 3712, 264},  {76, 2, 232, 3712},   {76, 1, 7424, 3712},
-                                  {39, 1, 7424, 7424},  {13, 1, 7424, 3712}, {13, 1, 7424, 29696}, {13, 1, 14848, 3712},
+                                  {39, 1, 7424, 7424},  {13, 1, 7424, 3712}, {13, 1, 3712, 29696}, {13, 1, 14848, 3712},
                                   {13, 1, 3712, 3712},  {1, 1, 3712, 32000}};
   Context<cuda> ctx;
   std::vector<std::unique_ptr<Problem>> problems;
@@ -110,14 +110,14 @@ void zamba_7b_products(benchmark::State& state) {
 }  // namespace
 
 // Zamba-7B: in_proj, out_proj, q, gate and up, down of the shared block, linear after it, the head.
-#define SHAPES                                                             \
-  ->ArgNames({"tokens", "in", "out"})                                      \
-      ->ArgsProduct({{1, 4, 8, 16, 32, 64}, {3712}, {3712, 14848, 32000}}) \
-      ->ArgsProduct({{1, 4, 8, 16, 32, 64}, {7424}, {3712, 7424, 29696}})  \
-      ->ArgsProduct({{1, 16, 64}, {14848}, {3712}})                        \
-      ->Args({128, 3712, 14848})                                           \
-      ->Args({2048, 3712, 14848})                                          \
-      ->UseManualTime()                                                    \
+#define SHAPES                                                                    \
+  ->ArgNames({"tokens", "in", "out"})                                             \
+      ->ArgsProduct({{1, 4, 8, 16, 32, 64}, {3712}, {3712, 14848, 29696, 32000}}) \
+      ->ArgsProduct({{1, 4, 8, 16, 32, 64}, {7424}, {3712, 7424}})                \
+      ->ArgsProduct({{1, 16, 64}, {14848}, {3712}})                               \
+      ->Args({128, 3712, 14848})                                                  \
+      ->Args({2048, 3712, 14848})                                                 \
+      ->UseManualTime()                                                           \
       ->Unit(benchmark::kMicrosecond)
 BENCHMARK(linear_forward) SHAPES;
 
