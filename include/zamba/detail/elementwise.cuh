@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes; where a token
-// belongs; and silu.
+// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes; and where a token
+// belongs.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,6 @@
 
 #include <zamba/context.cuh>
 #include <zamba/detail/launch.cuh>
-#include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/sequences.hpp>
 
@@ -23,10 +22,6 @@ __device__ inline Index row_of(const Sequences& sequences, Index token) {
   }
   return low;
 }
-
-/// x / (1 + e^-x), in float within (3 + |x|) 1e-7 of its value.
-__device__ inline float silu(float x) { return x * reciprocal_approximate(1.0f + exp2_approximate(x * -log2_e)); }
-__device__ inline double silu(double x) { return x / (1 + ::exp(-x)); }
 
 /// Blocks across: columns; down: rows, a grid at a time.
 template <class F>

@@ -25,9 +25,7 @@ __device__ inline float scan_softplus(float x) {
 }
 
 /// (sum + skip u) silu(z)
-__device__ inline float scan_output(float sum, float skip, float u, float z) {
-  return ::fmaf(skip, u, sum) * (z * reciprocal_approximate(1.0f + exp2_approximate(z * -log2_e)));
-}
+__device__ inline float scan_output(float sum, float skip, float u, float z) { return ::fmaf(skip, u, sum) * silu(z); }
 
 /// -exp(A_log) log2(e): the decay is 2 to the power of dt times it. Finite, so that dt = 0 is no decay.
 __device__ inline float scan_decay(float A_log) {

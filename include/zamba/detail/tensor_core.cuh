@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The instructions of tensor cores and of asynchronous copies, from compute capability 8.0 on (PTX ISA: mma.m16n8k16,
-// ldmatrix, cp.async). All lanes of a warp call each of them together, except copy_async.
+// ldmatrix, cp.async). All lanes of a warp call each of them together, except copy_async. And functions by approximate
+// instructions of one thread.
 //
 // Fragments, with g = lane / 4 and t = lane % 4; each register holds two neighbouring bf16, the lower half first:
 //   a (16 x 16)   {row g, columns 2t..}, {row g + 8, 2t..}, {row g, 2t + 8..}, {row g + 8, 2t + 8..}
@@ -89,5 +90,9 @@ __device__ inline float reciprocal_approximate(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+/// x / (1 + e^-x), in float within (3 + |x|) 1e-7 of its value.
+__device__ inline float silu(float x) { return x * reciprocal_approximate(1.0f + exp2_approximate(x * -log2_e)); }
+__device__ inline double silu(double x) { return x / (1 + ::exp(-x)); }
 
 }  // namespace zamba::detail

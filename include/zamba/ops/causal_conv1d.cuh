@@ -17,6 +17,7 @@
 #include <zamba/context.cuh>
 #include <zamba/detail/elementwise.cuh>
 #include <zamba/detail/launch.cuh>
+#include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
 
@@ -45,15 +46,9 @@ struct ConvFilter {
   __device__ ConvFilter(Matrix<const F> weight, Vector<const F> bias, Index c) {
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const F* from = &weight(c + i, 0);
-      if constexpr (width > 1 && K % wide<F> == 0) {
-#pragma unroll
-        for (int j = 0; j < K; j += wide<F>) {
-          F four[wide<F>];
-          load_16_bytes(from + j, four);
-#pragma unroll
-          for (int k = 0; k < wide<F>; ++k) w[i][j + k] = four[k];
-        }
+      const F* const from = &weight(c + i, 0);
+      if constexpr (width > 1) {
+        load_values<K>(from, w[i]);
       } else {
 #pragma unroll
         for (int j = 0; j < K; ++j) w[i][j] = from[j];

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
+#include <zamba/detail/tensor_core.cuh>
 #include <zamba/detail/wide_load.cuh>
 #include <zamba/ops/gated_rms_norm.hpp>
 #include <zamba/ops/rms_norm.cuh>
