@@ -16,12 +16,16 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/finite.hpp>
 #include <zamba/error.hpp>
 #include <zamba/random.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/train/token_file.hpp>
 
 namespace zamba {
+
+/// The most tokens of a batch, and of all micro-batches of a step.
+inline constexpr Index most_batch_tokens = Index{1} << 32;
 
 /// Tokens to train on or to judge by, cut into sequences; used again for batch after batch.
 struct PackedBatch {
@@ -76,12 +80,15 @@ class Mixture {
     double total = 0;
     for (const MixtureSource& source : sources_) {
       source.range.check();
-      require(std::isfinite(source.weight) && source.weight > 0, "Mixture: the weight of '", source.name,
+      require(detail::is_finite(source.weight) && source.weight > 0, "Mixture: the weight of '", source.name,
               "' must be above 0, got ", source.weight, "; leave a source of weight 0 out");
       total += source.weight;
       cumulative_.push_back(total);
     }
-    require(std::isfinite(total), "Mixture: the weights add up to ", total);
+    require(detail::is_finite(total), "Mixture: the weights add up to ", total);
+    for (const MixtureSource& source : sources_)  // the draws are multiples of 2^-53
+      require(source.weight / total >= 0x1p-53, "Mixture: the weight of '", source.name, "', ", source.weight, " of ",
+              total, " in all, is too small for anything to be drawn from it");
   }
 
   const std::vector<MixtureSource>& sources() const { return sources_; }
@@ -100,6 +107,8 @@ class Mixture {
             micro_batch);
     require(rows > 0, "Mixture: a batch has at least one row, got ", rows);
     check(length);
+    require(rows <= most_batch_tokens / length, "Mixture: ", rows, " rows of ", length,
+            " tokens are wanted; a batch has at most ", most_batch_tokens, " tokens");
     Random of_step(seed, static_cast<std::uint64_t>(step));
     Random random(Seed{of_step.bits()}, static_cast<std::uint64_t>(micro_batch));
     batch.clear(rows * length);
@@ -139,8 +148,8 @@ inline void read_windows(const TokenRange& range, Index length, Index window, In
   const Index count = window_count(range, length);
   require(rows > 0 && window >= 0 && window < count, "read_windows: ", rows, " windows from ", window, " wanted of ",
           count);
-  const Index last = window + std::min(rows, count - window);
-  batch.clear((last - window) * length);
+  const Index last = window + std::min(rows, count - window), tokens = range.size() - 1 - window * length;
+  batch.clear(last < count ? (last - window) * length : tokens);
   for (Index w = window; w < last; ++w) {
     const Index first = range.first + w * length;
     batch.append(*range.file, first, std::min(length, range.last - 1 - first));
