@@ -238,15 +238,19 @@ int main(int argc, char** argv) {
       ->required()
       ->check(CLI::ExistingFile);
   app.add_option("--folder", options.folder, "Where checkpoint, log and picture go")->capture_default_str();
-  app.add_option("--minutes", options.minutes, "Time for training, which sets the number of tokens")
-      ->capture_default_str()
-      ->check(CLI::Range(0.1, 1e4));
-  app.add_option("--tokens", options.tokens, "Train on so many tokens instead")
-      ->check(CLI::Range(50'000, 2'000'000'000));
+  auto* const minutes =
+      app.add_option("--minutes", options.minutes, "Time for training, which sets the number of tokens")
+          ->capture_default_str()
+          ->check(CLI::Range(0.1, 1e4));
+  auto* const tokens = app.add_option("--tokens", options.tokens, "Train on so many tokens instead")
+                           ->check(CLI::Range(50'000, 2'000'000'000))
+                           ->excludes(minutes);
   app.add_option("--threads", options.threads, "0: as many as OpenMP finds")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
-  app.add_flag("--resume", options.resume, "Continue an interrupted run in the folder");
+  app.add_flag("--resume", options.resume, "Continue an interrupted run in the folder, to as many tokens as it had")
+      ->excludes(minutes)
+      ->excludes(tokens);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

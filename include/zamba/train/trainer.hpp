@@ -25,92 +25,29 @@
 // `progress` at once, and thrown as an Error when the checkpoint of the phase is on the disk.
 #pragma once
 
-#include <sys/file.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <fstream>
+#include <exception>
+#include <filesystem>
 #include <limits>
 #include <new>
-#include <nlohmann/json.hpp>
 #include <numbers>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/finite.hpp>
+#include <zamba/detail/run_folder.hpp>
 #include <zamba/eval/bits_per_byte.hpp>
-#include <zamba/io/line_plot.hpp>
 #include <zamba/train/checkpoint.hpp>
 #include <zamba/train/phase.hpp>
 #include <zamba/train/progress.hpp>
+#include <zamba/train/trainer_options.hpp>
 
 namespace zamba {
-
-struct TrainerOptions {
-  Index rows = 8;          // windows in a micro-batch
-  Index length = 1024;     // tokens of a window
-  Index accumulation = 1;  // micro-batches in a step
-  AdamWOptions adamw{};
-  Seed seed{};             // of the batches
-  bool recompute = false;  // less memory, more time, the same numbers
-
-  std::filesystem::path folder{};      // empty: nothing is written
-  std::filesystem::path start_from{};  // weights, and no moments, of another run's checkpoint; once the folder has one
-                                       // of its own, the run goes on from that
-  Index checkpoint_every_steps = 0;    // 0: at the end of each phase only; needs a folder
-  Index log_every_steps = 1;           // where there is a folder; 0: at the end of each phase only
-
-  TokenRange held_out{};           // none: no measurements
-  Index evaluate_every_steps = 0;  // 0: at the beginning and at the end of each phase only; for the log in the folder
-  double bytes_per_token = 1;      // of the texts, for bits per byte
-
-  std::ostream* progress = nullptr;  // where the progress line goes, and trouble that ends no run
-  int progress_fd = -1;              // the descriptor behind it: the line is drawn on a terminal only
-
-  /// Throws where a value makes no sense or would be ignored, naming it.
-  void check() const;
-};
-
-namespace detail {
-
-/// The folder of a run, which one process at a time may use. The lock ends with the process, however it ends.
-class RunFolder {
- public:
-  explicit RunFolder(const std::filesystem::path& path) : descriptor_(make_and_open(path)) {
-    require(descriptor_.get() >= 0, "Trainer: cannot open the folder '", path.string(), "': ", errno_text(errno));
-    require(::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0, "Trainer: the folder '", path.string(),
-            "' is in use by another run");
-    // What killed runs left of files they were writing.
-    std::error_code error;
-    for (std::filesystem::directory_iterator file(path, error), end; !error && file != end; file.increment(error)) {
-      const std::string name = file->path().filename().string();
-      std::error_code stays;
-      for (const char* written : {".safetensors.tmp-", "log.jsonl.tmp-", "loss.svg.tmp-"})
-        if (name.find(written) != std::string::npos) std::filesystem::remove(file->path(), stays);
-    }
-  }
-
- private:
-  static int make_and_open(const std::filesystem::path& path) {
-    std::error_code error;
-    std::filesystem::create_directories(path, error);
-    require(!error, "Trainer: cannot make the folder '", path.string(), "': ", error.message());
-    return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  }
-
-  Descriptor descriptor_;
-};
-
-/// The shortest text that reads back as the same number.
-template <class Number>
-std::string number_text(Number value) {
-  return nlohmann::json(value).dump();
-}
-
-}  // namespace detail
 
 template <class Net, class T = float, class Device = cpu>
 class Trainer {
@@ -189,32 +126,6 @@ class Trainer {
   std::string trouble_;
   Index further_troubles_ = 0;
 };
-
-inline void TrainerOptions::check() const {
-  require(rows > 0 && length > 0 && accumulation > 0,
-          "TrainerOptions: rows, length and accumulation must be positive, got ", rows, ", ", length, " and ",
-          accumulation);
-  require(rows <= most_batch_tokens / length && accumulation <= most_batch_tokens / (rows * length),
-          "TrainerOptions: rows x length x accumulation may be ", most_batch_tokens, " tokens, got ", rows, " x ",
-          length, " x ", accumulation);
-  require(checkpoint_every_steps >= 0 && log_every_steps >= 0 && evaluate_every_steps >= 0,
-          "TrainerOptions: checkpoint_, log_ and evaluate_every_steps must be 0 or more, got ", checkpoint_every_steps,
-          ", ", log_every_steps, " and ", evaluate_every_steps);
-  require(detail::is_finite(bytes_per_token) && bytes_per_token > 0,
-          "TrainerOptions: bytes_per_token must be positive, got ", bytes_per_token);
-  // What would do nothing.
-  require(checkpoint_every_steps == 0 || !folder.empty(), "TrainerOptions: checkpoint_every_steps is ",
-          checkpoint_every_steps, ", but there is no folder for checkpoints");
-  require(evaluate_every_steps == 0 || held_out.file, "TrainerOptions: evaluate_every_steps is ", evaluate_every_steps,
-          ", but there is no held_out text to measure");
-  require(evaluate_every_steps == 0 || !folder.empty(), "TrainerOptions: evaluate_every_steps is ",
-          evaluate_every_steps, ", but there is no folder for the log that measurements go to");
-  require(held_out.file || (held_out.first == 0 && held_out.last == 0),
-          "TrainerOptions: held_out is a range without a file");
-  require(bytes_per_token == 1 || !folder.empty() || held_out.file, "TrainerOptions: bytes_per_token is ",
-          bytes_per_token, ", but there is neither a held_out text nor a folder for a picture");
-  require(progress_fd < 0 || progress, "TrainerOptions: progress_fd is ", progress_fd, ", but there is no progress");
-}
 
 template <class Net, class T, class Device>
 Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::vector<Phase> phases,
@@ -500,34 +411,16 @@ detail::FittingCheckpoint<Net, T, Device> Trainer<Net, T, Device>::open_checkpoi
   return {file, model_, optimiser_};
 }
 
-/// Read from the log, so that the picture of a resumed run is whole.
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::draw_loss() const {
-  const double nat = 1 / std::numbers::ln2 / options_.bytes_per_token;
-  LinePlot plot{
-      .title = "Training", .x_label = "tokens", .y_label = "bits per byte", .curves = {{"training"}, {"held out"}}};
-  plot.curves[1].markers = true;
-  const auto number = [](const nlohmann::json& record, const char* key) {  // NaN, which is drawn as a gap, for null
-    const auto found = record.find(key);
-    return found != record.end() && found->is_number() ? found->get<double>()
-                                                       : std::numeric_limits<double>::quiet_NaN();
-  };
-  std::ifstream lines(log_->path());
-  for (std::string line; std::getline(lines, line);) {
-    const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!record.is_object()) continue;
-    const double x = number(record, "tokens");
-    if (record.contains("loss")) plot.curves[0].points.push_back({x, nat * number(record, "loss")});
-    if (record.contains("held_out_bits_per_byte"))
-      plot.curves[1].points.push_back({x, number(record, "held_out_bits_per_byte")});
-  }
-  if (plot.curves[1].points.empty()) plot.curves.pop_back();
+  std::vector<PlotBand> bands;
   for (std::size_t i = 0; i < phases_.size() && (i == 0 || phase_ends_[i - 1] < step_); ++i) {
     const Index begin = i > 0 ? phase_ends_[i - 1] : 0, end = phase_ends_[i];
-    plot.bands.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
-                          static_cast<double>(end * tokens_per_step())});
+    bands.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
+                     static_cast<double>(end * tokens_per_step())});
   }
-  write_line_plot(options_.folder / "loss.svg", plot);
+  detail::draw_losses(log_->path(), options_.folder / "loss.svg", 1 / std::numbers::ln2 / options_.bytes_per_token,
+                      std::move(bands));
 }
 
 }  // namespace zamba
