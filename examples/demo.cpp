@@ -243,7 +243,7 @@ int main(int argc, char** argv) {
           ->capture_default_str()
           ->check(CLI::Range(0.1, 1e4));
   auto* const tokens = app.add_option("--tokens", options.tokens, "Train on so many tokens instead")
-                           ->check(CLI::Range(50'000, 2'000'000'000))
+                           ->check(CLI::Range(10'000, 2'000'000'000))
                            ->excludes(minutes);
   app.add_option("--threads", options.threads, "0: as many as OpenMP finds")
       ->capture_default_str()
