@@ -161,9 +161,9 @@ template <detail::Mamba2Network Net>
 struct CheckpointFormat<Net> {
   static constexpr bool hidden_states_leave_layers = true;  // as mamba
   static constexpr Mamba2Config mixer = Net::Stack::MixerType::config;
-  static_assert(detail::equal<mixer.gated_norm_groups(), 1>,
-                "zamba::CheckpointFormat: files of model_type mamba2 norm all channels together; give Mamba2Config's "
-                "norm_groups as 1");
+  static_assert(detail::equal<mixer.gated_norm_groups(), mixer.n_groups>,
+                "zamba::CheckpointFormat: files of model_type mamba2 have a gated norm over the n_groups groups; leave "
+                "Mamba2Config's norm_groups 0");
   static_assert(mixer.gated_eps() == mixer.norm_eps,
                 "zamba::CheckpointFormat: files of model_type mamba2 have one layer_norm_epsilon; leave Mamba2Config's "
                 "gated_norm_eps 0");
