@@ -109,6 +109,7 @@ struct ModelInterface {
   virtual StateInterface::Pointer state_from_bytes(std::span<const std::byte> bytes) const = 0;
   virtual Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const = 0;
   virtual LossSum loss(const TrainingBatch& batch, StateInterface* state) const = 0;
+  virtual const std::string& checkpoint_config() const = 0;
 };
 
 template <class Net, class T, class Device>
@@ -147,6 +148,7 @@ struct HeldModel final : ModelInterface {
   LossSum loss(const TrainingBatch& batch, StateInterface* state) const override {
     return model.loss(batch, state ? &own(*state).state : nullptr);
   }
+  const std::string& checkpoint_config() const override { return model.checkpoint_config(); }
 
   static Held& own(StateInterface& state) {
     const auto held = dynamic_cast<Held*>(&state);
@@ -171,6 +173,8 @@ class AnyModel {
 
   const ModelFacts& facts() const { return facts_; }
   Index vocabulary() const { return facts_.vocabulary; }
+  /// As Model::checkpoint_config.
+  const std::string& checkpoint_config() const { return model_->checkpoint_config(); }
 
   AnyState new_state(StateOptions options = {}) const { return AnyState(model_->new_state(options)); }
   /// The inverse of AnyState::to_bytes.

@@ -16,6 +16,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <zamba/language_model.hpp>
@@ -209,6 +210,10 @@ class Model {
 
   const Views& parameters() const { return views_; }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
+  /// The text of the config.json that came with these weights; empty: there was none. Saving writes it again, so what
+  /// no type says stays: the ids that begin and end a text, the length a model was trained for.
+  const std::string& checkpoint_config() const { return checkpoint_config_; }
+  void set_checkpoint_config(std::string text) { checkpoint_config_ = std::move(text); }
   /// The elements of one parameter, as double, in row-major order; and their replacement (rounded to the stored type).
   std::vector<double> read(const ParameterEntry& entry) const;
   void write(const ParameterEntry& entry, std::span<const double> values);
@@ -227,6 +232,7 @@ class Model {
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
 
   std::vector<ParameterEntry> entries_;
+  std::string checkpoint_config_;
   Buffer<Device> buffer_;
   Views views_;
 };

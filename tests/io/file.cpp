@@ -88,6 +88,17 @@ TEST_CASE("MappedFile: what cannot be mapped is an error that names the path and
   CHECK(contains(message_of([&] { zamba::MappedFile{"/dev/null"}; }), "wanted a regular file, came a device"));
 }
 
+TEST_CASE("MappedFile: a pointer of Git LFS is named") {
+  const TemporaryFolder folder;
+  const auto path = folder.path / "model.safetensors";
+  const std::string pointer =
+      "version https://git-lfs.github.com/spec/v1\noid sha256:" + std::string(64, 'a') + "\nsize 14464818\n";
+  write_text(path, pointer);
+  CHECK_THROWS_WITH_AS(MappedFile{path}, doctest::Contains("model.safetensors' is a pointer of Git LFS"), Error);
+  write_text(path, pointer + std::string(1024, ' '));  // no pointer is that long
+  CHECK(MappedFile(path).bytes().size() > 1024);
+}
+
 TEST_CASE("replace_file writes a new file and replaces an old one") {
   const Folder folder;
   const auto path = folder.path / "file";

@@ -111,6 +111,7 @@ template <class U, class OtherDevice>
 Model<Net, U, OtherDevice> Model<Net, T, Device>::to() const {
   Model<Net, U, OtherDevice> other{Uninitialised{}};
   for (std::size_t i = 0; i < entries_.size(); ++i) other.write(other.entries()[i], read(entries_[i]));
+  other.set_checkpoint_config(checkpoint_config_);
   return other;
 }
 

@@ -70,6 +70,10 @@ class MappedFile {
     void* data = ::mmap(nullptr, static_cast<std::size_t>(status.st_size), PROT_READ, MAP_PRIVATE, file.get(), 0);
     if (data == MAP_FAILED) fail("cannot map '", path.string(), "': ", detail::errno_text(errno));
     bytes_ = {static_cast<const std::byte*>(data), static_cast<std::size_t>(status.st_size)};
+    if (is_lfs_pointer()) {
+      ::munmap(data, bytes_.size());
+      fail("'", path.string(), "' is a pointer of Git LFS, not the file itself: fetch that by `git lfs pull`");
+    }
   }
 
   MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
@@ -101,6 +105,14 @@ class MappedFile {
   }
 
  private:
+  /// What a clone without Git LFS holds in place of a large file: some lines of text.
+  bool is_lfs_pointer() const {
+    constexpr std::string_view begin = "version https://git-lfs.github.com/spec/";
+    constexpr std::size_t longest = 1024;
+    const std::string_view text(reinterpret_cast<const char*>(bytes_.data()), bytes_.size());
+    return text.size() < longest && text.starts_with(begin);
+  }
+
   std::span<const std::byte> bytes_;
 };
 

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/checkpoint_folder.hpp>
 #include <zamba/detail/json_object.hpp>
 #include <zamba/detail/problems.hpp>
 #include <zamba/detail/weight_loader.hpp>
@@ -50,6 +51,7 @@ struct LoadOptions {
 
 struct SaveOptions {
   std::uint64_t max_shard_bytes = 0;  // of the tensors in one file; 0: all in one
+  std::string config = {};            // keys of config.json to write instead: R"({"eos_token_id": [5, 6]})"
 };
 
 /// A checkpoint in memory of the caller's. Names are for messages.
@@ -63,6 +65,7 @@ namespace detail {
 /// A checkpoint whose config has been read, and whose tensors have not.
 struct CheckpointSource {
   std::string origin, config_origin;  // for messages
+  std::string config_text;
   nlohmann::json config;
   std::function<ShardedSafetensors()> open;
 };
@@ -71,20 +74,29 @@ inline std::string_view text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+inline CheckpointSource source_of(std::string origin, std::string config_origin, std::span<const std::byte> config,
+                                  std::function<ShardedSafetensors()> open) {
+  nlohmann::json parsed = parse_config(text_of(config), config_origin);
+  return {std::move(origin), std::move(config_origin), std::string(text_of(config)), std::move(parsed),
+          std::move(open)};
+}
+
 inline CheckpointSource source_of(const std::filesystem::path& directory) {
   std::error_code error;
   require(std::filesystem::is_directory(directory, error), "load_huggingface: '", directory.string(),
           "' is not a folder");
-  const std::string origin = (directory / "config.json").string();
+  check_has_config(directory);
   const MappedFile file(directory / "config.json");
-  return {"the checkpoint in '" + directory.string() + "'", origin, parse_object(text_of(file.bytes()), origin),
-          [directory] { return ShardedSafetensors::open(directory); }};
+  return source_of("the checkpoint in '" + directory.string() + "'", (directory / "config.json").string(), file.bytes(),
+                   [directory] {
+                     check_has_safetensors(directory);
+                     return ShardedSafetensors::open(directory);
+                   });
 }
 
 inline CheckpointSource source_of(const CheckpointBytes& checkpoint) {
-  const auto& [name, bytes] = checkpoint.config;
-  return {"the checkpoint in memory", name, parse_object(text_of(bytes), name),
-          [files = std::span(checkpoint.safetensors)] { return ShardedSafetensors::parse(files); }};
+  return source_of("the checkpoint in memory", checkpoint.config.name, checkpoint.config.bytes,
+                   [files = std::span(checkpoint.safetensors)] { return ShardedSafetensors::parse(files); });
 }
 
 template <class Net, class T, class Device>
@@ -112,6 +124,7 @@ Model<Net, T, Device> load_model(const CheckpointSource& source, const LoadOptio
       if (!reader.same(*copy, *match.tensor)) problems.add(not_a_copy(*copy, *match.tensor));
   }
   problems.check(source.origin + " does not fit this model:");
+  model.set_checkpoint_config(source.config_text);
   return model;
 }
 
@@ -148,13 +161,18 @@ void load_huggingface(Model<Net, T, Device>& model, const CheckpointBytes& check
 }
 
 /// Writes config.json and the tensors, each file beside the old one and renamed over it; makes the folder if there is
-/// none. Equal models give equal bytes.
+/// none. config.json is the one the model came with (Model::checkpoint_config), but for the type of the weights and the
+/// options' keys. Equal models give equal bytes.
 template <class Net, class T, class Device>
 void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory,
                       const SaveOptions& options = {}) {
   using F = compute_t<T>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
   const auto parts = detail::parameter_parts(model.entries(), layout);
+  constexpr std::string_view dtype = std::is_same_v<T, double>  ? "float64"
+                                     : std::is_same_v<T, float> ? "float32"
+                                                                : "bfloat16";
+  const std::string config = detail::config_text(layout, dtype, model.checkpoint_config(), options.config);
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   require(!error, "save_huggingface: cannot make the folder '", directory.string(), "': ", error.message());
@@ -162,23 +180,22 @@ void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem:
   std::vector<std::byte> staged, reordered;  // one tensor at a time
   std::vector<TensorSource> sources;
   for (const detail::ParameterPart& part : parts) {
-    const DType dtype = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
-    sources.push_back({part.tensor->name, dtype, part.tensor->shape, [&, part, dtype] {
-                         const Index row_bytes = part.cols * static_cast<Index>(size_of(dtype));
-                         staged.resize(static_cast<std::size_t>(part.rows * row_bytes));
-                         Memory<Device>::copy_to_host(staged.data(), model.data(*part.entry) + part.first * row_bytes,
-                                                      staged.size());
-                         if (!part.tensor->interleaved) return std::span<const std::byte>(staged);
-                         reordered.resize(staged.size());
-                         detail::to_file_order(part, staged.data(), reordered.data(), row_bytes);
-                         return std::span<const std::byte>(reordered);
-                       }});
+    const DType type = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
+    const auto bytes = [&, part, type] {
+      const Index row_bytes = part.cols * static_cast<Index>(size_of(type));
+      staged.resize(static_cast<std::size_t>(part.rows * row_bytes));
+      Memory<Device>::copy_to_host(staged.data(), model.data(*part.entry) + part.first * row_bytes, staged.size());
+      if (!part.tensor->interleaved) return std::span<const std::byte>(staged);
+      reordered.resize(staged.size());
+      detail::to_file_order(part, staged.data(), reordered.data(), row_bytes);
+      return std::span<const std::byte>(reordered);
+    };
+    sources.push_back({part.tensor->name, type, part.tensor->shape, bytes});
+    if (part.tensor->save_copies)
+      for (const std::string& copy : part.tensor->copies) sources.push_back({copy, type, part.tensor->shape, bytes});
   }
   write_sharded_safetensors(directory, sources, {{"format", "pt"}}, options.max_shard_bytes);
-  constexpr std::string_view dtype = std::is_same_v<T, double>  ? "float64"
-                                     : std::is_same_v<T, float> ? "float32"
-                                                                : "bfloat16";
-  replace_file(directory / "config.json", [&](FileWriter& out) { out.write(detail::config_text(layout, dtype)); });
+  replace_file(directory / "config.json", [&](FileWriter& out) { out.write(config); });
 }
 
 }  // namespace zamba
