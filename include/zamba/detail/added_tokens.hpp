@@ -63,7 +63,8 @@ class AddedTokens {
 
   /// Calls f(begin, part, id) with the parts of the text from left to right: id is that of an added token, or no_token
   /// for the text between. Special ones are text like any other unless `special`.
-  /// White space that a token takes may hold the next token too, which is met all the same: parts may overlap.
+  /// White space that a token takes after it may hold the next token, which is met all the same unless it takes white
+  /// space before it: parts may overlap, as in the package `tokenizers`.
   template <class F>
   void split(std::string_view text, bool special, F&& f) const {
     std::size_t done = 0, past = 0, spaces_end = 0;  // past: the end of the last match, whether it counted or not
@@ -74,14 +75,17 @@ class AddedTokens {
       const auto& [token, size] = patterns_[match->pattern];
       std::size_t end = past = begin + size;
       if ((token.special && !special) || (token.single_word && in_word(text, begin, end))) continue;
-      if (token.lstrip)
+      if (token.lstrip) {
+        begin = std::max(begin, done);
         while (begin > done && is_space(character_before(text, begin).code))
           begin -= character_before(text, begin).size;
+      }
       if (token.rstrip) {
         end = std::max(end, spaces_end);  // white space up to there, as an earlier token found
         while (end < text.size() && is_space(character_at(text, end).code)) end += character_at(text, end).size;
         spaces_end = end;
       }
+      if (begin >= end) continue;  // white space that is taken already
       if (done < begin) f(done, text.substr(done, begin - done), no_token);
       f(begin, text.substr(begin, end - begin), token.id);
       done = end;
