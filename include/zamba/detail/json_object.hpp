@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -16,6 +17,7 @@ namespace zamba::detail {
 
 inline constexpr std::size_t longest_json = 16 << 20;
 inline constexpr int deepest_json = 64;
+inline constexpr std::size_t most_ordered_keys = 1024;  // of an object that keeps their order: a key is searched there
 
 /// A JSON value as part of a message: bounded.
 inline std::string value_text(const nlohmann::json& value) {
@@ -47,28 +49,31 @@ inline std::string spell_infinities(std::string_view text) {
   return spelled;
 }
 
-/// Text as a JSON object in which no key occurs twice. Nesting is bounded here, since values are compared and printed
-/// recursively.
-inline nlohmann::json parse_object(std::string_view text, const std::string& origin) {
-  using json = nlohmann::json;
+/// Text as a JSON object in which no key occurs twice, with its keys in their order where Json is ordered_json. Nesting
+/// is bounded here, since values are compared and printed recursively.
+template <class Json = nlohmann::json>
+Json parse_object(std::string_view text, const std::string& origin) {
+  using json = Json;
   require(text.size() <= longest_json, origin, ": at most ", longest_json, " bytes are allowed, came ", text.size());
   // The JSON parser takes a zero byte for the end of its input.
   require(text.find('\0') == text.npos, origin, ": not valid JSON: it holds a zero byte");
   std::vector<std::set<std::string>> keys;  // of the objects around what is met
-  const auto check = [&](int depth, json::parse_event_t event, const json& met) {
+  const auto check = [&](int depth, typename json::parse_event_t event, const json& met) {
     require(depth <= deepest_json, origin, ": nested deeper than ", deepest_json, " levels");
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();
     if (event == json::parse_event_t::key) {
       const auto& key = met.get_ref<const std::string&>();
       require(keys.back().insert(key).second, origin, ": key ", quote(key), " occurs twice");
+      require(std::is_same_v<Json, nlohmann::json> || keys.back().size() <= most_ordered_keys, origin,
+              ": an object may have ", most_ordered_keys, " keys");
     }
     return true;
   };
   json object;
   try {
     object = json::parse(spell_infinities(text), check);
-  } catch (const json::exception& error) {
+  } catch (const typename json::exception& error) {
     fail(origin, ": not valid JSON: ", quote(error.what()));
   }
   require(object.is_object(), origin, ": wanted a JSON object, came ", object.type_name());
