@@ -123,7 +123,7 @@ struct HeldModel final : ModelInterface {
     return std::make_unique<Held>(model.new_state(options));
   }
   StateInterface::Pointer state_from_bytes(std::span<const std::byte> bytes) const override {
-    return std::make_unique<Held>(ModelType::StateType::from_bytes(bytes));
+    return std::make_unique<Held>(model.state_from_bytes(bytes));
   }
   Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const override {
     Held& held = own(state);
@@ -177,12 +177,12 @@ class AnyModel {
   const std::string& checkpoint_config() const { return model_->checkpoint_config(); }
 
   AnyState new_state(StateOptions options = {}) const { return AnyState(model_->new_state(options)); }
-  /// The inverse of AnyState::to_bytes.
+  /// The inverse of AnyState::to_bytes; throws for a state of other weights too.
   AnyState state_from_bytes(std::span<const std::byte> bytes) const {
     return AnyState(model_->state_from_bytes(bytes));
   }
 
-  /// As Model::extend. Throws for a state of a model of another type.
+  /// As Model::extend. Throws for a state of a model of another type or of other weights.
   Matrix<const float> extend(AnyState& state, const Tokens& tokens, Positions positions = Positions::last) const {
     return model_->extend(*state.state_, tokens, positions);
   }

@@ -21,6 +21,7 @@
 #include <string_view>
 
 #include <zamba/context.hpp>
+#include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/parameter.hpp>
 #include <zamba/sequences.hpp>
@@ -191,9 +192,13 @@ inline constexpr Index active_parameter_count = detail::active_parameters<B>();
 template <class B>
 inline constexpr Index flops_per_token = 2 * active_parameter_count<B>;
 
-/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T.
+/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T. Throws where they
+/// are none or more than can be addressed.
 template <class B, class T>
 constexpr Index state_bytes(Index batch, Index length) {
+  if (batch < 0 || length < 0 ||
+      detail::state_bytes<B, T>(static_cast<double>(batch), static_cast<double>(length)) >= 0x1p62)
+    fail("state_bytes: batch ", batch, " and length ", length, " are negative or need more than can be addressed");
   return detail::state_bytes<B, T>(batch, length);
 }
 

@@ -167,7 +167,7 @@ struct Ssd<cpu> {
           std::fill_n(adjoint.g.data, adjoint.g.size(), T(0));
         for (Index k = (length - 1) / chunk; k >= 0; --k) {
           const Chunk<T> c(in, block, begin + k * chunk, std::min(chunk, length - k * chunk), scratch);
-          c.prepare_products(in);
+          c.prepare_products(in, adjoint.products);
           const auto s = checkpoints[begin / chunk + row + k].columns(block.channel(), block.channels());
           const Matrix<T> d_BC = partial[task].slice(c.first, c.count);
           differentiate(in, c, s, d_y.slice(c.first, c.count).columns(block.channel(), block.channels()), adjoint, out,
@@ -220,11 +220,17 @@ struct Ssd<cpu> {
     Matrix<T> v, e_dy, work, d_v;  // (chunk, W)
     Matrix<T> d_CB, K;             // (chunk, chunk)
     Matrix<T> d_l;                 // (chunk, heads)
+    T* products;                   // scratch of add_product
 
     static Index size(Index chunk, const Blocks& blocks) {
       const Index W = blocks.most_channels();
-      return 2 * padded(blocks.N * W) + 4 * padded(chunk * W) + padded(chunk * chunk) + chunk * padded(chunk) +
-             padded(chunk * blocks.heads);
+      return products_of(chunk, blocks.N, W, blocks.P) + 2 * padded(blocks.N * W) + 4 * padded(chunk * W) +
+             padded(chunk * chunk) + chunk * padded(chunk) + padded(chunk * blocks.heads);
+    }
+    static Index products_of(Index chunk, Index N, Index W, Index P) {
+      const auto of = [](Index rows, Index depth, Index cols) { return detail::product_scratch<T>(rows, depth, cols); };
+      return std::max({of(chunk, W, N), of(chunk, N, W), of(N, chunk, W), of(chunk, N, chunk), of(chunk, chunk, N),
+                       of(chunk, chunk, P), of(chunk, P, chunk)});
     }
     Adjoint(const Block& block, Index N, Index chunk, T*& memory)
         : g(take(memory, N * block.channels()), N, block.channels()),
@@ -235,7 +241,8 @@ struct Ssd<cpu> {
           d_v(take(memory, chunk * block.channels()), chunk, block.channels()),
           d_CB(take(memory, chunk * chunk), chunk, chunk),
           K(take(memory, chunk * padded(chunk)), chunk, padded(chunk)),
-          d_l(take(memory, chunk * block.heads), chunk, block.heads) {}
+          d_l(take(memory, chunk * block.heads), chunk, block.heads),
+          products(take(memory, products_of(chunk, N, block.channels(), block.P))) {}
   };
 
   template <class From, class To>
@@ -337,14 +344,14 @@ struct Ssd<cpu> {
       }
 
     // Through the state before the chunk.
-    detail::map(d_C).noalias() = detail::map(e_dy) * detail::map(s).transpose();
-    detail::map(work).noalias() = detail::map(c.C) * detail::map(s);
+    detail::set_product(d_C, e_dy, detail::transposed(s), at.products);
+    detail::set_product(work, c.C, s, at.products);
     for (Index h = 0; h < heads; ++h)
       detail::map(d_l).col(h) = (of_head(e_dy, h).array() * of_head(work, h).array()).rowwise().sum();
-    detail::map(at.g_before).noalias() = detail::map(c.C).transpose() * detail::map(e_dy);
+    detail::set_product(at.g_before, detail::transposed(c.C), e_dy, at.products);
 
     // Through the state after it.
-    detail::map(work).noalias() = detail::map(c.B) * detail::map(at.g);
+    detail::set_product(work, c.B, at.g, at.products);
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < c.count; ++t) {
         const T f = c.f(t, h);
@@ -364,7 +371,7 @@ struct Ssd<cpu> {
       d_l(last, h) += decay * (of_head(s, h).array() * of_head(at.g, h).array()).sum();
       of_head(at.g_before, h) += decay * of_head(at.g, h);
     }
-    detail::map(d_B).noalias() = detail::map(e_dy) * detail::map(at.g).transpose();
+    detail::set_product(d_B, e_dy, detail::transposed(at.g), at.products);
     copy(at.g_before, at.g);
 
     // Within the chunk.
@@ -373,15 +380,16 @@ struct Ssd<cpu> {
     for (Index h = 0; h < heads; ++h) {
       c.decays(h, padded_K);
       detail::map(M).array() = detail::map(K).array() * detail::map(CB).array();
-      of_head(d_v, h).noalias() += detail::map(M).transpose() * of_head(d_y, h);
-      detail::map(M).noalias() = of_head(d_y, h) * of_head(v, h).transpose();
+      const Matrix<const T> d_y_h = d_y.columns(h * P, P);
+      detail::add_product(d_v.columns(h * P, P), detail::transposed(M), d_y_h, at.products);
+      detail::set_product(M, d_y_h, detail::transposed(v.columns(h * P, P)), at.products);
       detail::map(K).array() *= detail::map(M).array();
       detail::map(d_CB) += detail::map(K);
       detail::map(K).array() *= detail::map(CB).array();
       detail::map(d_l).col(h) += detail::map(K).rowwise().sum() - detail::map(K).colwise().sum().transpose();
     }
-    detail::map(d_C).noalias() += detail::map(d_CB) * detail::map(c.B);
-    detail::map(d_B).noalias() += detail::map(d_CB).transpose() * detail::map(c.C);
+    detail::add_product(d_C, d_CB, c.B, at.products);
+    detail::add_product(d_B, detail::transposed(d_CB), c.C, at.products);
 
     for (Index h = 0; h < heads; ++h) finish_head(in, c, h, u, d_y, d_v, d_l, out);
   }
