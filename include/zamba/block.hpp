@@ -109,6 +109,15 @@ inline constexpr bool by_operators = [] {
     return false;
 }();
 
+/// The deviation that a block's config asks for in place of initial weights by fan-in (parameter.hpp); 0: none.
+template <class B>
+inline constexpr double init_std = [] {
+  if constexpr (requires { B::init_std; })
+    return B::init_std;
+  else
+    return 0.0;
+}();
+
 namespace detail {
 
 // Comparisons of sizes, as variable templates: a failed static_assert prints both numbers.

@@ -6,6 +6,8 @@
 //   logits = rms(x) head^T             the embedding's own weights, or others
 #pragma once
 
+#include <cmath>
+
 #include <zamba/block.hpp>
 #include <zamba/ops/cross_entropy.hpp>
 #include <zamba/ops/embedding.hpp>
@@ -19,6 +21,26 @@ enum class Head {
   tied,  // the embedding's
   own,
 };
+
+/// The deviation of a fresh embedding, as Mamba's and Zamba's own programs have it. A token looks up one row, and all
+/// that reads the stream reads it through a norm, so what counts is how large a row is beside what the layers add to
+/// the stream: that depends on no width.
+inline constexpr double embedding_std = 0.02;
+
+namespace detail {
+
+inline double draw_tied_embedding(Random& random, double inputs, Index, Index) {
+  return std::fmin(embedding_std, 1 / std::sqrt(3 * inputs)) * random.normal();
+}
+
+/// Weights that are a head too are at most as large as fan_in makes a head. With 0.02 the logit of the token just read
+/// grows as d_model does: a wide model would begin sure that every token comes twice.
+constexpr Initializer embedding_values(Index d_model, bool tied, double std) {
+  if (std > 0) return normal(std);
+  return tied ? Initializer{draw_tied_embedding, static_cast<double>(d_model)} : normal(embedding_std);
+}
+
+}  // namespace detail
 
 template <Index Vocabulary, Block S, Head HeadWeights = Head::tied>
 struct LanguageModel {
@@ -35,6 +57,9 @@ struct LanguageModel {
       return 1e-5;
   }();
 
+  /// Of normal initial weights, where the stack's blocks ask for them.
+  static constexpr double init_std = zamba::init_std<Stack>;
+
   template <class W, class F>
   struct Parameters {
     Matrix<W> embedding;  // (V, d)
@@ -45,10 +70,10 @@ struct LanguageModel {
 
   template <class P, class Visit>
   static constexpr void visit_parameters(P& p, Visit visit) {
-    visit("embedding.weight", p.embedding, {{Vocabulary, d_model}}, normal(0.02));
-    Stack::visit_parameters(p.stack, visit);
+    visit("embedding.weight", p.embedding, {{Vocabulary, d_model}}, detail::embedding_values(d_model, tied, init_std));
+    Stack::visit_parameters(p.stack, visit.stream(residual_writes<Stack>));
     visit("final_norm.weight", p.final_norm, {{d_model}}, constant(1), Decay::no);
-    if (!tied) visit("head.weight", p.head, {{Vocabulary, d_model}}, normal(0.02));
+    if (!tied) visit("head.weight", p.head, {{Vocabulary, d_model}}, fan_in(d_model, init_std));
   }
 
   /// Of the embedding a token looks up one row; it meets the whole head.

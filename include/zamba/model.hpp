@@ -69,6 +69,15 @@ std::vector<ParameterEntry> list_parameters() {
   return entries;
 }
 
+/// The values that parameter number i of a model begins with.
+inline std::vector<double> initial_values(const ParameterEntry& entry, std::size_t i, Seed seed) {
+  Random random(seed, i);
+  std::vector<double> values(static_cast<std::size_t>(entry.size));
+  for (Index k = 0; k < entry.size; ++k)
+    values[static_cast<std::size_t>(k)] = entry.initializer(random, k, entry.shape.back());
+  return values;
+}
+
 /// Points the views of `parameters` into memory: f(i) gives the first byte of the i-th.
 template <class Net, class P, class F>
 void bind_parameters(P& parameters, F&& first_byte) {

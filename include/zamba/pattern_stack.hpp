@@ -85,6 +85,8 @@ struct PatternStack {
     else
       return 1e-5;
   }();
+  /// Of what is the stack's own, and of what is around it: that of its layers.
+  static constexpr double init_std = zamba::init_std<Mixer>;
 
   static_assert(detail::letter_of_layer<P.letters[P.first_wrong()], P.first_wrong()>,
                 "zamba::PatternStack: the pattern must be a non-empty text of 'm' (plain) and 'h' (hybrid)");
@@ -113,7 +115,7 @@ struct PatternStack {
       if constexpr (uses > 0) {
         if (P.hybrid(i)) {
           const Index use = P.uses_before(i);
-          layer("linear.weight", p.linear[use], {{d_model, d_model}}, normal(0.02));
+          layer("linear.weight", p.linear[use], {{d_model, d_model}}, fan_in(d_model, init_std));
           Use::visit_use_parameters(p.use[use], layer);
         }
       }

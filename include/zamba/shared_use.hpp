@@ -65,7 +65,7 @@ struct SharedUse {
   }
 
   static constexpr Index active_parameters =
-      active_parameter_count<B> + (detail::count_parameters<SharedUse>() - parameter_count<B>);
+      active_parameter_count<B> + (detail::count_parameters<SharedUse>().count - parameter_count<B>);
 
   template <class S, class F>
   using State = typename B::template State<S, F>;

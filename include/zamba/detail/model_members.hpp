@@ -134,15 +134,8 @@ Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<N
 
 template <class Net, class T, class Device>
 Model<Net, T, Device>::Model(Seed seed) : Model(Uninitialised{}) {
-  std::vector<double> values;
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    const ParameterEntry& entry = entries_[i];
-    Random random(seed, i);
-    values.resize(static_cast<std::size_t>(entry.size));
-    for (Index k = 0; k < entry.size; ++k)
-      values[k] = entry.initializer.draw(random, entry.initializer.argument, k, entry.shape.back());
-    write(entry, values);
-  }
+  for (std::size_t i = 0; i < entries_.size(); ++i)
+    write(entries_[i], detail::initial_values(entries_[i], i, seed));
 }
 
 template <class Net, class T, class Device>
