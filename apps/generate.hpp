@@ -217,7 +217,7 @@ inline void batch(const zamba::AnyModel& model, const Text& text, const Generate
         failed = error.rows();
         for (const Index row : failed)
           failures += (failures.empty() ? "" : ", ") + std::to_string(static_cast<Index>(first) + row + 1);
-        why = error.what();
+        why = without_prefix(error);
         return error.tokens();
       }
     });
