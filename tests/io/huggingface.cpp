@@ -250,6 +250,7 @@ TEST_CASE("huggingface: folders of other formats are named in one sentence") {
   CHECK(contains(instead("model.safetensors", {"pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin"}),
                  "'pytorch_model-00001-of-00002.bin'"));
   CHECK(contains(instead("model.safetensors", {"consolidated.00.pth", "params.json"}), "'consolidated.00.pth'"));
+  CHECK(contains(instead("model.safetensors", {"optimizer.pt", "training_args.bin"}), "cannot open"));
   CHECK(contains(instead("model.safetensors", {"consolidated.safetensors"}),
                  "holds 'consolidated.safetensors', but neither model.safetensors nor model.safetensors.index.json"));
   CHECK(contains(instead("config.json", {"params.json"}), "of the original format of Meta or Mistral (params.json)"));

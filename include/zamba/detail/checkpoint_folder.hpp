@@ -46,7 +46,9 @@ inline void check_has_config(const std::filesystem::path& directory) {
 inline void check_has_safetensors(const std::filesystem::path& directory) {
   if (holds(directory, whole_file) || holds(directory, index_file)) return;
   const std::string pickled = first_file(directory, [](std::string_view name) {
-    return name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth") || name.ends_with(".ckpt");
+    const bool of_weights =
+        name.starts_with("pytorch_model") || name.starts_with("model") || name.starts_with("consolidated");
+    return of_weights && (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
   });
   require(pickled.empty(), "'", directory.string(), "' holds its weights as ", quote(pickled),
           ", a pickle of PyTorch's, and only safetensors are read: load it in transformers and save it again by "
