@@ -139,7 +139,8 @@ void resumes_whole_or_not_at_all() {
   CHECK(has(message("second_moments." + last, -1e-3),
             "second_moments." + last + ": wanted means of squares, came negative values"));
   load_checkpoint(Safetensors::open(run.good), other, optimiser);
-  CHECK(all_of(other, optimiser) == all_of(run.model, run.optimiser));
+  save_checkpoint(run.bad, other, optimiser);
+  CHECK(zamba_test::read_text(run.bad) == zamba_test::read_text(run.good));
 }
 
 }  // namespace

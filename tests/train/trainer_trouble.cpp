@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <sstream>
 
 #include <doctest/doctest.h>
@@ -131,28 +132,41 @@ TEST_SUITE("train/trainer_trouble") {
       }
   }
 
-  TEST_CASE("a measurement that is not finite is a gap in the picture, and no trouble") {
-    using Own = LanguageModel<32, UniformStack<1, zamba_test::Mixer>, Head::own>;
+  TEST_CASE("what is no number in the log is a gap in the picture, and no trouble") {
+    const Text text(4000);
     const TemporaryFolder folder;
-    std::vector<Token> tokens(2000);
-    for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<Token>(i * i % 31);
-    tokens.insert(tokens.end(), 40, 31);  // a token that only the held-out text has, of an enormous embedding
-    write_token_file(folder.path / "text", tokens, TokenWidth::u16);
-    const TokenFile file = TokenFile::open(folder.path / "text", TokenWidth::u16);
-    Model<Own, float> model(Seed{3});
-    const ParameterEntry& embedding = model.entries().front();
-    auto values = model.read(embedding);
-    std::fill(values.end() - 16, values.end(), 3e38);
-    model.write(embedding, values);
-    TrainerOptions options = small(folder.path / "run");
-    options.held_out = {&file, 1990, 2040};
-    Trainer trainer(model, {{"p", 5 * 96, LearningRate::constant(1e-4), {{{&file, 0, 1990}, 1, "t"}}}}, options);
-    REQUIRE(!std::isfinite(trainer.held_out_bits_per_byte()));
+    TrainerOptions options = small(folder.path);
+    options.held_out = text.parts.held_out;
+    Model<Hybrid, float> model(Seed{3});
+    Trainer trainer(model, two_phases(text, 4 * 96), options);
+    trainer.take_step();
+    // As a measurement that is not finite is written, and lines of another program.
+    std::ofstream(folder.path / "log.jsonl", std::ios::app) << R"({"step":1,"tokens":96,"held_out_bits_per_byte":null}
+{"step":1,"loss":null}
+{"step":1,"tokens":"many","loss":[1]}
+3
+{"step":
+)";
     CHECK_NOTHROW(trainer.run());
-    CHECK(has(read_text(folder.path / "run" / "log.jsonl"), "\"held_out_bits_per_byte\":null"));
-    CHECK(has(read_text(folder.path / "run" / "loss.svg"), "</svg>"));
-    CHECK(std::filesystem::exists(folder.path / "run" / "phase-1.safetensors"));
-    CHECK(std::filesystem::exists(folder.path / "run" / "checkpoint.safetensors"));
+    CHECK(trainer.finished());
+    CHECK(has(read_text(folder.path / "loss.svg"), "</svg>"));
+    CHECK(std::filesystem::exists(folder.path / "phase-2.safetensors"));
+  }
+
+  TEST_CASE("a picture without a finite point is told of, and no step is lost") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    TrainerOptions options = small(folder.path);
+    options.held_out = text.parts.held_out;
+    options.bytes_per_token = 1e-320;  // bits a byte beyond double: null in the log
+    Model<Hybrid, float> model(Seed{3});
+    Trainer trainer(model, two_phases(text, 4 * 96), options);
+    CHECK(has(error_of([&] { trainer.run(); }), "trouble after step 4: LinePlot 'Training': there is no finite point"));
+    CHECK(trainer.finished());
+    CHECK(has(read_text(folder.path / "log.jsonl"), "\"held_out_bits_per_byte\":null"));
+    CHECK(std::filesystem::exists(folder.path / "phase-1.safetensors"));
+    CHECK(std::filesystem::exists(folder.path / "phase-2.safetensors"));
+    CHECK(Safetensors::open(folder.path / "checkpoint.safetensors").metadata().at("step") == "6");
   }
 
   TEST_CASE("a log that is removed loses no step and no checkpoint, and is told of at the end") {
@@ -218,20 +232,20 @@ TEST_SUITE("train/trainer_trouble") {
     CHECK(!std::filesystem::exists(folder.path / "loss.svg.tmp-1-0"));
   }
 
-  TEST_CASE("a stream that throws is no end of a run") {
+  TEST_CASE("a stream that throws when it is told of trouble is no end of a run") {
     const Text text(4000);
+    const TemporaryFolder folder;
+    std::filesystem::create_directories(folder.path / "loss.svg" / "in the way");
     std::ostringstream progress;
-    progress.exceptions(std::ios::badbit | std::ios::failbit);
-    TrainerOptions options = small();
+    progress.setstate(std::ios::badbit);
+    CHECK_THROWS_AS(progress.exceptions(std::ios::badbit), std::ios::failure);
+    TrainerOptions options = small(folder.path);
     options.progress = &progress;
     Model<Hybrid, float> model(Seed{3});
     Trainer trainer(model, two_phases(text, 4 * 96), options);
-    try {
-      progress.setstate(std::ios::badbit);
-    } catch (const std::ios::failure&) {
-    }
-    CHECK_NOTHROW(trainer.run());  // nothing is drawn where there is no terminal
+    CHECK(has(error_of([&] { trainer.run(); }), "there was trouble after step 4: cannot write '"));
     CHECK(trainer.finished());
+    CHECK(std::filesystem::exists(folder.path / "phase-2.safetensors"));
   }
 
   TEST_CASE("a checkpoint with a number that is not finite is not continued, and its log stays") {

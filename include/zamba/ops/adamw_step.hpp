@@ -84,19 +84,24 @@ struct AdamWStep<cpu> {
     const double steps = static_cast<double>(s.step_number);
     const double norm = std::sqrt(*norm_squared);
     if (!can_step<F>(norm, s.clip_norm)) return;
-    // The factors of a small clip: as one, it would lose digits among the least floats.
-    const double clip = clip_factor(norm, s.clip_norm), coarse = clip < 0x1p-100 ? 0x1p-100 : 1;
-    const F scale1 = static_cast<F>(coarse), scale2 = static_cast<F>(clip / coarse);
+    // In two factors where it is tiny, because one alone would lose its digits among the least floats.
+    const double clip = clip_factor(norm, s.clip_norm), coarse = clip < 0x1p-100 ? 0x1p-100 : 1, fine = clip / coarse;
     const F beta1 = static_cast<F>(s.beta1), beta2 = static_cast<F>(s.beta2), eps = static_cast<F>(s.eps);
-    const F gain1 = static_cast<F>(1 - s.beta1), gain2 = static_cast<F>(1 - s.beta2);
+    const F gain1 = static_cast<F>((1 - s.beta1) * fine), root2 = static_cast<F>(std::sqrt(1 - s.beta2) * fine);
     const F keep = static_cast<F>(1 - s.learning_rate * s.decay);
     const F rate = static_cast<F>(s.learning_rate / (1 - std::pow(s.beta1, steps)));
     const F root = static_cast<F>(1 / std::sqrt(1 - std::pow(s.beta2, steps)));
     for_pieces(ctx, t.weight.size(), step_piece, [&](Index first, Index count) {
-      const auto g = map(t.gradient.data + first, count) * scale1 * scale2;
+      const F* gradient = t.gradient.data + first;
+      alignas(64) F scaled[step_piece];
+      if (coarse != 1) {
+        map(scaled, count) = map(gradient, count) * static_cast<F>(coarse);
+        gradient = scaled;
+      }
+      const auto g = map(gradient, count);
       auto m = map(t.m.data + first, count), v = map(t.v.data + first, count);
       m = beta1 * m + gain1 * g;
-      v = beta2 * v + gain2 * g.square();
+      v = beta2 * v + (root2 * g).square();
       const auto step = [&](auto p) { p = keep * p - rate * m / (v.sqrt() * root + eps); };
       if constexpr (std::is_same_v<W, F>) {
         step(map(t.weight.data + first, count));

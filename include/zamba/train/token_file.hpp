@@ -5,8 +5,8 @@
 // other; where a token marks the end of one, that token belongs to the document it ends.
 //
 // Nothing in such a file says its width. Read as 16 bits, a file of 32-bit ids has the upper halves, next to nothing,
-// at every second place: open() refuses a file of which that is true from end to end. Read as 32 bits, one of 16-bit
-// ids has ids outside any vocabulary.
+// at every second place: open() refuses a file that is so from end to end, or for its first two million ids. Read as 32
+// bits, one of 16-bit ids has ids outside any vocabulary.
 #pragma once
 
 #include <algorithm>
@@ -85,10 +85,10 @@ class TokenFile {
   /// million) beside first ones that are not. A text that is so by chance has few tokens. The search ends at the first
   /// pair that is not.
   bool is_of_32_bits() const {
-    constexpr Index fewest_pairs = 16, upper_halves = 16;
+    constexpr Index fewest_pairs = 16, most_ids = 1 << 21, upper_halves = 16;
     if (size() % 2 != 0 || size() / 2 < fewest_pairs) return false;
     Index first_ids = 0, second_ids = 0;
-    for (Index i = 0; i < size() && second_ids < upper_halves; i += 2) {
+    for (Index i = 0; i < std::min(size(), most_ids) && second_ids < upper_halves; i += 2) {
       first_ids = std::max(first_ids, id(i));
       second_ids = std::max(second_ids, id(i + 1));
     }

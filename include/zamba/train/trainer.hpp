@@ -308,7 +308,7 @@ void Trainer<Net, T, Device>::tell_trouble() {
   const Index further = std::exchange(further_troubles_, 0);
   fail("Trainer: ", step_, " of ", steps(), " steps are taken, ", folder_ ? "the checkpoint is written, " : "",
        "and the run can go on; but there was trouble ", std::exchange(trouble_, {}),
-       further > 0 ? " (and " + std::to_string(further) + " times more since then)" : "");
+       further > 0 ? " (and " + std::to_string(further) + " more since then)" : "");
 }
 
 /// The progress line, and a line of the log.
