@@ -4,19 +4,17 @@
 // replaced malloc in this program.
 #include <zamba/error.hpp>
 
-#include <functional>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
 
+#include <zamba/any_model.hpp>
 #include <zamba/generate/generator.hpp>
-#include <zamba/generate/speculative.hpp>
 #include <zamba/train/adamw.hpp>
 
 #include "support/allocation_count.hpp"
 #include "support/nets.hpp"
-#include "support/sanitized.hpp"
 
 namespace {
 
@@ -183,6 +181,38 @@ TEST_SUITE("out_of_memory") {
               make, [&](auto& at) { at.state = model.state_from_bytes(written); }, bytes) > 0);
     CHECK(failures(
               make, [&](auto&) { model.new_state({.batch = 3, .max_length = 9}); }, bytes) > 0);
+  }
+
+  TEST_CASE("AnyModel: the same, with logits of its own") {
+    const AnyModel model(random_model<Hybrid, double>(), "hybrid");
+    const auto make = [&] {
+      AnyState state = model.new_state({.batch = 2, .max_length = 40});
+      model.extend(state, {random_tokens(6), std::vector<Index>{4, 2}});
+      return state;
+    };
+    const auto bytes = [](AnyState& state) { return state.to_bytes(); };
+    const std::vector<Token> tokens = random_tokens(40, 3);
+    const std::vector<Index> lengths{34, 6};
+    const auto written = make().to_bytes();
+    CHECK(failures(
+              make,
+              [&](AnyState& s) {
+                model.extend(s, {tokens, lengths}, Positions::all);
+              },
+              bytes) > 0);
+    CHECK(failures(
+              make, [&](AnyState& s) { AnyState copy = s; }, bytes) > 0);
+    CHECK(failures(
+              make,
+              [&](AnyState& s) {
+                s.gather(std::vector<Index>{1, 1, 0});
+              },
+              bytes) > 0);
+    CHECK(failures(
+              make, [&](AnyState& s) { s = model.state_from_bytes(written); }, bytes) > 0);
+    const std::vector<std::vector<Token>> prompts{{1, 2}, {3}};
+    CHECK(failures(
+              make, [&](AnyState& s) { generate(model, s, prompts, {.max_new_tokens = 4, .seed = {1}}); }, bytes) > 0);
   }
 
   TEST_CASE("the workspace is all that extend takes: with it, nothing fails") {

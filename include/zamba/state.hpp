@@ -108,12 +108,16 @@ namespace detail {
 /// it was before the first.
 template <class StateType, class F>
 auto all_or_none(const char* what, StateType& state, F&& f) {
-  const StateSnapshot before = state.snapshot();
-  try {
+  if constexpr (requires { state.roll_back(state.snapshot()); }) {
+    const auto before = state.snapshot();
+    try {
+      return or_out_of_memory(what, f);
+    } catch (const OutOfMemory&) {
+      state.roll_back(before);
+      throw;
+    }
+  } else {
     return or_out_of_memory(what, f);
-  } catch (const OutOfMemory&) {
-    state.roll_back(before);
-    throw;
   }
 }
 

@@ -33,11 +33,10 @@ struct WindowOptions {
 /// The losses of a text's tokens, added up.
 template <LossModel M, EvaluationCallback Callback = GoOn>
 LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
-  const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0;
-  require(options.length >= 1 + before, "WindowOptions: length must be at least ", 1 + before, ", got ",
-          options.length);
-  const Index length = options.length - before, stride = options.stride ? options.stride : length;
+  const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0, length = options.length - before;
+  const Index stride = options.stride ? options.stride : length;
   require(size + before >= 2, "text_loss: the text has ", size, " tokens, at least ", 2 - before, " are needed");
+  require(length >= 1, "WindowOptions: length must be at least ", 1 + before, ", got ", options.length);
   require(stride >= 1 && stride <= length, "WindowOptions: stride must be 1 to ", length, ", or 0 (packed), got ",
           options.stride);
   const Index last = size - 1, windows = 1 + std::max<Index>(0, (last - length + stride - 1) / stride);
