@@ -49,8 +49,11 @@ template <class StateType>
 struct HeldState final : StateInterface {
   explicit HeldState(StateType held) : state(std::move(held)) {}
 
-  Pointer clone() const override { return std::make_unique<HeldState>(state); }
-  Pointer gather(std::span<const Index> rows) const override { return std::make_unique<HeldState>(state.gather(rows)); }
+  static Pointer hold(StateType state) {
+    return or_out_of_memory("AnyState", [&] { return std::make_unique<HeldState>(std::move(state)); });
+  }
+  Pointer clone() const override { return hold(state); }
+  Pointer gather(std::span<const Index> rows) const override { return hold(state.gather(rows)); }
   Index batch() const override { return state.batch(); }
   Index max_length() const override { return state.max_length(); }
   std::span<const Index> lengths() const override { return state.lengths(); }
@@ -120,27 +123,30 @@ struct HeldModel final : ModelInterface {
   explicit HeldModel(ModelType held) : model(std::move(held)) {}
 
   StateInterface::Pointer new_state(StateOptions options) const override {
-    return std::make_unique<Held>(model.new_state(options));
+    return Held::hold(model.new_state(options));
   }
   StateInterface::Pointer state_from_bytes(std::span<const std::byte> bytes) const override {
-    return std::make_unique<Held>(model.state_from_bytes(bytes));
+    return Held::hold(model.state_from_bytes(bytes));
   }
   Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const override {
     Held& held = own(state);
-    const auto logits = model.extend(held.state, tokens, positions);
     using A = typename ModelType::A;
     if constexpr (std::is_same_v<A, float> && std::is_same_v<Device, cpu>) {
-      return logits;
+      return model.extend(held.state, tokens, positions);
     } else {
-      const auto count = static_cast<std::size_t>(logits.size());
+      const auto rows = positions == Positions::all ? tokens.tokens.size() : held.state.lengths().size();
+      const auto count = rows * static_cast<std::size_t>(ModelType::vocabulary());
       std::vector<A> copied;
+      or_out_of_memory("extend", [&] {  // before the state changes
+        held.logits.resize(count);
+        if constexpr (!std::is_same_v<Device, cpu>) copied.resize(count);
+      });
+      const auto logits = model.extend(held.state, tokens, positions);
       const A* from = logits.data;
       if constexpr (!std::is_same_v<Device, cpu>) {
-        copied.resize(count);
         Memory<Device>::copy_to_host(copied.data(), logits.data, count * sizeof(A));
         from = copied.data();
       }
-      held.logits.resize(count);
       for (std::size_t i = 0; i < count; ++i) held.logits[i] = static_cast<float>(from[i]);
       return {held.logits.data(), logits.rows(), logits.cols()};
     }

@@ -15,6 +15,7 @@
 #endif
 
 #include <zamba/buffer.hpp>
+#include <zamba/checked.hpp>
 #include <zamba/error.hpp>
 #include <zamba/tensor.hpp>
 
@@ -177,9 +178,21 @@ class Context<cpu> {
 
   /// Calls f(i, worker) once for every i in [0, count), spread over the threads; worker is in [0, threads()).
   /// Which thread takes which i is not fixed, so f writes only what belongs to i or is scratch of its worker. f must
-  /// not throw.
+  /// not throw; but in a checked build what it throws arrives here, once all is done.
   template <class F>
   void parallel_for(Index count, F&& f) {
+    if constexpr (checked) {
+      detail::FirstException first;
+      run_tasks(count, [&](Index i, int worker) { first.keep([&] { f(i, worker); }); });
+      first.rethrow();
+    } else {
+      run_tasks(count, f);
+    }
+  }
+
+ private:
+  template <class F>
+  void run_tasks(Index count, F&& f) {
 #ifdef _OPENMP
     // Products inside f stay on its thread: Eigen asks for as many threads as omp_set_num_threads said last, which
     // holds for the calling task only. Teams are of one size, because the runtime allocates where the size changes.
@@ -202,7 +215,6 @@ class Context<cpu> {
 #endif
   }
 
- private:
   /// The OpenMP runtime ends the program where it cannot begin as many as it is asked for.
   static constexpr int most_threads = 1024;
 

@@ -89,7 +89,7 @@ std::uint64_t architecture_hash() {
 
 /// Which weights a state was computed with.
 struct WeightsId {
-  std::uint64_t model = 0;        // a number of the Model in this process, whatever becomes of its weights; 0: not known
+  std::uint64_t model = 0;  // a number of the Model in this process, whatever becomes of its weights; 0: not known
   std::uint64_t fingerprint = 0;  // Model::fingerprint(), as the weights were then
 };
 
@@ -101,6 +101,27 @@ struct StateSnapshot {
   std::uint64_t layout = 0;  // of architecture and storage type
   WeightsId weights;
 };
+
+namespace detail {
+
+/// f(), several calls with one state; where memory does not suffice for all of them, an OutOfMemory, and the state as
+/// it was before the first.
+template <class StateType, class F>
+auto all_or_none(const char* what, StateType& state, F&& f) {
+  if constexpr (requires { state.roll_back(state.snapshot()); }) {
+    const auto before = state.snapshot();
+    try {
+      return or_out_of_memory(what, f);
+    } catch (const OutOfMemory&) {
+      state.roll_back(before);
+      throw;
+    }
+  } else {
+    return or_out_of_memory(what, f);
+  }
+}
+
+}  // namespace detail
 
 /// The states of `batch` sequences, each with room for max_length positions. Rows have lengths of their own. Copying
 /// copies the used part of every row; nothing beyond a row's length is ever read. Belongs to one thread.

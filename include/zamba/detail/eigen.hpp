@@ -101,9 +101,10 @@ void add_product(Matrix<A> y, const Left& left, const Right& right, A* scratch) 
   if (rows == 0 || cols == 0 || depth == 0) return;
   const auto order = []<int Order>(const Factor<A, Order>&) { return std::integral_constant<int, Order>{}; };
   ProductBlocks<A> blocks(rows, depth, cols, scratch);
-  Eigen::internal::general_matrix_matrix_product<
-      Index, A, decltype(order(a))::value, false, A, decltype(order(b))::value, false, Eigen::RowMajor,
-      1>::run(rows, cols, depth, a.data, a.stride, b.data, b.stride, y.data, 1, y.stride[0], A(1), blocks, nullptr);
+  Eigen::internal::general_matrix_matrix_product<Index, A, decltype(order(a))::value, false, A,
+                                                 decltype(order(b))::value, false, Eigen::RowMajor,
+                                                 1>::run(rows, cols, depth, a.data, a.stride, b.data, b.stride, y.data,
+                                                         1, y.stride[0], A(1), blocks, nullptr);
 }
 
 /// y = left right.

@@ -446,7 +446,8 @@ void Model<Net, T, Device>::check(const TrainingBatch& batch, const StateType* s
   }
   require(!d_state || (state && d_state->batch() == state->batch() && d_state->max_length() == state->max_length()),
           "loss: gradients of a state need that state, of the same batch and max_length");
-  require(!d_state || static_cast<const void*>(d_state) != state, "loss: the gradients of a state are the state itself");
+  require(!d_state || static_cast<const void*>(d_state) != state,
+          "loss: the gradients of a state are the state itself");
   detail::check_vocabulary(batch.tokens, Net::vocabulary, "loss", false);
   detail::check_vocabulary(batch.targets, Net::vocabulary, "loss: targets", true);
 }
@@ -492,8 +493,7 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
     return Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
   };
   if (!state) return compute({});
-  const LossSum sum =
-      detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
+  const LossSum sum = detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
   state->set_weights(weights());
   detail::advance_all(*state, batch);
   return sum;

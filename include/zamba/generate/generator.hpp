@@ -156,7 +156,7 @@ TokenFunction token_function(Callback& callback) {
 /// The new tokens of each row: prompts[r] continues row r of the state. The model is a Model or an AnyModel, and
 /// computes with the calling thread's own context. Throws before anything changes for a wrong number of prompts, an
 /// empty one, one that exceeds max_length, or a token outside the vocabulary; throws a GenerationError at the end for
-/// rows that got no token.
+/// rows that got no token. An OutOfMemory leaves the state as it was.
 template <InferenceModel M, TokenCallback Callback = RunOn>
 std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& state,
                                          const std::vector<std::vector<Token>>& prompts,
@@ -164,9 +164,11 @@ std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& 
   if constexpr (requires { model.generate(state, std::span(prompts), options, TokenFunction()); })
     return model.generate(state, std::span(prompts), options, detail::token_function(callback));
   else
-    return detail::generate_rows<typename M::DeviceType>(
-        [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
-        std::span(prompts), options, callback);
+    return detail::all_or_none("generate", state, [&] {
+      return detail::generate_rows<typename M::DeviceType>(
+          [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
+          std::span(prompts), options, callback);
+    });
 }
 
 /// As above, with a context given.
@@ -177,8 +179,10 @@ std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, 
   if constexpr (draws<Device>)
     return model.generate(ctx, state, prompts, options, detail::token_function(callback));
   else
-    return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
-                                         Net::vocabulary, state, prompts, options, callback);
+    return detail::all_or_none("generate", state, [&] {
+      return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
+                                           Net::vocabulary, state, prompts, options, callback);
+    });
 }
 
 /// One prompt, for a state of one row; the callback gets row 0.

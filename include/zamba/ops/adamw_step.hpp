@@ -23,6 +23,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/finite.hpp>
 #include <zamba/number.hpp>
@@ -67,6 +68,14 @@ struct AdamWTensors {
 template <class Device, class W, class F>
 void adamw_step(Context<Device>& ctx, const AdamWTensors<W, F>& tensors, const AdamWScalars& scalars,
                 const double* norm_squared) {
+  if constexpr (checked) {
+    const detail::Door door{"adamw_step"};
+    const Index n = tensors.weight.size();
+    door.shape("master", tensors.master, std::is_same_v<W, F> ? 0 : n);
+    door.shape("gradient", tensors.gradient, n);
+    door.shape("m", tensors.m, n);
+    door.shape("v", tensors.v, n);
+  }
   AdamWStep<Device>::forward(ctx, tensors, scalars, norm_squared);
 }
 

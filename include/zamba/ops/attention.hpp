@@ -29,6 +29,7 @@
 
 #include <zamba/context.hpp>
 #include <zamba/detail/attention_stream.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/detail/softmax.hpp>
@@ -55,6 +56,18 @@ void attention(Context<Device>& ctx, const AttentionShape& shape, std::type_iden
                std::type_identity_t<Matrix<const A>> k, std::type_identity_t<Matrix<const A>> v,
                const Sequences& sequences, Tensor<S, 3> cache_k, std::type_identity_t<Tensor<S, 3>> cache_v,
                Matrix<A> out, Matrix<compute_t<A>> lse) {
+  if constexpr (checked) {
+    const detail::Door door{"attention"};
+    const Index n = sequences.tokens, width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
+    door.shape("q", q, n, width);
+    door.shape("k", k, n, kv_width);
+    door.shape("v", v, n, kv_width);
+    door.optional("cache_k", cache_k, sequences.rows, cache_k.shape[1], kv_width);
+    door.optional("cache_v", cache_v, sequences.rows, cache_k.shape[1], kv_width);
+    require(bool(cache_k) == bool(cache_v), door.name, ": one of the caches is missing");
+    door.shape("out", out, n, width);
+    door.shape("lse", lse, n, shape.heads);
+  }
   Attention<Device>::template forward<A, S>(ctx, shape, q, k, v, sequences, cache_k, cache_v, out, lse);
 }
 
@@ -69,6 +82,24 @@ void attention_backward(Context<Device>& ctx, const AttentionShape& shape, std::
                         Matrix<const compute_t<A>> lse, Matrix<A> d_q, std::type_identity_t<Matrix<A>> d_k,
                         std::type_identity_t<Matrix<A>> d_v, Tensor<compute_t<A>, 3> d_cache_k,
                         Tensor<compute_t<A>, 3> d_cache_v) {
+  if constexpr (checked) {
+    const detail::Door door{"attention_backward"};
+    const Index n = sequences.tokens, width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
+    door.shape("d_out", d_out, n, width);
+    door.shape("q", q, n, width);
+    door.shape("k", k, n, kv_width);
+    door.shape("v", v, n, kv_width);
+    door.optional("cache_k", cache_k, sequences.rows, cache_k.shape[1], kv_width);
+    door.optional("cache_v", cache_v, sequences.rows, cache_k.shape[1], kv_width);
+    require(bool(cache_k) == bool(cache_v), door.name, ": one of the caches is missing");
+    door.shape("out", out, n, width);
+    door.shape("lse", lse, n, shape.heads);
+    door.shape("d_q", d_q, n, width);
+    door.shape("d_k", d_k, n, kv_width);
+    door.shape("d_v", d_v, n, kv_width);
+    door.optional("d_cache_k", d_cache_k, sequences.rows, cache_k.shape[1], kv_width);
+    door.optional("d_cache_v", d_cache_v, sequences.rows, cache_k.shape[1], kv_width);
+  }
   Attention<Device>::template backward<A, S>(ctx, shape, d_out, q, k, v, sequences, cache_k, cache_v, out, lse, d_q,
                                              d_k, d_v, d_cache_k, d_cache_v);
 }
@@ -285,11 +316,11 @@ struct Attention<cpu> {
       const auto keys = source(row, kv_head * head_dim);
       A* products = memory[worker].data;
       A* queries = products + products_of<A>(R, head_dim);  // (R, head_dim), times scale
-      A* sums = queries + R * head_dim;   // (R, head_dim): of exp(score - maximum) * v
-      A* scores = sums + R * head_dim;    // (R, key_tile), then their exponentials
-      A* maxima = scores + R * key_tile;  // (R)
-      A* totals = maxima + R;             // (R): of exp(score - maximum)
-      A* block_scratch = totals + R;      // (key_tile, head_dim)
+      A* sums = queries + R * head_dim;                     // (R, head_dim): of exp(score - maximum) * v
+      A* scores = sums + R * head_dim;                      // (R, key_tile), then their exponentials
+      A* maxima = scores + R * key_tile;                    // (R)
+      A* totals = maxima + R;                               // (R): of exp(score - maximum)
+      A* block_scratch = totals + R;                        // (key_tile, head_dim)
       tile.gather(q, static_cast<A>(shape.scale), queries);
       std::fill_n(sums, tile.rows() * head_dim, A(0));
       std::fill_n(maxima, tile.rows(), std::numeric_limits<A>::lowest());
@@ -343,8 +374,7 @@ struct Attention<cpu> {
     const Index converted = std::is_same_v<A, typename Source::type> ? 0 : 2 * key_tile * head_dim;
     ArenaScope scope(ctx.arena());
     auto scratch = ctx.arena().template tensor<A>(
-        Index{ctx.threads()},
-        products_of<A>(R, head_dim) + padded(R * (3 * head_dim + 2 * key_tile + 2) + converted));
+        Index{ctx.threads()}, products_of<A>(R, head_dim) + padded(R * (3 * head_dim + 2 * key_tile + 2) + converted));
     ctx.parallel_for(sequences.rows * shape.kv_heads, [&](Index task, int worker) {
       const Index row = task / shape.kv_heads, kv_head = task % shape.kv_heads, column = kv_head * head_dim;
       const Index length = sequences.length(row), begin = sequences.begin(row);
@@ -401,13 +431,13 @@ struct Attention<cpu> {
         : tile(tile),
           products(memory),
           q(products + products_of<A>(R, tile.head_dim)),  // (R, head_dim), times scale
-          d_out(q + R * tile.head_dim),    // (R, head_dim)
-          d_q(d_out + R * tile.head_dim),  // (R, head_dim), over scale
-          p(d_q + R * tile.head_dim),      // (R, key_tile)
-          d_s(p + R * key_tile),           // (R, key_tile)
-          lse(d_s + R * key_tile),         // (R)
-          dots(lse + R),                   // (R): d_out . out
-          k_scratch(dots + R),             // (key_tile, head_dim)
+          d_out(q + R * tile.head_dim),                    // (R, head_dim)
+          d_q(d_out + R * tile.head_dim),                  // (R, head_dim), over scale
+          p(d_q + R * tile.head_dim),                      // (R, key_tile)
+          d_s(p + R * key_tile),                           // (R, key_tile)
+          lse(d_s + R * key_tile),                         // (R)
+          dots(lse + R),                                   // (R): d_out . out
+          k_scratch(dots + R),                             // (key_tile, head_dim)
           v_scratch(k_scratch + key_tile * tile.head_dim) {}
 
     void load(const AttentionShape& shape, const Backward<A>& at) {

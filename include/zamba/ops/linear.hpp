@@ -23,6 +23,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
@@ -171,8 +172,8 @@ struct Linear<cpu> {
       const Matrix<A> tile = block(d_x, tokens, in);
       if (accumulate == Accumulate::no) detail::map(tile).setZero();
       for_depth(d_y.cols(), [&](Range out) {
-        detail::add_product(tile, block(d_y, tokens, out),
-                            converted<A>(block(weight, out, in), room.converted, worker), room.products[worker].data);
+        detail::add_product(tile, block(d_y, tokens, out), converted<A>(block(weight, out, in), room.converted, worker),
+                            room.products[worker].data);
       });
     });
   }
@@ -287,6 +288,13 @@ template <class D, class A, class W>
 void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> y,
             std::type_identity_t<Matrix<const A>> residual = {},
             std::type_identity_t<Vector<const compute_t<A>>> bias = {}) {
+  if constexpr (checked) {
+    const detail::Door door{"linear"};
+    door.shape("x", x, y.rows(), weight.cols());
+    door.shape("y", y, y.rows(), weight.rows());
+    door.optional("residual", residual, y.rows(), weight.rows());
+    door.optional("bias", bias, weight.rows());
+  }
   Linear<D>::forward(ctx, x, Matrix<const std::remove_const_t<W>>(weight), y, residual, bias);
 }
 
@@ -296,12 +304,25 @@ void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
                      std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> d_x, Accumulate accumulate,
                      std::type_identity_t<Matrix<compute_t<A>>> d_weight,
                      std::type_identity_t<Vector<compute_t<A>>> d_bias = {}) {
+  if constexpr (checked) {
+    const detail::Door door{"linear_backward"};
+    door.shape("d_y", d_y, d_y.rows(), weight.rows());
+    if (d_weight) door.shape("x", x, d_y.rows(), weight.cols());
+    door.optional("d_x", d_x, d_y.rows(), weight.cols());
+    door.optional("d_weight", d_weight, weight.rows(), weight.cols());
+    door.optional("d_bias", d_bias, weight.rows());
+  }
   Linear<D>::backward(ctx, d_y, x, Matrix<const std::remove_const_t<W>>(weight), d_x, accumulate, d_weight, d_bias);
 }
 
 /// y_h = x_h W_h^T for every head: x (n, heads, in), weight (heads, out, in), y (n, heads, out).
 template <class D, class A, class W>
 void linear_heads(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> y) {
+  if constexpr (checked) {
+    const detail::Door door{"linear_heads"};
+    door.shape("x", x, y.rows(), weight.shape[0], weight.shape[2]);
+    door.shape("y", y, y.rows(), weight.shape[0], weight.shape[1]);
+  }
   Linear<D>::forward_heads(ctx, x, Tensor<const std::remove_const_t<W>, 3>(weight), y);
 }
 
@@ -310,6 +331,13 @@ template <class D, class A, class W>
 void linear_heads_backward(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> d_y,
                            std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> d_x,
                            Accumulate accumulate, Tensor<compute_t<A>, 3> d_weight) {
+  if constexpr (checked) {
+    const detail::Door door{"linear_heads_backward"};
+    door.shape("d_y", d_y, d_y.rows(), weight.shape[0], weight.shape[1]);
+    door.shape("x", x, d_y.rows(), weight.shape[0], weight.shape[2]);
+    door.optional("d_x", d_x, d_y.rows(), weight.shape[0], weight.shape[2]);
+    door.optional("d_weight", d_weight, weight.shape[0], weight.shape[1], weight.shape[2]);
+  }
   Linear<D>::backward_heads(ctx, d_y, x, Tensor<const std::remove_const_t<W>, 3>(weight), d_x, accumulate, d_weight);
 }
 

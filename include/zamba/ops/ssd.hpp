@@ -28,6 +28,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/detail/ssd_chunk.hpp>
@@ -75,6 +76,22 @@ template <class Device, class A, class F = compute_t<A>>
 void ssd(Context<Device>& ctx, const std::type_identity_t<SsdInputs<A, F>>& in, const Sequences& sequences,
          std::type_identity_t<Tensor<F, 3>> state, Matrix<A> y, std::type_identity_t<Tensor<F, 3>> checkpoints = {},
          Index chunk = ssd_chunk) {
+  if constexpr (checked) {
+    const detail::Door door{"ssd"};
+    const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
+    door.shape("u", in.u, n, D);
+    door.shape("delta", in.delta, n, H);
+    door.shape("B", in.B, n, G, N);
+    door.shape("C", in.C, n, G, N);
+    door.shape("A_log", in.A_log, H);
+    door.shape("D", in.D, H);
+    door.shape("dt_bias", in.dt_bias, H);
+    require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
+            " groups");
+    door.optional("state", state, sequences.rows, N, D);
+    door.shape("y", y, n, D);
+    door.optional("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
+  }
   Ssd<Device>::template forward<A, F>(ctx, in, sequences, state, y, checkpoints, chunk);
 }
 
@@ -85,6 +102,29 @@ void ssd_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_
                   const std::type_identity_t<SsdInputs<A, F>>& in, const Sequences& sequences,
                   std::type_identity_t<Tensor<const F, 3>> checkpoints, const SsdGradients<A, F>& gradients,
                   std::type_identity_t<Tensor<F, 3>> d_state = {}, Index chunk = ssd_chunk) {
+  if constexpr (checked) {
+    const detail::Door door{"ssd_backward"};
+    const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
+    door.shape("u", in.u, n, D);
+    door.shape("delta", in.delta, n, H);
+    door.shape("B", in.B, n, G, N);
+    door.shape("C", in.C, n, G, N);
+    door.shape("A_log", in.A_log, H);
+    door.shape("D", in.D, H);
+    door.shape("dt_bias", in.dt_bias, H);
+    require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
+            " groups");
+    door.shape("d_y", d_y, n, D);
+    door.shape("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
+    door.shape("gradient of u", gradients.u, n, D);
+    door.shape("gradient of delta", gradients.delta, n, H);
+    door.shape("gradient of B", gradients.B, n, G, N);
+    door.shape("gradient of C", gradients.C, n, G, N);
+    door.shape("gradient of A_log", gradients.A_log, H);
+    door.shape("gradient of D", gradients.D, H);
+    door.shape("gradient of dt_bias", gradients.dt_bias, H);
+    door.optional("d_state", d_state, sequences.rows, N, D);
+  }
   Ssd<Device>::backward(ctx, d_y, in, sequences, checkpoints, gradients, d_state, chunk);
 }
 
