@@ -63,7 +63,7 @@ Json parse_object(std::string_view text, const std::string& origin) {
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();
     if (event == json::parse_event_t::key) {
-      const auto& key = met.get_ref<const std::string&>();
+      const auto& key = met.template get_ref<const std::string&>();
       require(keys.back().insert(key).second, origin, ": key ", quote(key), " occurs twice");
       require(std::is_same_v<Json, nlohmann::json> || keys.back().size() <= most_ordered_keys, origin,
               ": an object may have ", most_ordered_keys, " keys");
