@@ -67,10 +67,10 @@ TEST_SUITE("eval/log_likelihood") {
 
   TEST_CASE("a NaN is that of a row and a token") {
     const auto model = nan_where_read<Transformer, double>(28);
-    const std::vector<Token> tokens{3, 1, 4, 1, 28, 5}, targets{1, 4, 1, 5, -1, 2};
+    const std::vector<Token> tokens{3, 1, 4, 28, 1, 5}, targets{1, 4, 1, -1, 5, 2};
     const std::vector<Index> lengths{3, 3};
     auto state = model.new_state({.batch = 2, .max_length = 8});
     CHECK_THROWS_WITH_AS(log_likelihoods(model, state, {tokens, lengths}, targets),
-                         "zamba: log_likelihoods: row 1: a logit after token 2 of those given is NaN", Error);
+                         "zamba: log_likelihoods: row 1: a logit after token 1 of those given is NaN", Error);
   }
 }
