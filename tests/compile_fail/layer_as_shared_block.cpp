@@ -5,9 +5,9 @@
 using namespace parts;
 
 #ifndef ZAMBA_EXPECT_FAILURE
-using Block = SharedLayer;
+using Reused = SharedLayer;
 #else
-using Block = Layer;
+using Reused = Layer;
 #endif
-using Stack = zamba::HybridStack<12, 6, Layer, Block>;
+using Stack = zamba::HybridStack<12, 6, Layer, Reused>;
 static_assert(Stack::layers == 12);

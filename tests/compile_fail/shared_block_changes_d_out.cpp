@@ -6,14 +6,14 @@
 using namespace parts;
 
 #ifndef ZAMBA_EXPECT_FAILURE
-struct Block : SharedLayer {};
+struct Reused : SharedLayer {};
 #else
-struct Block : Width, SharedFlag, ParameterViews, ParameterListing, StateViews, StateListing, SavedViews, Forward {
+struct Reused : Width, SharedFlag, ParameterViews, ParameterListing, StateViews, StateListing, SavedViews, Forward {
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>&, const ParametersOf<const W, const F>&, const ParametersOf<F, F>&,
                        const SavedOf<A, F>&, const Stream<A>&, Matrix<A>, Matrix<A>, Matrix<A>, const Sequences&,
                        const StateOf<S, F>&, const StateOf<F, F>&) {}
 };
 #endif
-using Stack = zamba::HybridStack<4, 2, Layer, Block>;
+using Stack = zamba::HybridStack<4, 2, Layer, Reused>;
 static_assert(Stack::layers == 4);

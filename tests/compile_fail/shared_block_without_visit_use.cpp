@@ -5,14 +5,14 @@
 using namespace parts;
 
 #ifndef ZAMBA_EXPECT_FAILURE
-struct Block : SharedLayer {};
+struct Reused : SharedLayer {};
 #else
-struct Block : SharedLayer {
+struct Reused : SharedLayer {
   template <class W, class F>
   struct UseParameters {
     Vector<F> scale;
   };
 };
 #endif
-using Stack = zamba::HybridStack<4, 2, Layer, Block>;
+using Stack = zamba::HybridStack<4, 2, Layer, Reused>;
 static_assert(Stack::layers == 4);

@@ -307,8 +307,10 @@ struct BlockCheck {
 };
 
 /// A failed static_assert prints the name of what is listed wrongly, its rank and how many extents were given.
-template <bool Right, Text Name, Index Rank, Index Extents>
-inline constexpr bool listed = Right;
+template <bool Right, auto Name, Index Rank, Index Extents>
+struct Listed {
+  static constexpr bool value = Right;
+};
 
 template <class Check>
 constexpr auto name_of() {
@@ -326,7 +328,7 @@ struct Explained {
   template <Problem P>
   static constexpr bool fine = Check::found.problem != P;
   template <Problem P>
-  static constexpr bool lists = listed<fine<P>, name_of<Check>(), Check::found.rank, Check::found.extents>;
+  using Lists = Listed<(Check::found.problem != P), name_of<Check>(), Check::found.rank, Check::found.extents>;
 
   static_assert(fine<Problem::width>,
                 "zamba::Block: a block says its width, at least 1: 'static constexpr Index d_model'");
@@ -351,18 +353,18 @@ struct Explained {
                 "visit_use_parameters(P& use, Visit visit)', which lists them");
   static_assert(fine<Problem::visit_parameters_constexpr>,
                 "zamba::Block: visit_parameters must be constexpr, since the compiler counts parameters");
-  static_assert(lists<Problem::parameter_no_tensor>,
+  static_assert(Lists<Problem::parameter_no_tensor>::value,
                 "zamba::Block: visit_parameters lists what is no Vector, Matrix or Tensor; a part with parameters of "
                 "its own lists them with visit.scope(name)");
-  static_assert(lists<Problem::parameter_extents>,
+  static_assert(Lists<Problem::parameter_extents>::value,
                 "zamba::Block: visit_parameters gives a parameter a shape of another rank: {{width}} of a Vector, "
                 "{{out, in}} of a Matrix");
-  static_assert(lists<Problem::parameter_empty>,
+  static_assert(Lists<Problem::parameter_empty>::value,
                 "zamba::Block: visit_parameters gives a parameter an extent below 1; what a block does not have is not "
                 "listed");
-  static_assert(lists<Problem::parameter_element>,
+  static_assert(Lists<Problem::parameter_element>::value,
                 "zamba::Block: visit_parameters lists a parameter whose elements are neither W nor F");
-  static_assert(lists<Problem::parameter_initializer>,
+  static_assert(Lists<Problem::parameter_initializer>::value,
                 "zamba::Block: visit_parameters lists a parameter without an initialiser: visit(name, tensor, "
                 "{{out, in}}, initialiser)");
   static_assert(fine<Problem::visit_state>,
@@ -370,18 +372,18 @@ struct Explained {
                 "is missing: it lists every tensor of the state once, or none");
   static_assert(fine<Problem::visit_state_constexpr>,
                 "zamba::Block: visit_state must be constexpr, since the compiler counts the bytes of states");
-  static_assert(lists<Problem::state_no_tensor>,
+  static_assert(Lists<Problem::state_no_tensor>::value,
                 "zamba::Block: visit_state lists what is no Tensor; a part with a state of its own lists it with "
                 "visit.scope(name)");
-  static_assert(lists<Problem::state_extents>,
+  static_assert(Lists<Problem::state_extents>::value,
                 "zamba::Block: visit_state lists a tensor of another rank: a state is a Tensor<F, 3> with a shape of "
                 "two extents, {{1, width}} of a vector, and a cache a Tensor<S, 3> with a width");
-  static_assert(lists<Problem::state_empty>,
+  static_assert(Lists<Problem::state_empty>::value,
                 "zamba::Block: visit_state gives a tensor an extent below 1; what a block does not have is not listed");
-  static_assert(lists<Problem::state_element>,
+  static_assert(Lists<Problem::state_element>::value,
                 "zamba::Block: visit_state lists a state of fixed size whose elements are not F: it is rewritten with "
                 "every token, so only caches, which are not, may be stored as S");
-  static_assert(lists<Problem::cache_element>,
+  static_assert(Lists<Problem::cache_element>::value,
                 "zamba::Block: visit_state lists a cache whose elements are neither S nor F");
   static_assert(fine<Problem::forward> || Shared,
                 "zamba::Block: forward(ctx, p, io, sequences, state, keep) is missing, takes other types, or does not "
