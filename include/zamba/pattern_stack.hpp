@@ -170,6 +170,7 @@ struct PatternStack {
     std::array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
     std::array<SavedLayer<A, F>, layers> layer;  // Keep::everything
     std::array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
+    std::array<Vector<F>, uses> shared_before;   // of the uses of shared blocks
   };
 
   template <class Device, class W, class F, class A, class S>
@@ -190,8 +191,12 @@ struct PatternStack {
       if (keep == Keep::everything) {
         s.layer[i] = forward_layer(ctx, p, i, x, io, out, sequences, state, keep);
       } else {
-        if (keep == Keep::layer_inputs && has_state(state))
+        if (keep == Keep::layer_inputs && has_state(state)) {
           s.state_before[i] = detail::save_rewritten<Mixer, F>(ctx, state.mixers[i]);
+          if constexpr (uses > 0)
+            if (const Index use = P.uses_before(i); P.hybrid(i))
+              s.shared_before[use] = detail::save_rewritten<Shared, F>(ctx, state.uses_of_shared[use]);
+        }
         ArenaScope scope(ctx.arena());
         forward_layer(ctx, p, i, x, io, out, sequences, state, Keep::nothing);
       }
@@ -268,6 +273,10 @@ struct PatternStack {
                                         const Saved<A, F>& s, const Stream<A>& io, const Sequences& sequences,
                                         State<S, F> state) {
     if (s.state_before[i]) state.mixers[i] = detail::restore_rewritten<Mixer>(state.mixers[i], s.state_before[i]);
+    if constexpr (uses > 0)
+      if (const Index use = P.uses_before(i); P.hybrid(i) && s.shared_before[use])
+        state.uses_of_shared[use] =
+            detail::restore_rewritten<Shared>(state.uses_of_shared[use], s.shared_before[use]);
     const auto out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
     return forward_layer(ctx, p, i, s.x[i], io, out, sequences, state, Keep::everything);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::Block: a block that says 'shared = true' is no layer
+// expect: zamba::Block: a block that says 'shared = true' is no layer, since it has no residual of its own
 #include <zamba/language_model.hpp>
 
 #include "block_parts.hpp"
