@@ -19,6 +19,7 @@
 
 #include <concepts>
 #include <string_view>
+#include <type_traits>
 
 #include <zamba/context.hpp>
 #include <zamba/error.hpp>
@@ -83,21 +84,20 @@ constexpr void visit_state(S& s, F&& f) {
 
 namespace detail {
 
-template <class B>
-concept HasBlockTypes = requires {
-  { B::d_model } -> std::convertible_to<Index>;
-  typename B::template Parameters<float, float>;
-  typename B::template State<float, float>;
-  typename B::template Saved<float, float>;
-};
+template <class B, bool Shared>
+struct BlockCheck;  // detail/block_check.hpp
 
 }  // namespace detail
 
-/// The types and listings of a block. Its forward and backward are checked by testing::conformance<B>().
+/// What is a layer of a stack: the members above, with those arguments, and listings whose tensors have the ranks,
+/// extents and element types that they must. Whether they compute what they should is checked by
+/// testing::conformance<B>().
 template <class B>
-concept Block = detail::HasBlockTypes<B> && requires {
-  { parameter_count<B> } -> std::convertible_to<Index>;
-};
+concept Block = detail::BlockCheck<B, false>::passed;
+
+/// What several layers share; shared_use.hpp says what it has.
+template <class B>
+concept SharedBlock = detail::BlockCheck<B, true>::passed;
 
 /// Whether B does all its computing by operators, so that its forward pass can be run dry (detail/dry_run.hpp): a block
 /// that does has `static constexpr bool by_operators = true`.
@@ -116,6 +116,16 @@ inline constexpr double init_std = [] {
     return B::init_std;
   else
     return 0.0;
+}();
+
+/// Whether B can run on Device: on the CPU every block, elsewhere one that computes by operators only. A block with
+/// kernels of its own says it by `template <class Device> static constexpr bool runs_on = ...`.
+template <class B, class Device>
+inline constexpr bool runs_on = [] {
+  if constexpr (requires { B::template runs_on<Device>; })
+    return B::template runs_on<Device>;
+  else
+    return std::is_same_v<Device, cpu> || by_operators<B>;
 }();
 
 namespace detail {
@@ -212,3 +222,5 @@ constexpr Index state_bytes(Index batch, Index length) {
 }
 
 }  // namespace zamba
+
+#include <zamba/detail/block_check.hpp>

@@ -42,7 +42,7 @@ constexpr Initializer embedding_values(Index d_model, bool tied, double std) {
 
 }  // namespace detail
 
-template <Index Vocabulary, Block S, Head HeadWeights = Head::tied>
+template <Index Vocabulary, detail::CheckedBlock S, Head HeadWeights = Head::tied>
 struct LanguageModel {
   static_assert(detail::at_least<Vocabulary, 1>, "zamba::LanguageModel: the vocabulary must hold at least one token");
 
@@ -50,6 +50,8 @@ struct LanguageModel {
   static constexpr Index vocabulary = Vocabulary, d_model = Stack::d_model;
   static constexpr bool tied = HeadWeights == Head::tied;
   static constexpr bool by_operators = zamba::by_operators<Stack>;
+  template <class Device>
+  static constexpr bool runs_on = zamba::runs_on<Stack, Device>;
   static constexpr double norm_eps = [] {
     if constexpr (requires { Stack::norm_eps; })
       return Stack::norm_eps;

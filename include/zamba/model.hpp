@@ -173,6 +173,11 @@ struct Uninitialised {};
 
 template <class Net, class T = float, class Device = cpu>
 class Model {
+  static_assert(runs_on<Net, Device>,
+                "zamba::Model: a block of this network does not say that it runs on this device: it computes by "
+                "operators only and says 'static constexpr bool by_operators = true', or has kernels of its own and "
+                "says 'template <class Device> static constexpr bool runs_on'");
+
  public:
   using F = compute_t<T>;
   using A = activation_t<T, Device>;

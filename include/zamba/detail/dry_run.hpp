@@ -68,6 +68,12 @@ class Context<detail::DryRun<Device>> {
   void fill(Tensor<T, Rank>, T) {}
   template <class T, int Rank>
   void zero(Tensor<T, Rank>) {}
+  template <class F>
+  void parallel_for(Index, F&&) {
+    static_assert(detail::no_version_for<F>,
+                  "zamba::Context: a block that says 'by_operators = true' calls parallel_for: that is computing of its "
+                  "own, which belongs into an operator");
+  }
 
  private:
   int threads_;
