@@ -11,9 +11,8 @@
 // x0 collects a gradient from every use, a shared block's weights the sum over its uses.
 #pragma once
 
-#include <array>
-
 #include <zamba/block.hpp>
+#include <zamba/detail/array.hpp>
 #include <zamba/ops/add.hpp>
 #include <zamba/ops/linear.hpp>
 #include <zamba/shared_use.hpp>
@@ -99,10 +98,10 @@ struct PatternStack {
 
   template <class W, class F>
   struct Parameters {
-    std::array<typename Mixer::template Parameters<W, F>, layers> mixers;
-    std::array<typename Shared::template Parameters<W, F>, copies> shared;
-    std::array<typename Use::template UseParameters<W, F>, uses> use;
-    std::array<Matrix<W>, uses> linear;  // (d, d) of each hybrid layer
+    detail::Array<typename Mixer::template Parameters<W, F>, layers> mixers;
+    detail::Array<typename Shared::template Parameters<W, F>, copies> shared;
+    detail::Array<typename Use::template UseParameters<W, F>, uses> use;
+    detail::Array<Matrix<W>, uses> linear;  // (d, d) of each hybrid layer
   };
 
   template <class Params, class Visit>
@@ -131,8 +130,8 @@ struct PatternStack {
 
   template <class S, class F>
   struct State {
-    std::array<typename Mixer::template State<S, F>, layers> mixers;
-    std::array<typename Shared::template State<S, F>, uses> uses_of_shared;
+    detail::Array<typename Mixer::template State<S, F>, layers> mixers;
+    detail::Array<typename Shared::template State<S, F>, uses> uses_of_shared;
   };
 
   template <class States, class Visit>
@@ -156,9 +155,9 @@ struct PatternStack {
   template <class A, class F>
   struct Saved {
     Keep keep = Keep::nothing;
-    std::array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
-    std::array<SavedLayer<A, F>, layers> layer;  // Keep::everything
-    std::array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
+    detail::Array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
+    detail::Array<SavedLayer<A, F>, layers> layer;  // Keep::everything
+    detail::Array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
   };
 
   template <class Device, class W, class F, class A, class S>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // What users instantiate: a model of each family in each storage type, with its training, generation, evaluation,
 // files, tokenizers and checks. Compiled only, by both compilers, with the warnings that strict projects turn on.
+#include <zamba/eval/multiple_choice_file.hpp>
 #include <zamba/models/llama_checkpoint.hpp>
 #include <zamba/models/mamba_checkpoint.hpp>
 #include <zamba/models/zamba2_checkpoint.hpp>
 #include <zamba/models/zamba_checkpoint.hpp>
-#include <zamba/eval/multiple_choice_file.hpp>
 #include <zamba/testing/check_reference.hpp>
 #include <zamba/testing/conformance.hpp>
 #include <zamba/zamba.hpp>
@@ -14,8 +14,8 @@ namespace {
 
 using namespace zamba;
 
-using Mamba = MambaBlock<MambaConfig{.d_model = 16, .d_state = 4, .n_heads = 2}>;
-using Mamba2 = Mamba2Block<Mamba2Config{.d_model = 16, .d_state = 4, .n_heads = 4}>;
+using Mamba = MambaBlock<MambaConfig{.d_model = 16, .d_state = 4}>;
+using Mamba2 = Mamba2Block<Mamba2Config{.d_model = 16, .d_state = 4, .n_heads = 4, .n_groups = 2}>;
 using Plain = SharedAttention<SharedAttentionConfig{.d_model = 16, .n_heads = 2, .d_ff = 32}>;
 using Adapted = SharedAttention<SharedAttentionConfig{
     .d_model = 16, .n_heads = 2, .d_ff = 32, .rope = true, .mlp_adapter_rank = 2, .qkv_adapter_rank = 2}>;
@@ -44,8 +44,9 @@ void use_model(const std::filesystem::path& folder) {
 template <class Net, class T>
 void train(const TokenRange& range) {
   Model<Net, T> model(Seed{1});
-  Trainer trainer(model, {{.name = "phase", .tokens = 8, .rate = LearningRate::constant(1e-3), .mixture = {{range}}}},
-                  {.rows = 2, .length = 4});
+  Trainer trainer(
+      model, {{.name = "phase", .tokens = 8, .rate = LearningRate::constant(1e-3), .mixture = {{range, 1, "text"}}}},
+      {.rows = 2, .length = 4});
   trainer.run();
 }
 

@@ -74,6 +74,13 @@ using Pack = typename PackTypes<T>::Values;
 template <class T>
 inline constexpr Index lanes = register_bytes / static_cast<Index>(sizeof(T));
 
+/// Zero in every lane. A function, because nvcc 13.0 with --expt-relaxed-constexpr crashes on `Pack<T> sum = {}` in a
+/// lambda.
+template <class T>
+[[gnu::always_inline]] inline Pack<T> zeros() {
+  return Pack<T>{};
+}
+
 template <class T>
 [[gnu::always_inline]] inline Pack<T> load(const T* from) {
   Pack<T> pack;

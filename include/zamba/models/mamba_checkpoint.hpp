@@ -55,7 +55,7 @@ inline nlohmann::json mamba2_dt_limit_of(const nlohmann::json& config, const nlo
   if (limit == config.end() || limit->is_null()) return nullptr;
   if (!limit->is_array() || limit->size() != 2 || !limit->front().is_number()) return *limit;
   const nlohmann::json& most = limit->back();
-  const bool none = most.is_number() ? most.get<double>() >= std::numeric_limits<float>::max()
+  const bool none = most.is_number() ? most.get<double>() >= double{std::numeric_limits<float>::max()}
                                      : most == infinite_number() || most == "Infinity";
   return none ? nlohmann::json{limit->front(), infinite_number()} : *limit;
 }

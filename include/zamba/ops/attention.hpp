@@ -381,8 +381,8 @@ struct Attention<cpu> {
     const Tile& tile;
     A *q, *d_out, *d_q, *p, *d_s, *lse, *dots, *k_scratch, *v_scratch;
 
-    BackwardTile(A* memory, const Tile& tile, Index R)
-        : tile(tile),
+    BackwardTile(A* memory, const Tile& of, Index R)
+        : tile(of),
           q(memory),                       // (R, head_dim), times scale
           d_out(q + R * tile.head_dim),    // (R, head_dim)
           d_q(d_out + R * tile.head_dim),  // (R, head_dim), over scale

@@ -200,9 +200,9 @@ struct CausalConv1d<cpu> {
     const Sequences& sequences;
     using Room<A>::weight, Room<A>::zeros, Room<A>::windows;
 
-    Inputs(Context<cpu>& ctx, Matrix<const A> x, Matrix<const A> w, Vector<const A> bias, const Sequences& sequences,
-           Tensor<const A, 3> state)
-        : Room<A>(ctx, w.cols(), x.cols()), K(w.cols()), x(x), state(state), sequences(sequences) {
+    Inputs(Context<cpu>& ctx, Matrix<const A> input, Matrix<const A> w, Vector<const A> bias, const Sequences& rows,
+           Tensor<const A, 3> past)
+        : Room<A>(ctx, w.cols(), input.cols()), K(w.cols()), x(input), state(past), sequences(rows) {
       const Index D = x.cols(), next = w.stride[0];
       for (Index j = 0; j < K; ++j) {
         const A* from = w.data + j;

@@ -57,13 +57,13 @@ struct GatedRmsNorm<cpu> {
       for (Index i = task * forward_rows; i < end; ++i)
         for (Index g = 0; g < groups; ++g) {
           const Index first = g * width;
-          Pack<A> squares = {};
+          Pack<A> squares = detail::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
             squares += v * v;
             detail::store(&out(i, c), v, count);
           });
           rstd(i, g) = detail::reciprocal_root(detail::sum<A>(squares), width, eps, [&](A scale) {
-            Pack<A> sum = {};
+            Pack<A> sum = detail::zeros<A>();
             detail::for_packs<A>(width, [&](Index k, auto count) {
               const Pack<A> scaled = detail::load<A>(&out(i, first + k), count) * scale;
               sum += scaled * scaled;
@@ -96,7 +96,7 @@ struct GatedRmsNorm<cpu> {
         for (Index g = 0; g < groups; ++g) {
           const Index first = g * width;
           const F r = rstd(i, g);
-          Pack<A> product = {};
+          Pack<A> product = detail::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
             const Pack<A> d = detail::load(&d_out(i, c), count), u = v * r;
             product += detail::load(weight.data + c, count) * d * u;

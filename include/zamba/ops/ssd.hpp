@@ -278,9 +278,10 @@ struct Ssd<cpu> {
   static void advance(const SsdInputs<T, T>& in, const Chunk<T>& c, Index h, Index t, Matrix<T> s, Matrix<T> y, Index p,
                       Lanes lanes) {
     const Index head = c.block.head + h, channel = head * c.block.P + p;
-    const T *B[Tokens], *C[Tokens];
-    T decay[Tokens];
-    Pack<T> v[Tokens][Packs], sums[Tokens][Packs];
+    constexpr std::size_t tokens = Tokens, packs = Packs;
+    const T *B[tokens], *C[tokens];
+    T decay[tokens];
+    Pack<T> v[tokens][packs], sums[tokens][packs];
     const auto all = [](auto&& f) __attribute__((always_inline)) {
       detail::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
         detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) { f(r, i); });
@@ -297,7 +298,7 @@ struct Ssd<cpu> {
       sums[r][i] = in.D[head] * u;
     });
     for (Index n = 0; n < s.rows(); ++n) {
-      Pack<T> s_n[Packs];
+      Pack<T> s_n[packs];
       T* at = &s(n, p);
       detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
         s_n[i] = detail::load<T>(at + i * detail::lanes<T>, lanes);
