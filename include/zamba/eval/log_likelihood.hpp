@@ -31,7 +31,7 @@ double log_probability(std::span<const A> logits, Token token) {
     std::copy_n(logits.data() + first, count, room);
     sum += static_cast<double>(detail::exponentials(room, largest, count));
   }
-  require(!std::isnan(sum), "log_probability: a logit is NaN");
+  require(!is_nan(sum), "log_probability: a logit is NaN");
   return static_cast<double>(logits[static_cast<std::size_t>(token)]) - static_cast<double>(largest) - std::log(sum);
 }
 

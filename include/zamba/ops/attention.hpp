@@ -401,7 +401,7 @@ struct Attention<cpu> {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
         lse[r] = at.lse(token, head);
         const A *dy = d_out + r * tile.head_dim, *y = &at.out(token, head * tile.head_dim);
-        Pack<A> sum = {};
+        Pack<A> sum = detail::zeros<A>();
         detail::for_packs<A>(tile.head_dim,
                              [&](Index c, auto n) { sum += detail::load(dy + c, n) * detail::load(y + c, n); });
         dots[r] = detail::sum<A>(sum);

@@ -203,7 +203,7 @@ struct RmsNorm<cpu> {
 
   template <class A>
   [[gnu::always_inline]] static A sum_of_squares(const Segment<A>& segment, A scale) {
-    Pack<A> sum = {};
+    Pack<A> sum = detail::zeros<A>();
     for_values(segment, [&](Index, auto, const Pack<A>& v) {
       const Pack<A> scaled = v * scale;
       sum += scaled * scaled;
@@ -221,7 +221,7 @@ struct RmsNorm<cpu> {
   /// sum of g * u
   template <class A>
   static A product(const Segment<A>& segment, const A* weight, const A* dy, A rstd) {
-    Pack<A> sum = {};
+    Pack<A> sum = detail::zeros<A>();
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
       sum += detail::load(weight + i, count) * detail::load(dy + i, count) * (v * rstd);
     });

@@ -349,7 +349,7 @@ struct Ssd<cpu> {
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < c.count; ++t) {
         const T f = c.f(t, h);
-        Pack<T> product = {};
+        Pack<T> product = detail::zeros<T>();
         detail::for_packs<T>(P, [&](Index p, auto lanes) {
           const Index i = h * P + p;
           const Pack<T> f_g = f * detail::load(&work(t, i), lanes);
@@ -396,7 +396,7 @@ struct Ssd<cpu> {
     T d_dtA = 0, d_a = 0, d_skip = 0, d_bias = 0;
     for (Index t = c.count - 1; t >= 0; --t) {
       const T dt = c.dt(t, h);
-      Pack<T> through_v = {}, through_skip = {};
+      Pack<T> through_v = detail::zeros<T>(), through_skip = through_v;
       detail::for_packs<T>(P, [&](Index p, auto lanes) {
         const Index i = h * P + p;
         const Pack<T> u_p = detail::load(&u(t, i), lanes), dy = detail::load(&d_y(t, i), lanes),

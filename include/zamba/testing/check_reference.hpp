@@ -83,8 +83,8 @@ class Group {
  public:
   void add(const std::string& name, double error, double bound) {
     ++count_;
-    const bool worse = error / bound > worst_ / bound_ || std::isnan(error);  // a NaN is worse than any number
-    if (count_ > 1 && (std::isnan(worst_) || !worse)) return;
+    const bool worse = error / bound > worst_ / bound_ || is_nan(error);  // a NaN is worse than any number
+    if (count_ > 1 && (is_nan(worst_) || !worse)) return;
     worst_ = error;
     bound_ = bound;
     name_ = name;

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include <zamba/error.hpp>
+#include <zamba/number.hpp>
 #include <zamba/random.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/train/token_file.hpp>
@@ -76,12 +77,12 @@ class Mixture {
     double total = 0;
     for (const MixtureSource& source : sources_) {
       source.range.check();
-      require(std::isfinite(source.weight) && source.weight > 0, "Mixture: the weight of '", source.name,
+      require(is_finite(source.weight) && source.weight > 0, "Mixture: the weight of '", source.name,
               "' must be above 0, got ", source.weight, "; leave a source of weight 0 out");
       total += source.weight;
       cumulative_.push_back(total);
     }
-    require(std::isfinite(total), "Mixture: the weights add up to ", total);
+    require(is_finite(total), "Mixture: the weights add up to ", total);
   }
 
   const std::vector<MixtureSource>& sources() const { return sources_; }

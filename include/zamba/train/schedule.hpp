@@ -22,6 +22,7 @@
 
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -122,7 +123,7 @@ class LearningRate {
   };
 
   LearningRate(Form form, double from, double to) : pieces_{{form, from, to, {}}} {
-    require(std::isfinite(from) && std::isfinite(to) && from >= 0 && to >= 0, "LearningRate: ", name(form),
+    require(is_finite(from) && is_finite(to) && from >= 0 && to >= 0, "LearningRate: ", name(form),
             " needs finite values of 0 or more, got ", from, " to ", to);
   }
 

@@ -240,7 +240,7 @@ void Trainer<Net, T, Device>::take_step() {
                .loss_and_gradients(ctx_, {batch.tokens, batch.targets, batch.offsets}, gradients_,
                                    {.scale = scale, .recompute = options_.recompute})
                .sum;
-  if (!std::isfinite(sum))
+  if (!is_finite(sum))
     fail("Trainer: the loss of step ", step_ + 1, " is ", sum, "; the model is as it was after step ", step_);
   loss_ = sum * scale;
   optimiser_.step(ctx_, model_, gradients_, rate);
@@ -266,7 +266,7 @@ void Trainer<Net, T, Device>::report(const Phase& phase, double rate, double sec
                 {"learning_rate", rate},
                 {"gradient_norm", norm},
                 {"time", {{"seconds", seconds}, {"tokens_per_second", tokens / seconds}}}});
-  require(std::isfinite(norm), "Trainer: the gradients of step ", step_, " have a norm of ", norm,
+  require(is_finite(norm), "Trainer: the gradients of step ", step_, " have a norm of ", norm,
           ", so the weights are lost; the last checkpoint is from before it");
 }
 
