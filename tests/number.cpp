@@ -26,6 +26,23 @@ TEST_SUITE("number") {
     CHECK(std::signbit(rounded(-0.f)));
   }
 
+  TEST_CASE_TEMPLATE("NaN and infinity are told by bits", F, float, double) {
+    const F infinity = std::numeric_limits<F>::infinity(), nan = std::numeric_limits<F>::quiet_NaN();
+    for (const F value : {nan, -nan, std::numeric_limits<F>::signaling_NaN()}) {
+      CHECK(is_nan(value));
+      CHECK_FALSE(is_finite(value));
+    }
+    for (const F value : {infinity, -infinity}) {
+      CHECK_FALSE(is_nan(value));
+      CHECK_FALSE(is_finite(value));
+    }
+    for (const F value : {F(0), -F(0), F(1), std::numeric_limits<F>::max(), std::numeric_limits<F>::denorm_min()}) {
+      CHECK_FALSE(is_nan(value));
+      CHECK(is_finite(value));
+      CHECK(is_finite(-value));
+    }
+  }
+
   TEST_CASE("every half is the float it stands for") {
     for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
       const float value = f16{static_cast<std::uint16_t>(bits)};

@@ -1,13 +1,31 @@
 // SPDX-License-Identifier: MIT
-// Device tags, index types, and the one macro that lets a function run on both sides.
+// Device tags, index types, and the macros in which compilers differ: one lets a function run on both sides, one keeps
+// a sum as it is written. What a compiler may assume of numbers is looked at here, because every header includes this
+// one.
 #pragma once
 
 #include <cstdint>
+
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "zamba: NaN and infinity must be told from numbers: add -fno-finite-math-only after -ffast-math or -Ofast"
+#endif
 
 #ifdef __CUDACC__
 #define ZAMBA_HOST_DEVICE __host__ __device__
 #else
 #define ZAMBA_HOST_DEVICE
+#endif
+
+/// The value of a sum, which -fassociative-math may not merge with the sums around it. Without that flag the code is
+/// the same as that of the sum: clang sees to it, and g++ defines the macro only where the flag is in force.
+#if defined(__CUDACC__) && defined(__ASSOCIATIVE_MATH__)
+#error "zamba: nvcc knows no way to keep a sum as it is written: add -fno-associative-math to -Xcompiler's flags"
+#elif defined(__clang__) && !defined(__CUDACC__)
+#define ZAMBA_AS_WRITTEN(sum) __arithmetic_fence(sum)
+#elif defined(__ASSOCIATIVE_MATH__)
+#define ZAMBA_AS_WRITTEN(sum) __builtin_assoc_barrier(sum)
+#else
+#define ZAMBA_AS_WRITTEN(sum) (sum)
 #endif
 
 namespace zamba {

@@ -85,7 +85,7 @@ enum class Decay { no, yes };
 /// Extents of a parameter or of one row of a state, written {out, in}.
 template <int Rank>
 struct Shape {
-  Index extent[Rank];
+  Index extent[std::size_t{Rank}];
 
   constexpr Index size() const {
     Index n = 1;

@@ -11,9 +11,8 @@
 // x0 collects a gradient from every use, a shared block's weights the sum over its uses.
 #pragma once
 
-#include <array>
-
 #include <zamba/block.hpp>
+#include <zamba/detail/array.hpp>
 #include <zamba/ops/add.hpp>
 #include <zamba/ops/linear.hpp>
 #include <zamba/shared_use.hpp>
@@ -87,8 +86,7 @@ struct PatternStack {
   using Use = SharedUse<Shared>;
   static constexpr bool by_operators = zamba::by_operators<Mixer> && (uses == 0 || zamba::by_operators<Shared>);
   template <class Device>
-  static constexpr bool runs_on =
-      zamba::runs_on<Mixer, Device> && (uses == 0 || zamba::runs_on<Shared, Device>);
+  static constexpr bool runs_on = zamba::runs_on<Mixer, Device> && (uses == 0 || zamba::runs_on<Shared, Device>);
   /// Of the norm that follows the stack: that of its layers.
   static constexpr double norm_eps = [] {
     if constexpr (requires { Mixer::norm_eps; })
@@ -112,10 +110,10 @@ struct PatternStack {
 
   template <class W, class F>
   struct Parameters {
-    std::array<typename Mixer::template Parameters<W, F>, layers> mixers;
-    std::array<typename Shared::template Parameters<W, F>, copies> shared;
-    std::array<typename Use::template UseParameters<W, F>, uses> use;
-    std::array<Matrix<W>, uses> linear;  // (d, d) of each hybrid layer
+    detail::Array<typename Mixer::template Parameters<W, F>, layers> mixers;
+    detail::Array<typename Shared::template Parameters<W, F>, copies> shared;
+    detail::Array<typename Use::template UseParameters<W, F>, uses> use;
+    detail::Array<Matrix<W>, uses> linear;  // (d, d) of each hybrid layer
   };
 
   template <class Params, class Visit>
@@ -144,8 +142,8 @@ struct PatternStack {
 
   template <class S, class F>
   struct State {
-    std::array<typename Mixer::template State<S, F>, layers> mixers;
-    std::array<typename Shared::template State<S, F>, uses> uses_of_shared;
+    detail::Array<typename Mixer::template State<S, F>, layers> mixers;
+    detail::Array<typename Shared::template State<S, F>, uses> uses_of_shared;
   };
 
   template <class States, class Visit>
@@ -169,10 +167,10 @@ struct PatternStack {
   template <class A, class F>
   struct Saved {
     Keep keep = Keep::nothing;
-    std::array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
-    std::array<SavedLayer<A, F>, layers> layer;  // Keep::everything
-    std::array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
-    std::array<Vector<F>, uses> shared_before;   // of the uses of shared blocks
+    detail::Array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
+    detail::Array<SavedLayer<A, F>, layers> layer;  // Keep::everything
+    detail::Array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
+    detail::Array<Vector<F>, uses> shared_before;   // of the uses of shared blocks
   };
 
   template <class Device, class W, class F, class A, class S>
@@ -277,8 +275,7 @@ struct PatternStack {
     if (s.state_before[i]) state.mixers[i] = detail::restore_rewritten<Mixer>(state.mixers[i], s.state_before[i]);
     if constexpr (uses > 0)
       if (const Index use = P.uses_before(i); P.hybrid(i) && s.shared_before[use])
-        state.uses_of_shared[use] =
-            detail::restore_rewritten<Shared>(state.uses_of_shared[use], s.shared_before[use]);
+        state.uses_of_shared[use] = detail::restore_rewritten<Shared>(state.uses_of_shared[use], s.shared_before[use]);
     const auto out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
     return forward_layer(ctx, p, i, s.x[i], io, out, sequences, state, Keep::everything);
   }

@@ -27,8 +27,8 @@ struct Tensor {
   static_assert(Rank >= 1 && Rank <= 4, "zamba::Tensor: the rank must be 1 to 4");
 
   T* data = nullptr;
-  Index shape[Rank] = {};
-  Index stride[Rank] = {};
+  Index shape[std::size_t{Rank}] = {};
+  Index stride[std::size_t{Rank}] = {};
 
   constexpr Tensor() = default;
 

@@ -134,4 +134,32 @@ TEST_CASE_TEMPLATE("gated_rms_norm: strides, threads and reruns change no bit", 
   CHECK(run<Where>(x, z, weight, d_out, n, 2, 1e-5, 0, 2) == once);
 }
 
+TEST_CASE_TEMPLATE("gated_rms_norm of every finite row: without eps the scale of x changes neither output nor weights",
+                   Where, ZAMBA_TEST_ON) {
+  using F = typename Where::type;
+  const int most = std::numeric_limits<F>::max_exponent;
+  const Index n = 3, groups = 2;
+  for (const Index D : {16, 26, 18000}) {
+    const Values x = normal_values(n * D, 1), weight = normal_values(D, 3), d_out = normal_values(n * D, 4);
+    Values z = normal_values(n * D, 2);
+    for (double& value : z) value *= 5;  // x z may overflow where x silu(z) does not
+    const Result one = run<Where>(x, z, weight, d_out, n, groups, 0);
+    for (const int exponent : {most / 2 - 1, most / 2, most * 3 / 4, most - 8}) {
+      CAPTURE(D);
+      CAPTURE(exponent);
+      const auto times = [&](Values values) {
+        for (double& value : values) value = std::ldexp(value, exponent);
+        return values;
+      };
+      const Result result = run<Where>(times(x), z, weight, d_out, n, groups, 0);
+      CHECK(relative_error(result.out, one.out) < Where::tolerance);
+      CHECK(relative_error(times(result.rstd), one.rstd) < Where::tolerance);
+      if (!trains<typename Where::device>) continue;
+      CHECK(relative_error(times(result.d_x), one.d_x) < Where::tolerance);
+      CHECK(relative_error(result.d_z, one.d_z) < Where::tolerance);
+      CHECK(relative_error(result.d_weight, one.d_weight) < Where::tolerance);
+    }
+  }
+}
+
 }  // namespace

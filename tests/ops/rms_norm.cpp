@@ -214,6 +214,61 @@ TEST_CASE_TEMPLATE("rms_norm: widths about what a block of threads holds, in pie
   check_forward<Where>(1027, 16, 0, tolerance);  // several positions of a block on a GPU
 }
 
+/// values times 2^exponent, which is exact.
+Values times_power_of_two(Values values, int exponent) {
+  for (double& value : values) value = std::ldexp(value, exponent);
+  return values;
+}
+
+TEST_CASE_TEMPLATE("rms_norm of every finite row: without eps the scale of a row changes neither output nor weights",
+                   Where, ZAMBA_TEST_ON) {
+  using F = typename Where::type;
+  const int most = std::numeric_limits<F>::max_exponent;
+  for (const Index d : {1, 24, 37, 9000}) {
+    const Index n = 3;
+    const Values x = normal_values(n * d, 1), t = normal_values(n * d, 2), d_out = normal_values(n * d, 3);
+    const Values weight = normal_values(d, 4);
+    const Result one = run<Where>(x, t, weight, d_out, n, 0);
+    // Squares overflow from 2^(most / 2) on; normal numbers times 2^(most - 4) are finite.
+    for (const int exponent : {most / 2 - 8, most / 2 - 1, most / 2, most / 2 + 1, most * 3 / 4, most - 4}) {
+      CAPTURE(d);
+      CAPTURE(exponent);
+      const Result result =
+          run<Where>(times_power_of_two(x, exponent), times_power_of_two(t, exponent), weight, d_out, n, 0);
+      CHECK(relative_error(result.out, one.out) < Where::tolerance);
+      CHECK(relative_error(times_power_of_two(result.rstd, exponent), one.rstd) < Where::tolerance);
+      CHECK(relative_error(result.d_weight, one.d_weight) < Where::tolerance);
+      // What is left of the gradient of one channel is rounding.
+      if (d > 1) CHECK(relative_error(times_power_of_two(result.d_x, exponent), one.d_x) < 4 * Where::tolerance);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("rms_norm_concat where one half's squares overflow, or only their sum does", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  const int most = std::numeric_limits<T>::max_exponent;
+  auto ctx = zamba::testing::new_context<Device>(1);
+  for (const double other : {1.0, std::ldexp(1.0, most / 2 - 1)}) {
+    const double huge = other == 1 ? std::ldexp(1.0, most - 2) : other;  // 4 squares of 2^(most / 2 - 1) are 2^most
+    const PaddedMatrix<Device, T> a({huge, huge}, 1), b({other, other}, 1), w({1, 2, 3, 4}, 1), out(Values(4), 1);
+    const PaddedMatrix<Device, T> rstd(Values(1), 1);
+    rms_norm_concat(ctx, a.view(), b.view(), w.vector(), 1e-5, out.view(), rstd.vector());
+    const double root = std::sqrt((1 + other / huge * (other / huge)) / 2);
+    const Values wanted{1 / root, 2 / root, 3 * (other / huge) / root, 4 * (other / huge) / root};
+    CHECK(relative_error(out.values(), wanted) < Where::tolerance);
+  }
+}
+
+TEST_CASE_TEMPLATE("rms_norm of a row with an infinity or a NaN is no number", Where, ZAMBA_TEST_ON) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double bad : {infinity, -infinity, std::nan("")}) {
+    const Values out = run<Where>({1, bad, 2, 3}, {}, {1, 1}, {1, 1, 1, 1}, 2, 1e-5).out;
+    CHECK(std::isnan(out[1]));
+    CHECK(std::isfinite(out[3]));  // of another row
+  }
+}
+
 TEST_CASE("rms_norm of no positions touches nothing") {
   Context<cpu> ctx(2);
   float weight[4] = {1, 1, 1, 1}, d_weight[4] = {1, 2, 3, 4}, unused[4] = {};

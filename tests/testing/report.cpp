@@ -28,6 +28,9 @@ TEST_CASE("report: a NaN, a negative condition and an infinity do not pass") {
     report.add("figure", error, 1e300);
     CHECK_FALSE(report.passed());
   }
+  Report unbounded("title");
+  unbounded.add("figure", 0, std::nan(""));
+  CHECK_FALSE(unbounded.passed());
   Report report("title");
   report.expect("condition", false);
   CHECK_FALSE(report.passed());
@@ -51,4 +54,9 @@ TEST_CASE("report: relative_error") {
   CHECK(std::isnan(relative_error(Values{1}, Values{1, 2})));
   CHECK(std::isnan(relative_error(Values{std::nan("")}, Values{1})));
   CHECK(std::isnan(relative_error(Values{1}, Values{std::nan("")})));
+  for (const double scale : {1e-320, 1e-200, 1e200, 1e307}) {  // their squares are no numbers, or 0
+    CHECK(relative_error(Values{3 * scale, 5 * scale}, Values{3 * scale, 4 * scale}) ==
+          doctest::Approx(0.2).epsilon(1e-3));
+    CHECK(relative_error(Values{scale}, Values{0}) == doctest::Approx(scale).epsilon(1e-3));
+  }
 }

@@ -29,7 +29,7 @@ struct AttentionStream {
   template <class A, class Source>
   void attend(Context<cpu>& ctx, Index most_keys, Matrix<const A> q, const Source& source, const Sequences& sequences,
               Matrix<A> out, Matrix<A> lse) const {
-    const Index heads = this->heads, width = heads * head_dim, pieces = (most_keys + piece - 1) / piece;
+    const Index width = heads * head_dim, pieces = (most_keys + piece - 1) / piece;
     ArenaScope scope(ctx.arena());
     const Scratch<A> memory = scratch<A>(ctx, most_keys, sequences);
     ctx.parallel_for(sequences.rows * pieces, [&](Index task, int worker) {
@@ -97,17 +97,17 @@ struct AttentionStream {
   /// scores (heads, piece) of n keys.
   template <class A, class S>
   void set_scores(const A* query, const S* keys, Index stride, Index n, A* scores) const {
-    const Index heads = this->heads, head_dim = this->head_dim, group = heads / kv_heads;
+    const Index all = heads, width = head_dim, group = all / kv_heads;
     for (Index j = 0; j < n; j += 4) {
       const Four<S> four(keys, stride, j, n), next(keys, stride, j + 4, n);
-      for (Index head = 0; head < heads; ++head) {
-        const Index column = head / group * head_dim;
+      for (Index head = 0; head < all; ++head) {
+        const Index column = head / group * width;
         const S *k0 = four.row[0] + column, *k1 = four.row[1] + column, *k2 = four.row[2] + column,
                 *k3 = four.row[3] + column;
-        const A* x = query + head * head_dim;
+        const A* x = query + head * width;
         Pack<A> s0 = {}, s1 = {}, s2 = {}, s3 = {};
         for_packs<A>(
-            head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
+            width, [&](Index c, auto count) __attribute__((always_inline)) {
               const Pack<A> x_c = load(x + c, count);
               next.prefetch(column + c);
               s0 += x_c * load_as<A>(k0 + c, count);
@@ -124,18 +124,18 @@ struct AttentionStream {
   /// sums (heads, head_dim) += exponentials (heads, piece) of n keys times their values.
   template <class A, class S>
   void add_values(const A* exponentials, const S* values, Index stride, Index n, A* sums) const {
-    const Index heads = this->heads, head_dim = this->head_dim, group = heads / kv_heads;
+    const Index all = heads, width = head_dim, group = all / kv_heads;
     for (Index j = 0; j < n; j += 4) {
       const Four<S> four(values, stride, j, n), next(values, stride, j + 4, n);
-      for (Index head = 0; head < heads; ++head) {
-        const Index column = head / group * head_dim;
+      for (Index head = 0; head < all; ++head) {
+        const Index column = head / group * width;
         const S *v0 = four.row[0] + column, *v1 = four.row[1] + column, *v2 = four.row[2] + column,
                 *v3 = four.row[3] + column;
         const A* p = exponentials + head * piece + j;
         const A p0 = p[0], p1 = n - j > 1 ? p[1] : A(0), p2 = n - j > 2 ? p[2] : A(0), p3 = n - j > 3 ? p[3] : A(0);
-        A* sum = sums + head * head_dim;
+        A* sum = sums + head * width;
         for_packs<A>(
-            head_dim, [&](Index c, auto count) __attribute__((always_inline)) {
+            width, [&](Index c, auto count) __attribute__((always_inline)) {
               next.prefetch(column + c);
               const Pack<A> first = p0 * load_as<A>(v0 + c, count) + p1 * load_as<A>(v1 + c, count);
               const Pack<A> second = p2 * load_as<A>(v2 + c, count) + p3 * load_as<A>(v3 + c, count);

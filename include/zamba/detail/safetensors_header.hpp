@@ -70,7 +70,7 @@ class HeaderReader {
   }
 
  private:
-  enum Field { none = 0, dtype = 1, shape = 2, offsets = 4 };
+  enum Field : unsigned { none = 0, dtype = 1, shape = 2, offsets = 4 };
 
   void begin_object() {
     if (depth_ > 1) refuse("an object");

@@ -74,6 +74,13 @@ using Pack = typename PackTypes<T>::Values;
 template <class T>
 inline constexpr Index lanes = register_bytes / static_cast<Index>(sizeof(T));
 
+/// Zero in every lane. A function, because nvcc 13.0 with --expt-relaxed-constexpr crashes on `Pack<T> sum = {}` in a
+/// lambda.
+template <class T>
+[[gnu::always_inline]] inline Pack<T> zeros() {
+  return Pack<T>{};
+}
+
 template <class T>
 [[gnu::always_inline]] inline Pack<T> load(const T* from) {
   Pack<T> pack;
@@ -105,7 +112,8 @@ template <class T>
 [[gnu::always_inline]] inline Pack<float> load_bf16(const bf16* from) {
 #if defined(__AVX512F__)
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return (Pack<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+  constexpr __mmask16 all = 0xffff;
+  return (Pack<float>)_mm512_maskz_slli_epi32(all, _mm512_maskz_cvtepu16_epi32(all, halves), 16);
 #elif defined(__AVX2__)  // g++ 12 makes four shuffles of the conversion below
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return (Pack<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
@@ -188,8 +196,8 @@ template <class T>
 template <class T>
 [[gnu::always_inline]] inline Pack<T> max(const Pack<T>& a, const Pack<T>& b) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return (Pack<T>)_mm512_max_ps((__m512)a, (__m512)b);
-  if constexpr (std::is_same_v<T, double>) return (Pack<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+  if constexpr (std::is_same_v<T, float>) return (Pack<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<T, double>) return (Pack<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<T, float>) return (Pack<T>)_mm256_max_ps((__m256)a, (__m256)b);
   if constexpr (std::is_same_v<T, double>) return (Pack<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
@@ -240,9 +248,9 @@ template <class T>
 [[gnu::always_inline]] inline Pack<T> exp(Pack<T> x) {
   using P = PackTypes<T>;
   x = min<T>(Pack<T>{} + P::highest_exponent, max<T>(Pack<T>{} + P::lowest_exponent, x));
-  const Pack<T> shifted = x * T(1.44269504088896340736) + P::round_to_integer;
-  const Pack<T> n = shifted - P::round_to_integer;
-  const Pack<T> r = (x - n * P::ln2_high) - n * P::ln2_low;
+  const Pack<T> shifted = ZAMBA_AS_WRITTEN(x * T(1.44269504088896340736) + P::round_to_integer);
+  const Pack<T> n = ZAMBA_AS_WRITTEN(shifted - P::round_to_integer);
+  const Pack<T> r = ZAMBA_AS_WRITTEN(x - n * P::ln2_high) - n * P::ln2_low;
   const Pack<T> value = horner<0, P::exp_degree, T>(r, [](int k) {
     T factorial = 1;
     for (int i = 2; i <= k; ++i) factorial *= T(i);
@@ -258,8 +266,8 @@ template <class T>
 [[gnu::always_inline]] inline Pack<T> exp2_of_negative(Pack<T> x) {
   using P = PackTypes<T>;
   x = max<T>(Pack<T>{} + P::lowest_exponent * T(1.44269504088896340736), x);
-  const Pack<T> shifted = x + P::round_to_integer;
-  const Pack<T> f = x - (shifted - P::round_to_integer);
+  const Pack<T> shifted = ZAMBA_AS_WRITTEN(x + P::round_to_integer);
+  const Pack<T> f = x - ZAMBA_AS_WRITTEN(shifted - P::round_to_integer);
   const Pack<T> value = horner<0, P::exp2_degree, T>(f, [](int k) { return P::exp2_coefficients[k]; });
   using Bits = typename P::Bits;
   return (Pack<T>)((Bits)value + ((Bits)shifted << P::mantissa_bits));

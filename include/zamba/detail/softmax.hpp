@@ -33,7 +33,7 @@ A largest(const A* s, Index n) {
 /// s = exp(s - shift); returns the sum.
 template <class A>
 A exponentials(A* s, A shift, Index n) {
-  Pack<A> total = {};
+  Pack<A> total = zeros<A>();
   Index i = 0;
   for (; i + lanes<A> <= n; i += lanes<A>) {
     const Pack<A> e = exp<A>(load(s + i) - shift);

@@ -54,7 +54,7 @@ T* take_line(T*& memory, Index count) {
 template <class T>
 [[gnu::always_inline]] inline Pack<T> vanishing(const Pack<T>& x) {
   constexpr T least = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-  return x < least ? Pack<T>{} : x;
+  return x < least ? zeros<T>() : x;
 }
 
 /// The heads of a block in a chunk of positions: steps and decays, and for the backward pass the products of them.

@@ -86,7 +86,7 @@ inline std::vector<MatchedPart> match_tensors(const ShardedSafetensors& files, c
 template <class Stored>
 Index count_non_finite(const Stored* values, Index count) {
   Index found = 0;
-  for (Index i = 0; i < count; ++i) found += !std::isfinite(static_cast<compute_t<Stored>>(values[i]));
+  for (Index i = 0; i < count; ++i) found += !is_finite(static_cast<compute_t<Stored>>(values[i]));
   return found;
 }
 

@@ -15,6 +15,7 @@
 #include <zamba/detail/host_logits.hpp>
 #include <zamba/detail/softmax.hpp>
 #include <zamba/model.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -66,7 +67,7 @@ inline std::pair<Index, Index> place_of(const Tokens& tokens, Index token) {
 template <class A>
 double log_probability(std::span<const A> logits, Token token) {
   const double value = detail::log_probability_or_nan(logits, token);
-  require(!std::isnan(value), "log_probability: a logit is NaN");
+  require(!is_nan(value), "log_probability: a logit is NaN");
   return value;
 }
 
@@ -76,7 +77,7 @@ template <InferenceModel M>
 std::vector<double> log_likelihoods(const M& model, typename M::StateType& state, const Tokens& tokens,
                                     std::span<const Token> targets) {
   auto values = detail::log_likelihoods_or_nan(model, state, tokens, targets);
-  const auto nan = std::find_if(values.begin(), values.end(), [](double value) { return std::isnan(value); });
+  const auto nan = std::find_if(values.begin(), values.end(), [](double value) { return is_nan(value); });
   if (nan == values.end()) return values;
   const auto [row, position] = detail::place_of(tokens, nan - values.begin());
   fail("log_likelihoods: row ", row, ": a logit after token ", position, " of those given is NaN");

@@ -25,6 +25,7 @@
 
 #include <zamba/eval/callback.hpp>
 #include <zamba/eval/log_likelihood.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -185,7 +186,7 @@ std::vector<ChoiceScore> score_item(const M& model, const typename M::StateType&
   for (std::size_t r = 0; r < item.rows.size(); value += lengths[r++]) {
     scores.push_back({0, static_cast<Index>(item.rows[r].size() - item.prompts[r])});
     for (auto at = value; at != value + lengths[r]; ++at) scores.back().log_likelihood += *at;
-    require(!std::isnan(scores.back().log_likelihood), "multiple_choice: item ", name, ": a logit of choice ", r,
+    require(!is_nan(scores.back().log_likelihood), "multiple_choice: item ", name, ": a logit of choice ", r,
             " is NaN");
   }
   return scores;

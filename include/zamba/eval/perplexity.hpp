@@ -21,6 +21,7 @@
 #include <zamba/eval/bits_per_byte.hpp>
 #include <zamba/eval/callback.hpp>
 #include <zamba/model.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -64,7 +65,7 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
       const std::size_t count = std::min(chunk, inputs.size() - at);
       const Index offsets[] = {0, static_cast<Index>(count)};
       const LossSum loss = model.loss({inputs.subspan(at, count), wanted.subspan(at, count), offsets}, &state);
-      require(!std::isnan(loss.sum), "text_loss: the loss of window ", window, " is NaN, among the ", count,
+      require(!is_nan(loss.sum), "text_loss: the loss of window ", window, " is NaN, among the ", count,
               " tokens from token ", begin + static_cast<Index>(at), " of the text on");
       total.sum += loss.sum;
       total.count += loss.count;

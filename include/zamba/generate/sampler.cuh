@@ -74,7 +74,7 @@ struct Draw {
   }
   /// Leaves the error that a row's best token is; false where it is none.
   __device__ bool failed(Index row, Index rows, const BestToken& best) const {
-    const bool nan = ::isnan(best.score);
+    const bool nan = is_nan(best.score);
     if (!nan && best.score > -INFINITY) return false;
     if (threadIdx.x == 0) leave(row, rows, best.token, nan ? Drawn::met_nan : Drawn::all_impossible);
     return true;
@@ -89,7 +89,7 @@ struct Largest {
 
   __device__ explicit Largest(Token none) : token(none), nan(none) {}
   __device__ void add(S next, Token of) {
-    if (::isnan(next)) nan = ::min(nan, of);
+    if (is_nan(next)) nan = ::min(nan, of);
     if (next > score) {
       score = next;
       token = of;

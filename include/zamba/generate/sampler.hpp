@@ -31,6 +31,7 @@
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
 #include <zamba/generate/generation_error.hpp>
+#include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/random.hpp>
 #include <zamba/tensor.hpp>
@@ -49,12 +50,12 @@ struct SamplerOptions {
 
   /// Throws where a value makes no sense, naming it.
   void check() const {
-    require(std::isfinite(temperature) && temperature >= 0,
-            "SamplerOptions: temperature must be 0 (greedy) or more, got ", temperature);
+    require(is_finite(temperature) && temperature >= 0, "SamplerOptions: temperature must be 0 (greedy) or more, got ",
+            temperature);
     require(top_k >= 0, "SamplerOptions: top_k must be 0 (off) or more, got ", top_k);
     require(top_p > 0 && top_p <= 1, "SamplerOptions: top_p must be above 0 and at most 1 (off), got ", top_p);
     require(min_p >= 0 && min_p <= 1, "SamplerOptions: min_p must be between 0 (off) and 1, got ", min_p);
-    require(std::isfinite(repetition_penalty) && repetition_penalty > 0,
+    require(is_finite(repetition_penalty) && repetition_penalty > 0,
             "SamplerOptions: repetition_penalty must be above 0 (1: off), got ", repetition_penalty);
   }
 };
@@ -89,11 +90,11 @@ template <class T>
   requires std::is_floating_point_v<T> Token argmax(std::span<const T> logits) {
     std::size_t best = 0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
-      if (std::isnan(logits[i])) detail::fail_nan_logit(static_cast<Index>(i));
+      if (is_nan(logits[i])) detail::fail_nan_logit(static_cast<Index>(i));
       if (logits[i] > logits[best]) best = i;
     }
     require(!logits.empty(), "argmax: there are no logits");
-    if (logits[best] == -std::numeric_limits<T>::infinity()) detail::fail_no_logit();
+    if (!is_finite(logits[best]) && logits[best] < 0) detail::fail_no_logit();
     return static_cast<Token>(best);
   }
 

@@ -14,6 +14,7 @@
 
 #include <zamba/error.hpp>
 #include <zamba/io/file.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -66,7 +67,7 @@ class LinePlotWriter {
     bands();
     axes();
     // A dot on the frame is whole; above it is room only where nothing is cut off.
-    const double clip = std::isfinite(plot_.y_limit) ? top : top - 6;
+    const double clip = is_finite(plot_.y_limit) ? top : top - 6;
     out_ += "<clipPath id=\"plot\"><rect" + attribute("x", left - 6) + attribute("y", clip) +
             attribute("width", right_ - left + 12) + attribute("height", bottom_ + 6 - clip) + "/></clipPath>\n" +
             "<g clip-path=\"url(#plot)\">\n";
@@ -82,7 +83,7 @@ class LinePlotWriter {
   static constexpr std::array<const char*, 6> colours = {"#0072b2", "#d55e00", "#009e73",
                                                          "#cc79a7", "#56b4e9", "#e69f00"};
 
-  static bool drawable(const PlotPoint& point) { return std::isfinite(point.x) && std::isfinite(point.value); }
+  static bool drawable(const PlotPoint& point) { return is_finite(point.x) && is_finite(point.value); }
 
   void find_ranges() {
     constexpr double inf = std::numeric_limits<double>::infinity();
@@ -99,8 +100,8 @@ class LinePlotWriter {
     require(plot_.y_limit > y_min_, "LinePlot '", plot_.title, "': nothing lies below the limit of ", plot_.y_limit);
     y_max_ = std::min(y_max_, plot_.y_limit);
     for (const PlotBand& band : plot_.bands) {
-      require(std::isfinite(band.first) && std::isfinite(band.last) && band.first <= band.last, "LinePlot: band '",
-              band.name, "' goes from ", band.first, " to ", band.last);
+      require(is_finite(band.first) && is_finite(band.last) && band.first <= band.last, "LinePlot: band '", band.name,
+              "' goes from ", band.first, " to ", band.last);
       x_min_ = std::min(x_min_, band.first), x_max_ = std::max(x_max_, band.last);
     }
     if (!wide(x_min_, x_max_)) x_max_ = x_min_ + std::max(1., 1e-3 * std::abs(x_min_));

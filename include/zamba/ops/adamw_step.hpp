@@ -25,7 +25,6 @@
 #include <zamba/context.hpp>
 #include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
-#include <zamba/detail/finite.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
@@ -50,7 +49,7 @@ inline double clip_factor(double norm, double clip_norm) {
 /// Whether gradients of this norm may be stepped with: it is finite and, clipped, its square is no overflow in F.
 template <class F>
 bool can_step(double norm, double clip_norm) {
-  if (!detail::is_finite(norm)) return false;
+  if (!is_finite(norm)) return false;
   const double clipped = norm * clip_factor(norm, clip_norm) * (1 + 1e-6);  // room for the roundings of F
   return clipped * clipped <= static_cast<double>(std::numeric_limits<F>::max());
 }

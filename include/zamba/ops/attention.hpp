@@ -427,8 +427,8 @@ struct Attention<cpu> {
     const Tile& tile;
     A *products, *q, *d_out, *d_q, *p, *d_s, *lse, *dots, *k_scratch, *v_scratch;
 
-    BackwardTile(A* memory, const Tile& tile, Index R)
-        : tile(tile),
+    BackwardTile(A* memory, const Tile& of, Index R)
+        : tile(of),
           products(memory),
           q(products + products_of<A>(R, tile.head_dim)),  // (R, head_dim), times scale
           d_out(q + R * tile.head_dim),                    // (R, head_dim)
@@ -448,7 +448,7 @@ struct Attention<cpu> {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
         lse[r] = at.lse(token, head);
         const A *dy = d_out + r * tile.head_dim, *y = &at.out(token, head * tile.head_dim);
-        Pack<A> sum = {};
+        Pack<A> sum = detail::zeros<A>();
         detail::for_packs<A>(tile.head_dim,
                              [&](Index c, auto n) { sum += detail::load(dy + c, n) * detail::load(y + c, n); });
         dots[r] = detail::sum<A>(sum);

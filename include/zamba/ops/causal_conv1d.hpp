@@ -221,9 +221,9 @@ struct CausalConv1d<cpu> {
     const Sequences& sequences;
     using Room<A>::weight, Room<A>::zeros, Room<A>::windows;
 
-    Inputs(Context<cpu>& ctx, Matrix<const A> x, Matrix<const A> w, Vector<const A> bias, const Sequences& sequences,
-           Tensor<const A, 3> state)
-        : Room<A>(ctx, w.cols(), x.cols()), K(w.cols()), x(x), state(state), sequences(sequences) {
+    Inputs(Context<cpu>& ctx, Matrix<const A> input, Matrix<const A> w, Vector<const A> bias, const Sequences& rows,
+           Tensor<const A, 3> past)
+        : Room<A>(ctx, w.cols(), input.cols()), K(w.cols()), x(input), state(past), sequences(rows) {
       const Index D = x.cols(), next = w.stride[0];
       for (Index j = 0; j < K; ++j) {
         const A* from = w.data + j;
@@ -301,7 +301,7 @@ struct CausalConv1d<cpu> {
     for (Index j = 0; j < in.K; ++j) from[j] = &d_p(t + in.K - 1 - j, 0);
     const A* w = &in.weight(0, tile.channel);
     detail::for_packs<A>(tile.width, [&, K = in.K, next = in.weight.stride[0]](Index c, auto n) {
-      const Pack<A> past = d_state ? detail::load(d_state + c, n) : Pack<A>{};
+      const Pack<A> past = d_state ? detail::load(d_state + c, n) : detail::zeros<A>();
       detail::store(d_x + c, add_taps<A>(past, K, w, next, from, c, n), n);
     });
   }
@@ -322,7 +322,7 @@ struct CausalConv1d<cpu> {
       }
       const A* kept = slot >= length ? &d_state(row, slot - length, tile.channel) : nullptr;
       detail::for_packs<A>(tile.width, [&](Index c, auto n) {
-        Pack<A> sum = kept ? detail::load(kept + c, n) : Pack<A>{};
+        Pack<A> sum = kept ? detail::load(kept + c, n) : detail::zeros<A>();
         for (Index j = 0; j <= slot; ++j)
           sum += detail::load(&in.weight(j, tile.channel + c), n) * detail::load(&d_p(slot - j, c), n);
         detail::store(to + c, sum, n);

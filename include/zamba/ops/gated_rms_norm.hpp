@@ -7,7 +7,7 @@
 //
 // Shapes: x, z, out (n, D); weight (D); rstd (n, G) of G groups of D / G neighbouring channels.
 // Kept for the backward pass: rstd.
-//   g = weight * d_out,   d_v = rstd * (g - v * rstd^2 * mean(g * v)),   d_x = d_v * silu(z),   d_z = d_v * x *
+//   u = v * rstd,   g = weight * d_out,   d_v = rstd * (g - u * mean(g * u)),   d_x = d_v * silu(z),   d_z = d_v * x *
 //   silu'(z)
 //
 // Numeric contract: as rms_norm.
@@ -22,6 +22,7 @@
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
+#include <zamba/ops/rms_norm.hpp>
 #include <zamba/tensor.hpp>
 
 namespace zamba {
@@ -79,12 +80,19 @@ struct GatedRmsNorm<cpu> {
       for (Index i = task * forward_rows; i < end; ++i)
         for (Index g = 0; g < groups; ++g) {
           const Index first = g * width;
-          Pack<A> squares = {};
+          Pack<A> squares = detail::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
             squares += v * v;
             detail::store(&out(i, c), v, count);
           });
-          rstd(i, g) = A(1) / std::sqrt(detail::sum<A>(squares) / static_cast<A>(width) + static_cast<A>(eps));
+          rstd(i, g) = detail::reciprocal_root(detail::sum<A>(squares), width, eps, [&](A scale) {
+            Pack<A> sum = detail::zeros<A>();
+            detail::for_packs<A>(width, [&](Index k, auto count) {
+              const Pack<A> scaled = detail::load<A>(&out(i, first + k), count) * scale;
+              sum += scaled * scaled;
+            });
+            return detail::sum<A>(sum);
+          });
           detail::for_packs<A>(width, [&](Index k, auto count) {
             A* at = &out(i, first + k);
             const Pack<A> scaled = detail::load<A>(at, count) * rstd(i, g);
@@ -111,19 +119,19 @@ struct GatedRmsNorm<cpu> {
         for (Index g = 0; g < groups; ++g) {
           const Index first = g * width;
           const F r = rstd(i, g);
-          Pack<A> product = {};
+          Pack<A> product = detail::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
-            const Pack<A> d = detail::load(&d_out(i, c), count);
-            product += detail::load(weight.data + c, count) * d * v;
-            detail::store(d_w + c, Pack<A>(detail::load(d_w + c, count) + d * v * r), count);
+            const Pack<A> d = detail::load(&d_out(i, c), count), u = v * r;
+            product += detail::load(weight.data + c, count) * d * u;
+            detail::store(d_w + c, Pack<A>(detail::load(d_w + c, count) + d * u), count);
           });
-          const F shrink = r * r * r * detail::sum<A>(product) / static_cast<F>(width);
+          const F mean = detail::sum<A>(product) / static_cast<F>(width);
           detail::for_packs<A>(width, [&](Index k, auto count) {
             const Index c = first + k;
             const Pack<A> x_c = detail::load(&x(i, c), count), z_c = detail::load(&z(i, c), count);
             const Pack<A> gate = detail::sigmoid<A>(z_c), silu = z_c * gate;
-            const Pack<A> d_v =
-                r * detail::load(weight.data + c, count) * detail::load(&d_out(i, c), count) - shrink * (x_c * silu);
+            const Pack<A> d_out_c = detail::load(&d_out(i, c), count), u = x_c * silu * r;
+            const Pack<A> d_v = r * (detail::load(weight.data + c, count) * d_out_c - mean * u);
             detail::store(&d_x(i, c), Pack<A>(d_v * silu), count);
             detail::store(&d_z(i, c), Pack<A>(d_v * x_c * gate * (A(1) + z_c * (A(1) - gate))), count);
           });
@@ -149,7 +157,7 @@ struct GatedRmsNorm<cpu> {
                                                F&& f) {
     detail::for_packs<A>(width, [&](Index k, auto count) {
       const Pack<A> z_c = detail::load(&z(i, first + k), count);
-      f(first + k, count, Pack<A>(detail::load(&x(i, first + k), count) * z_c * detail::sigmoid<A>(z_c)));
+      f(first + k, count, Pack<A>(detail::load(&x(i, first + k), count) * (z_c * detail::sigmoid<A>(z_c))));
     });
   }
 };

@@ -253,9 +253,9 @@ struct Linear<cpu> {
   static void dot_products(Matrix<const A> x, Matrix<const W> weight, Matrix<A> y, Matrix<const A> residual,
                            Vector<const A> bias, Index o, Index t) {
     constexpr Index step = detail::lanes<A>;
-    detail::Pack<A> sums[Rows][Tokens] = {};
+    detail::Pack<A> sums[std::size_t{Rows}][std::size_t{Tokens}] = {};
     const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
-      detail::Pack<A> weights[Rows];
+      detail::Pack<A> weights[std::size_t{Rows}];
       detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
         const W* from = weight.data + (o + r) * weight.stride[0] + k;
         __builtin_prefetch(from + Rows * weight.stride[0], 0, 2);  // of the next rows, into the second-level cache

@@ -109,6 +109,11 @@ struct NormTraits {
   static constexpr std::size_t shared = 16 * threads * pieces * Input::pieces * ahead;
 };
 
+template <class F>
+__device__ F square(F x) {
+  return x * x;
+}
+
 /// For groups of at most Traits::most elements, in pieces of 16 bytes; blockIdx.y counts the groups of a position. More
 /// than by the bytes under way, the time is bound by the waits of a block for its sum: so a thread has few elements,
 /// and a multiprocessor many threads.
@@ -158,10 +163,21 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
         for (int k = 0; k < width; ++k) squares += v[p][k] * v[p][k];
       }
-    const F sum = block_sum_in_turn<Traits::threads>(squares, turn);
+    F sum = block_sum_in_turn<Traits::threads>(squares, turn);
     bring(i + Index{gridDim.x} * Traits::ahead, slot);
     slot = slot + 1 < Traits::ahead ? slot + 1 : 0;
-    const F scale = ::rsqrt(::fma(sum, share, eps));
+    F scale = ::rsqrt(::fma(sum, share, eps));
+    if (!is_finite(sum)) [[unlikely]] {  // squares overflowed, of all threads alike
+      squares = 0;
+#pragma unroll
+      for (int p = 0; p < pieces; ++p)
+        if (mine + p * step < all)
+#pragma unroll
+          for (int k = 0; k < width; ++k) squares += square(v[p][k] * small_scale<F>);
+      __syncthreads();  // the sum has been read, whose place this one takes
+      sum = block_sum_in_turn<Traits::threads>(squares, turn);
+      scale = small_scale<F> * ::rsqrt(sum * share);
+    }
     if (threadIdx.x == 0) rstd(i, group) = scale;
 #pragma unroll
     for (int p = 0; p < pieces; ++p)
@@ -192,12 +208,15 @@ __global__ void __launch_bounds__(Traits::threads)
   };
   const F share = F(1) / F(all);
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x) {
-    F squares = 0;
-    for_mine([&](Index c) {
-      const F v = in.value(i, c);
-      squares += v * v;
-    });
-    const F scale = ::rsqrt(::fma(block_sum<Traits::threads>(squares), share, eps));
+    const auto sum_of_squares = [&](F factor) {
+      F squares = 0;
+      for_mine([&](Index c) { squares += square(in.value(i, c) * factor); });
+      return block_sum<Traits::threads>(squares);
+    };
+    const F sum = sum_of_squares(F(1));
+    F scale = ::rsqrt(::fma(sum, share, eps));
+    if (!is_finite(sum)) [[unlikely]]
+      scale = small_scale<F> * ::rsqrt(sum_of_squares(small_scale<F>) * share);
     if (threadIdx.x == 0) rstd(i, group) = scale;
     for_mine([&](Index c) { out(i, c) = typename Traits::A(weight[c] * (in.value(i, c) * scale)); });
   }
@@ -227,7 +246,7 @@ void launch_norm(Context<cuda>& ctx, const Input& in, Vector<const F> weight, do
   width <= Few::most ? by(Few{}) : by(NormTraits<Input, false>{});
 }
 
-/// d_v = rstd * weight * d_out - v * rstd^3 * mean(weight * d_out * v)
+/// d_v = rstd * (g - u * mean(g * u))
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
     rms_norm_input_gradient_kernel(typename Traits::Input in, Matrix<const typename Traits::A> d_out,
@@ -235,12 +254,13 @@ __global__ void __launch_bounds__(Traits::threads)
   using F = typename Traits::F;
   const Index width = in.width();
   for (Index i = blockIdx.x; i < d_out.rows(); i += gridDim.x) {
-    F product = 0;
-    for (Index c = threadIdx.x; c < width; c += Traits::threads) product += weight[c] * F(d_out(i, c)) * in.value(i, c);
     const F scale = rstd[i];
-    const F shrink = scale * scale * scale * block_sum<Traits::threads>(product) / F(width);
+    F product = 0;
     for (Index c = threadIdx.x; c < width; c += Traits::threads)
-      in.add_gradient(i, c, scale * (weight[c] * F(d_out(i, c))) - shrink * in.value(i, c));
+      product += weight[c] * F(d_out(i, c)) * (in.value(i, c) * scale);
+    const F mean = block_sum<Traits::threads>(product) / F(width);
+    for (Index c = threadIdx.x; c < width; c += Traits::threads)
+      in.add_gradient(i, c, scale * (weight[c] * F(d_out(i, c)) - mean * (in.value(i, c) * scale)));
   }
 }
 
@@ -255,7 +275,7 @@ __global__ void __launch_bounds__(Traits::columns)
   if (c >= in.width()) return;
   const Index end = ::min(d_out.rows(), (group + 1) * group_size);
   F sum = 0;
-  for (Index i = group * group_size; i < end; ++i) sum += F(d_out(i, c)) * in.value(i, c) * rstd[i];
+  for (Index i = group * group_size; i < end; ++i) sum += F(d_out(i, c)) * (in.value(i, c) * rstd[i]);
   partial(group, c) = sum;
 }
 

@@ -9,12 +9,13 @@
 //
 // Shapes: n positions of width d; weight (d), or (2d) for concat; rstd (n).
 // Kept for the backward pass: rstd.
-//   g = weight * d_out,   d_v = rstd * (g - v * rstd^2 * mean(g * v)),   d_weight = sum over positions of d_out * v *
-//   rstd
+//   u = v * rstd,   g = weight * d_out,   d_v = rstd * (g - u * mean(g * u)),   d_weight = sum over positions of
+//   d_out * u
 //
 // Numeric contract: sums in compute_t (float, or double for double), one partial sum per lane of a register, so errors
-// grow with width / lanes. d_weight is summed over fixed groups of positions, then over the groups in order: results do
-// not depend on the number of threads, and a rerun is bit-equal.
+// grow with width / lanes; where squares overflow (in float above 1.8e19) they are summed once more of v scaled down,
+// so that every finite v has its norm. d_weight is summed over fixed groups of positions, then over the groups in
+// order: results do not depend on the number of threads, and a rerun is bit-equal.
 #pragma once
 
 #include <algorithm>
@@ -31,6 +32,22 @@
 namespace zamba {
 
 ZAMBA_DECLARE_OPERATOR(RmsNorm, "rms_norm.cuh");
+
+namespace detail {
+
+/// v times this has a square for every finite v, and a square that counts for the largest of a row whose own overflow.
+template <class F>
+inline constexpr F small_scale = sizeof(F) == 8 ? F(0x1p-768) : F(0x1p-96f);
+
+/// 1 / sqrt(sum / width + eps); where the sum of squares overflowed, from that of v * scale, which `squares` tells.
+template <class F, class Squares>
+F reciprocal_root(F sum, Index width, double eps, Squares&& squares) {
+  if (is_finite(sum)) [[likely]]
+    return F(1) / std::sqrt(sum / static_cast<F>(width) + static_cast<F>(eps));
+  return small_scale<F> / std::sqrt(squares(small_scale<F>) / static_cast<F>(width));
+}
+
+}  // namespace detail
 
 /// out (n, d) = weight (d) * (x + t) * rstd; t (n, d) is optional; rstd (n) is written.
 template <class Device, class A>
@@ -111,7 +128,8 @@ struct RmsNorm<cpu> {
     const Index d = out.cols();
     for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
       const Segment<A> segment{row(x, i), row(t, i), d};
-      rstd[i] = reciprocal_root(sum_of_squares(segment), d, eps);
+      rstd[i] = detail::reciprocal_root(sum_of_squares(segment, A(1)), d, eps,
+                                        [&](A scale) { return sum_of_squares(segment, scale); });
       normalise(segment, weight.data, rstd[i], row(out, i));
     });
   }
@@ -123,8 +141,8 @@ struct RmsNorm<cpu> {
     accumulate(ctx, d_out.rows(), d_weight, [&](Index i, F* d_w) {
       const Segment<A> segment{row(x, i), row(t, i), d};
       const A* dy = row(d_out, i);
-      const F shrink = shrinkage(product(segment, weight.data, dy), rstd[i], d);
-      differentiate(segment, weight.data, dy, rstd[i], shrink, row(d_x, i), row(d_t, i), d_w);
+      const F mean = product(segment, weight.data, dy, rstd[i]) / static_cast<A>(d);
+      differentiate(segment, weight.data, dy, rstd[i], mean, row(d_x, i), row(d_t, i), d_w);
     });
   }
 
@@ -134,7 +152,9 @@ struct RmsNorm<cpu> {
     const Index d = a.cols();
     for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
       const Segment<A> left{row(a, i), nullptr, d}, right{row(b, i), nullptr, d};
-      rstd[i] = reciprocal_root(sum_of_squares(left) + sum_of_squares(right), 2 * d, eps);
+      rstd[i] =
+          detail::reciprocal_root(sum_of_squares(left, A(1)) + sum_of_squares(right, A(1)), 2 * d, eps,
+                                  [&](A scale) { return sum_of_squares(left, scale) + sum_of_squares(right, scale); });
       normalise(left, weight.data, rstd[i], row(out, i));
       normalise(right, weight.data + d, rstd[i], row(out, i) + d);
     });
@@ -148,11 +168,11 @@ struct RmsNorm<cpu> {
     accumulate(ctx, d_out.rows(), d_weight, [&](Index i, F* d_w) {
       const Segment<A> left{row(a, i), nullptr, d}, right{row(b, i), nullptr, d};
       const A* dy = row(d_out, i);
-      const F dot = product(left, weight.data, dy) + product(right, weight.data + d, dy + d);
-      const F shrink = shrinkage(dot, rstd[i], 2 * d);
+      const F dot = product(left, weight.data, dy, rstd[i]) + product(right, weight.data + d, dy + d, rstd[i]);
+      const F mean = dot / static_cast<A>(2 * d);
       A* const no_d_t = nullptr;
-      differentiate(left, weight.data, dy, rstd[i], shrink, row(d_a, i), no_d_t, d_w);
-      differentiate(right, weight.data + d, dy + d, rstd[i], shrink, row(d_b, i), no_d_t, d_w + d);
+      differentiate(left, weight.data, dy, rstd[i], mean, row(d_a, i), no_d_t, d_w);
+      differentiate(right, weight.data + d, dy + d, rstd[i], mean, row(d_b, i), no_d_t, d_w + d);
     });
   }
 
@@ -220,15 +240,13 @@ struct RmsNorm<cpu> {
   }
 
   template <class A>
-  static A sum_of_squares(const Segment<A>& segment) {
-    Pack<A> sum = {};
-    for_values(segment, [&](Index, auto, const Pack<A>& v) { sum += v * v; });
+  [[gnu::always_inline]] static A sum_of_squares(const Segment<A>& segment, A scale) {
+    Pack<A> sum = detail::zeros<A>();
+    for_values(segment, [&](Index, auto, const Pack<A>& v) {
+      const Pack<A> scaled = v * scale;
+      sum += scaled * scaled;
+    });
     return detail::sum<A>(sum);
-  }
-
-  template <class A>
-  static A reciprocal_root(A sum, Index width, double eps) {
-    return A(1) / std::sqrt(sum / static_cast<A>(width) + static_cast<A>(eps));
   }
 
   template <class A>
@@ -238,31 +256,26 @@ struct RmsNorm<cpu> {
     });
   }
 
-  /// sum of weight * dy * v
+  /// sum of g * u
   template <class A>
-  static A product(const Segment<A>& segment, const A* weight, const A* dy) {
-    Pack<A> sum = {};
+  static A product(const Segment<A>& segment, const A* weight, const A* dy, A rstd) {
+    Pack<A> sum = detail::zeros<A>();
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      sum += detail::load(weight + i, count) * detail::load(dy + i, count) * v;
+      sum += detail::load(weight + i, count) * detail::load(dy + i, count) * (v * rstd);
     });
     return detail::sum<A>(sum);
   }
 
-  /// The factor of v in d_v.
+  /// mean: of g * u
   template <class A>
-  static A shrinkage(A product, A rstd, Index width) {
-    return rstd * rstd * rstd * product / static_cast<A>(width);
-  }
-
-  template <class A>
-  static void differentiate(const Segment<A>& segment, const A* weight, const A* dy, A rstd, A shrink, A* d_x, A* d_t,
+  static void differentiate(const Segment<A>& segment, const A* weight, const A* dy, A rstd, A mean, A* d_x, A* d_t,
                             A* d_weight) {
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      const Pack<A> d_y = detail::load(dy + i, count);
-      const Pack<A> d_v = rstd * (detail::load(weight + i, count) * d_y) - shrink * v;
+      const Pack<A> d_y = detail::load(dy + i, count), u = v * rstd;
+      const Pack<A> d_v = rstd * (detail::load(weight + i, count) * d_y - mean * u);
       detail::store(d_x + i, Pack<A>(detail::load(d_x + i, count) + d_v), count);
       if (d_t) detail::store(d_t + i, d_v, count);
-      detail::store(d_weight + i, Pack<A>(detail::load(d_weight + i, count) + d_y * v * rstd), count);
+      detail::store(d_weight + i, Pack<A>(detail::load(d_weight + i, count) + d_y * u), count);
     });
   }
 };

@@ -62,7 +62,8 @@ struct Rope<cpu> {
     ArenaScope scope(ctx.arena());
     const auto [frequencies, tables] = scratch(ctx, shape, sequences, x, direction);
     for (Index i = 0; i < half; ++i)
-      frequencies[i] = direction * std::pow(shape.theta, -2.0 * static_cast<double>(i) / shape.head_dim);
+      frequencies[i] =
+          direction * std::pow(shape.theta, -2.0 * static_cast<double>(i) / static_cast<double>(shape.head_dim));
     ctx.parallel_for(groups, [&, frequencies = frequencies, tables = tables](Index g, int worker) {
       A *const cosines = &tables(worker, 0), *const sines = cosines + half;
       const Index end = std::min((g + 1) * group, sequences.tokens);

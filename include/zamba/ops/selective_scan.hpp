@@ -331,7 +331,8 @@ struct SelectiveScan<cpu> {
   /// A row's state of a strip, (N, lanes); zeros where there is none.
   template <class T>
   static void load_state(Tensor<T, 3> state, Index row, Strip strip, Index N, T* s) {
-    for (Index n = 0; n < N; ++n) detail::store(s + n * lanes<T>, state ? load(state[row], n, strip) : Pack<T>{});
+    for (Index n = 0; n < N; ++n)
+      detail::store(s + n * lanes<T>, state ? load(state[row], n, strip) : detail::zeros<T>());
   }
   template <class T>
   static void store_state(Matrix<T> state, Strip strip, Index N, const T* s) {

@@ -325,9 +325,10 @@ struct Ssd<cpu> {
   static void advance(const SsdInputs<T, T>& in, const Chunk<T>& c, Index h, Index t, Matrix<T> s, Matrix<T> y, Index p,
                       Lanes lanes) {
     const Index head = c.block.head + h, channel = head * c.block.P + p;
-    const T *B[Tokens], *C[Tokens];
-    T decay[Tokens];
-    Pack<T> v[Tokens][Packs], sums[Tokens][Packs];
+    constexpr std::size_t tokens = Tokens, packs = Packs;
+    const T *B[tokens], *C[tokens];
+    T decay[tokens];
+    Pack<T> v[tokens][packs], sums[tokens][packs];
     const auto all = [](auto&& f) __attribute__((always_inline)) {
       detail::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
         detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) { f(r, i); });
@@ -344,7 +345,7 @@ struct Ssd<cpu> {
       sums[r][i] = in.D[head] * u;
     });
     for (Index n = 0; n < s.rows(); ++n) {
-      Pack<T> s_n[Packs];
+      Pack<T> s_n[packs];
       T* at = &s(n, p);
       detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
         s_n[i] = detail::load<T>(at + i * detail::lanes<T>, lanes);
@@ -395,7 +396,7 @@ struct Ssd<cpu> {
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < c.count; ++t) {
         const T f = c.f(t, h);
-        Pack<T> product = {};
+        Pack<T> product = detail::zeros<T>();
         detail::for_packs<T>(P, [&](Index p, auto lanes) {
           const Index i = h * P + p;
           const Pack<T> f_g = f * detail::load(&work(t, i), lanes);
@@ -443,7 +444,7 @@ struct Ssd<cpu> {
     T d_dtA = 0, d_a = 0, d_skip = 0, d_bias = 0;
     for (Index t = c.count - 1; t >= 0; --t) {
       const T dt = c.dt(t, h);
-      Pack<T> through_v = {}, through_skip = {};
+      Pack<T> through_v = detail::zeros<T>(), through_skip = through_v;
       detail::for_packs<T>(P, [&](Index p, auto lanes) {
         const Index i = h * P + p;
         const Pack<T> u_p = detail::load(&u(t, i), lanes), dy = detail::load(&d_y(t, i), lanes),

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <zamba/number.hpp>
 #include <zamba/testing/block_rules.hpp>
 #include <zamba/testing/block_run.hpp>
 #include <zamba/testing/report.hpp>
@@ -20,7 +21,7 @@ inline constexpr double rounding = 1e-11;
 inline constexpr double step = 1e-5, difference = 2e-6;
 
 /// The larger error; a NaN stays.
-inline double worse(double a, double b) { return std::isnan(a) || a >= b ? a : b; }
+inline double worse(double a, double b) { return is_nan(a) || a >= b ? a : b; }
 
 inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
@@ -30,7 +31,7 @@ inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
 inline double written_error(const std::vector<double>& a, const std::vector<double>& b) {
   std::vector<double> of_a, of_b;
   for (std::size_t i = 0; i < a.size(); ++i)
-    if (!std::isnan(a[i]) && !std::isnan(b[i])) of_a.push_back(a[i]), of_b.push_back(b[i]);
+    if (!is_nan(a[i]) && !is_nan(b[i])) of_a.push_back(a[i]), of_b.push_back(b[i]);
   return relative_error(of_a, of_b);
 }
 
@@ -115,7 +116,7 @@ class Objective {
     cotangent = run_.forward(point, rows_);
     Random random(Seed{21}, 0);
     for (double& value : cotangent.out) value = random.normal();
-    for (double& value : cotangent.state) value = std::isnan(value) ? 0 : random.normal();
+    for (double& value : cotangent.state) value = is_nan(value) ? 0 : random.normal();
   }
 
   double operator()(const BlockPoint& point) {
@@ -148,7 +149,7 @@ double element_error(Objective<Run>& objective, BlockPoint& point, std::vector<d
     const auto at = static_cast<std::size_t>(i);
     double& value = (point.*values)[at];
     const double kept = value;
-    if (std::isnan(kept)) continue;
+    if (is_nan(kept)) continue;
     value = kept + step;
     const double above = objective(point);
     value = kept - step;
@@ -173,7 +174,7 @@ double direction_error(Objective<Run>& objective, const BlockPoint& point, std::
     const auto at = static_cast<std::size_t>(i);
     const double slope = (gradient.*values)[at];
     const double along = slope / std::sqrt(squares) + random.normal() / std::sqrt(static_cast<double>(count));
-    if (std::isnan((point.*values)[at])) continue;
+    if (is_nan((point.*values)[at])) continue;
     (above.*values)[at] += step * along;
     (below.*values)[at] -= step * along;
     given += slope * along;

@@ -83,8 +83,8 @@ class Group {
  public:
   void add(const std::string& name, double error, double bound) {
     ++count_;
-    const bool worse = error / bound > worst_ / bound_ || std::isnan(error);  // a NaN is worse than any number
-    if (count_ > 1 && (std::isnan(worst_) || !worse)) return;
+    const bool worse = error / bound > worst_ / bound_ || is_nan(error);  // a NaN is worse than any number
+    if (count_ > 1 && (is_nan(worst_) || !worse)) return;
     worst_ = error;
     bound_ = bound;
     name_ = name;
@@ -330,7 +330,7 @@ class ReferenceCheck {
     if (bounds_.greedy_identical)
       report_.add("greedy_ids", static_cast<double>(wrong), 0, "tokens that differ");
     else
-      report_.add("greedy_ids", wrong > 0 ? INFINITY : shortfall, bounds_.logits,
+      report_.add("greedy_ids", wrong > 0 ? double{INFINITY} : shortfall, bounds_.logits,
                   "what the reference's choice lacks to the best logit; " + std::to_string(different) + " of " +
                       std::to_string(batch_ * (length - length_)) + " tokens differ");
   }

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include <zamba/number.hpp>
+
 namespace zamba::testing {
 
 /// The lines of a check; printable; passed() when every line passed and there is at least one.
@@ -19,7 +21,7 @@ class Report {
     double error;  // NaN: could not be computed, which never passes
     double bound;
     std::string note;
-    bool passed() const { return error <= bound; }
+    bool passed() const { return !is_nan(error) && !is_nan(bound) && error <= bound; }
   };
 
   explicit Report(std::string title) : title_(std::move(title)) {}
@@ -66,13 +68,18 @@ class Report {
 /// ||a - b|| / ||b||, and ||a|| where b is zero. NaN where either holds one.
 template <class A, class B>
 double relative_error(const A& a, const B& b) {
-  double difference = 0, norm = 0;
+  double largest = 0, difference = 0, norm = 0;
   if (a.size() != b.size()) return std::nan("");
+  for (std::size_t i = 0; i < a.size(); ++i)
+    largest = std::max({largest, std::abs(double(a[i])), std::abs(double(b[i]))});
+  // A power of two near 1 / largest: no square overflows, nor does that of the largest vanish.
+  const double unit = std::ldexp(1, -std::clamp(std::ilogb(largest), -1000, 1000));
   for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
+    const double x = double(a[i]) * unit, y = double(b[i]) * unit;
+    difference += (x - y) * (x - y);
+    norm += y * y;
   }
-  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference) / unit;
 }
 
 }  // namespace zamba::testing

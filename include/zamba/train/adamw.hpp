@@ -20,9 +20,9 @@
 #include <vector>
 
 #include <zamba/buffer.hpp>
-#include <zamba/detail/finite.hpp>
 #include <zamba/error.hpp>
 #include <zamba/model.hpp>
+#include <zamba/number.hpp>
 #include <zamba/ops/adamw_step.hpp>
 
 namespace zamba {
@@ -105,19 +105,16 @@ template <class F>
 void AdamWOptions::check() const {
   constexpr double least = static_cast<double>(std::numeric_limits<F>::min()),
                    largest = static_cast<double>(std::numeric_limits<F>::max());
-  const auto below_1 = [](double beta) {
-    return detail::is_finite(beta) && beta >= 0 && beta < 1 && static_cast<F>(beta) < 1;
-  };
+  const auto below_1 = [](double beta) { return is_finite(beta) && beta >= 0 && beta < 1 && static_cast<F>(beta) < 1; };
   const char* const type = sizeof(F) == sizeof(float) ? "float" : "double";
   require(below_1(beta1) && below_1(beta2), "AdamW: beta1 and beta2 must be in [0, 1), got ", beta1, " and ", beta2,
           " in the arithmetic of ", type);
-  require(detail::is_finite(eps) && eps >= least && eps <= largest, "AdamW: eps must be positive and a number of ",
-          type, ", ", least, " to ", largest, ", got ", eps);
-  require(detail::is_finite(weight_decay) && weight_decay >= 0,
-          "AdamW: weight_decay must be finite and 0 or more, got ", weight_decay);
+  require(is_finite(eps) && eps >= least && eps <= largest, "AdamW: eps must be positive and a number of ", type, ", ",
+          least, " to ", largest, ", got ", eps);
+  require(is_finite(weight_decay) && weight_decay >= 0, "AdamW: weight_decay must be finite and 0 or more, got ",
+          weight_decay);
   // An infinite norm is never reached; one that F takes for 0 would take the gradients with it.
-  const bool infinite = std::bit_cast<std::uint64_t>(clip_norm) == detail::exponent_bits<double>;
-  require(infinite || (detail::is_finite(clip_norm) && (clip_norm == 0 || clip_norm >= least)),
+  require(!is_nan(clip_norm) && (clip_norm == 0 || clip_norm >= least),
           "AdamW: clip_norm must be 0 (no clipping), or from ", least, " on, got ", clip_norm);
 }
 
@@ -142,8 +139,8 @@ AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options) : opt
 
 template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::check_rate(double learning_rate) const {
-  require(detail::is_finite(learning_rate) && learning_rate >= 0,
-          "AdamW: the learning rate must be finite and 0 or more, got ", learning_rate);
+  require(is_finite(learning_rate) && learning_rate >= 0, "AdamW: the learning rate must be finite and 0 or more, got ",
+          learning_rate);
   require(learning_rate / (1 - options_.beta1) <= static_cast<double>(std::numeric_limits<F>::max()),
           "AdamW: a learning rate of ", learning_rate,
           " is too large: over 1 - beta1 it is infinite in the arithmetic ", "of the weights");

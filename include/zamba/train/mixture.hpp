@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/finite.hpp>
 #include <zamba/error.hpp>
+#include <zamba/number.hpp>
 #include <zamba/random.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/train/token_file.hpp>
@@ -80,12 +80,12 @@ class Mixture {
     double total = 0;
     for (const MixtureSource& source : sources_) {
       source.range.check();
-      require(detail::is_finite(source.weight) && source.weight > 0, "Mixture: the weight of '", source.name,
+      require(is_finite(source.weight) && source.weight > 0, "Mixture: the weight of '", source.name,
               "' must be above 0, got ", source.weight, "; leave a source of weight 0 out");
       total += source.weight;
       cumulative_.push_back(total);
     }
-    require(detail::is_finite(total), "Mixture: the weights add up to ", total);
+    require(is_finite(total), "Mixture: the weights add up to ", total);
     for (const MixtureSource& source : sources_)  // the draws are multiples of 2^-53
       require(source.weight / total >= 0x1p-53, "Mixture: the weight of '", source.name, "', ", source.weight, " of ",
               total, " in all, is too small for anything to be drawn from it");

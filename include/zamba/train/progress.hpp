@@ -23,6 +23,7 @@
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/file.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -41,7 +42,7 @@ inline std::string format_duration(double seconds) {
 
 /// "950", "12.3 k", "1.2 M", "7.2 B", "1.5 T": one digit after the point above 1000; "?" for what is not known.
 inline std::string format_count(double count) {
-  if (!std::isfinite(count)) return "?";
+  if (!is_finite(count)) return "?";
   const char* unit = "";
   for (const char* next : {" k", " M", " B", " T"}) {
     // What would print as 1000.0 takes the next unit.

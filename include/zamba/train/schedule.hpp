@@ -21,9 +21,9 @@
 #include <string>
 #include <vector>
 
-#include <zamba/detail/finite.hpp>
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -46,7 +46,7 @@ class LearningRate {
     const LearningRate result(Form::exponential, from, to);
     require(from > 0 && to > 0, "LearningRate: exponential needs both ends above 0, got ", from, " to ", to,
             "; linear or cosine reach 0");
-    require(detail::is_finite(to / from) && to / from > 0, "LearningRate: exponential from ", from, " to ", to,
+    require(is_finite(to / from) && to / from > 0, "LearningRate: exponential from ", from, " to ", to,
             " has ends so far apart that their ratio is no number");
     return result;
   }
@@ -64,7 +64,7 @@ class LearningRate {
 
   /// The same schedule with the length of its last piece given. After it, its final value holds.
   LearningRate over(ScheduleLength length) const {
-    require(detail::is_finite(length.fraction) && length.tokens >= 0 && (length.tokens > 0) != (length.fraction != 0),
+    require(is_finite(length.fraction) && length.tokens >= 0 && (length.tokens > 0) != (length.fraction != 0),
             "LearningRate: a length is either a positive number of tokens or a fraction, got tokens ", length.tokens,
             " and fraction ", length.fraction);
     require(length.tokens > 0 || (length.fraction > 0 && length.fraction <= 1),
@@ -134,7 +134,7 @@ class LearningRate {
   };
 
   LearningRate(Form form, double from, double to) : pieces_{{form, from, to, {}}} {
-    require(detail::is_finite(from) && detail::is_finite(to) && from >= 0 && to >= 0, "LearningRate: ", name(form),
+    require(is_finite(from) && is_finite(to) && from >= 0 && to >= 0, "LearningRate: ", name(form),
             " needs finite values of 0 or more, got ", from, " to ", to);
   }
 

@@ -39,9 +39,9 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/finite.hpp>
 #include <zamba/detail/run_folder.hpp>
 #include <zamba/eval/bits_per_byte.hpp>
+#include <zamba/number.hpp>
 #include <zamba/train/checkpoint.hpp>
 #include <zamba/train/phase.hpp>
 #include <zamba/train/progress.hpp>
@@ -264,7 +264,7 @@ void Trainer<Net, T, Device>::advance() {
     fail("Trainer: step ", step_ + 1, ", in phase '", phase.name, "', was not taken: ", cause...,
          "; the model is as it was after step ", step_);
   };
-  if (!detail::is_finite(sum)) refuse("the loss is ", sum);
+  if (!is_finite(sum)) refuse("the loss is ", sum);
   try {
     optimiser_.step(ctx_, model_, gradients_, rate);
   } catch (const OutOfMemory&) {

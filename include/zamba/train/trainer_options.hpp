@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <ostream>
 
-#include <zamba/detail/finite.hpp>
 #include <zamba/error.hpp>
+#include <zamba/number.hpp>
 #include <zamba/random.hpp>
 #include <zamba/train/adamw.hpp>
 #include <zamba/train/mixture.hpp>
@@ -48,8 +48,8 @@ inline void TrainerOptions::check() const {
   require(checkpoint_every_steps >= 0 && log_every_steps >= 0 && evaluate_every_steps >= 0,
           "TrainerOptions: checkpoint_, log_ and evaluate_every_steps must be 0 or more, got ", checkpoint_every_steps,
           ", ", log_every_steps, " and ", evaluate_every_steps);
-  require(detail::is_finite(bytes_per_token) && bytes_per_token > 0,
-          "TrainerOptions: bytes_per_token must be positive, got ", bytes_per_token);
+  require(is_finite(bytes_per_token) && bytes_per_token > 0, "TrainerOptions: bytes_per_token must be positive, got ",
+          bytes_per_token);
   // What would do nothing.
   require(checkpoint_every_steps == 0 || !folder.empty(), "TrainerOptions: checkpoint_every_steps is ",
           checkpoint_every_steps, ", but there is no folder for checkpoints");
