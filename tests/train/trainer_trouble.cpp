@@ -277,4 +277,18 @@ TEST_SUITE("train/trainer_trouble") {
     CHECK(weights_of(again) == before);
     CHECK(read_text(folder.path / "log.jsonl") == log);
   }
+
+  TEST_CASE("weights to start from that are refused leave the model and the log as they were") {
+    const Text text(4000);
+    const TemporaryFolder folder;
+    zamba_test::write_text(folder.path / "log.jsonl", "{\"step\":3}\n");
+    zamba_test::write_text(folder.path / "damaged.safetensors", "no tensors");
+    TrainerOptions options = small(folder.path);
+    options.start_from = folder.path / "damaged.safetensors";
+    Model<Hybrid, float> model(Seed{3});
+    const auto before = weights_of(model);
+    CHECK_THROWS_AS(Trainer(model, two_phases(text, 4 * 96), options), Error);
+    CHECK(weights_of(model) == before);
+    CHECK(read_text(folder.path / "log.jsonl") == "{\"step\":3}\n");
+  }
 }

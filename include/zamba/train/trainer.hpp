@@ -140,23 +140,24 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
   check_texts();
   make_batches();
   if (options_.progress) progress_.emplace(*options_.progress, options_.progress_fd);
-  const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
-  std::error_code error;
-  // The model is written to last: what throws before has not touched it.
   if (!options_.folder.empty()) {
+    const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
     folder_.emplace(options_.folder);
     log_.emplace(options_.folder / "log.jsonl");
+    std::error_code error;
+    const bool resumed = std::filesystem::exists(checkpoint, error);
+    require(!error, "Trainer: cannot look for '", checkpoint.string(), "': ", error.message());
+    if (resumed) {
+      const Safetensors file = Safetensors::open(checkpoint);
+      const auto fitting = open_checkpoint(file);
+      log_->truncate_after(step_);
+      fitting.load();                                      // last: what throws before has not touched the model
+      if (at_end_of_phase()) aside([&] { draw_loss(); });  // the run may have been killed before it did
+      return;
+    }
   }
-  if (folder_ && std::filesystem::exists(checkpoint, error)) {
-    const Safetensors file = Safetensors::open(checkpoint);
-    const auto fitting = open_checkpoint(file);
-    log_->truncate_after(step_);
-    fitting.load();
-    if (at_end_of_phase()) aside([&] { draw_loss(); });  // the run may have been killed before it did
-    return;
-  }
-  if (log_) log_->truncate_after(-1);
   if (!options_.start_from.empty()) load_weights(options_.start_from, model_, &optimiser_);
+  if (log_) log_->truncate_after(-1);
   aside([&] { log_measurement(); });
 }
 
@@ -175,7 +176,7 @@ void Trainer<Net, T, Device>::plan_phases() {
     } catch (const Error& error) {
       fail("Trainer: phase '", phase.name, "': ", detail::without_prefix(error.what()));
     }
-    steps += phase.tokens / tokens_per_step() + (phase.tokens % tokens_per_step() != 0);
+    if (phase.tokens <= most) steps += phase.tokens / tokens_per_step() + (phase.tokens % tokens_per_step() != 0);
     require(phase.tokens <= most && steps <= most / tokens_per_step(), "Trainer: phase '", phase.name, "' ends beyond ",
             most, " tokens");
     phase_ends_.push_back(steps);
