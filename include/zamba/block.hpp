@@ -108,15 +108,6 @@ inline constexpr bool by_operators = [] {
     return false;
 }();
 
-/// The deviation that a block's config asks for in place of initial weights by fan-in (parameter.hpp); 0: none.
-template <class B>
-inline constexpr double init_std = [] {
-  if constexpr (requires { B::init_std; })
-    return B::init_std;
-  else
-    return 0.0;
-}();
-
 namespace detail {
 
 // Comparisons of sizes, as variable templates: a failed static_assert prints both numbers.
@@ -194,6 +185,15 @@ State restore_rewritten(State state, Vector<F> saved) {
 /// Weights that a token meets: parameters shared by several layers count once per use.
 template <class B>
 inline constexpr Index active_parameter_count = detail::active_parameters<B>();
+
+/// The deviation that a block's config asks for in place of initial weights by fan-in (parameter.hpp); 0: none.
+template <class B>
+inline constexpr double init_std = [] {
+  if constexpr (requires { B::init_std; })
+    return B::init_std;
+  else
+    return 0.0;
+}();
 
 /// Floating-point operations of one token's forward pass, 2 per active parameter; attention over a context of L
 /// positions adds what it reads from the cache (state_bytes).
