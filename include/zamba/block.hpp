@@ -109,15 +109,6 @@ inline constexpr bool by_operators = [] {
     return false;
 }();
 
-/// The deviation that a block's config asks for in place of initial weights by fan-in (parameter.hpp); 0: none.
-template <class B>
-inline constexpr double init_std = [] {
-  if constexpr (requires { B::init_std; })
-    return B::init_std;
-  else
-    return 0.0;
-}();
-
 /// Whether B can run on Device: on the CPU every block, elsewhere one that computes by operators only. A block with
 /// kernels of its own says it by `template <class Device> static constexpr bool runs_on = ...`.
 template <class B, class Device>
@@ -205,6 +196,15 @@ State restore_rewritten(State state, Vector<F> saved) {
 /// Weights that a token meets: parameters shared by several layers count once per use.
 template <class B>
 inline constexpr Index active_parameter_count = detail::active_parameters<B>();
+
+/// The deviation that a block's config asks for in place of initial weights by fan-in (parameter.hpp); 0: none.
+template <class B>
+inline constexpr double init_std = [] {
+  if constexpr (requires { B::init_std; })
+    return B::init_std;
+  else
+    return 0.0;
+}();
 
 /// Floating-point operations of one token's forward pass, 2 per active parameter; attention over a context of L
 /// positions adds what it reads from the cache (state_bytes).

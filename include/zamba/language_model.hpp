@@ -16,12 +16,6 @@
 
 namespace zamba {
 
-/// The weights of the head.
-enum class Head {
-  tied,  // the embedding's
-  own,
-};
-
 /// The deviation of a fresh embedding, as Mamba's and Zamba's own programs have it. A token looks up one row, and all
 /// that reads the stream reads it through a norm, so what counts is how large a row is beside what the layers add to
 /// the stream: that depends on no width.
@@ -41,6 +35,12 @@ constexpr Initializer embedding_values(Index d_model, bool tied, double std) {
 }
 
 }  // namespace detail
+
+/// The weights of the head.
+enum class Head {
+  tied,  // the embedding's
+  own,
+};
 
 template <Index Vocabulary, detail::CheckedBlock S, Head HeadWeights = Head::tied>
 struct LanguageModel {

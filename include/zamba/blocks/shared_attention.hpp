@@ -39,10 +39,10 @@ struct SharedAttentionConfig {
   Index qkv_adapter_rank = 0;  // 0: none
   double softmax_scale = 0;    // 0: (head_dim / 2)^-1/2
   double norm_eps = 1e-5;
-  double context_stretch = 1;  // of rope: theta *= context_stretch^(head_dim / (head_dim - 2)); 8: Zamba2's long context
+  double context_stretch = 1;  // of rope: theta *= context_stretch^(head_dim / (head_dim - 2))
   double init_std = 0;         // of normal initial weights; 0: by fan-in
-  // No field of another type may follow: clang 14 misreads template arguments that
-  // have padding both inside and at their end.
+  // A context_stretch of 8 is the long context of Zamba2. No field of another type may follow: clang 14 misreads
+  // template arguments that have padding both inside and at their end.
 
   constexpr Index kv_heads() const { return n_kv_heads > 0 ? n_kv_heads : n_heads; }
   constexpr Index head_dim() const { return 2 * d_model / n_heads; }

@@ -134,8 +134,7 @@ Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<N
 
 template <class Net, class T, class Device>
 Model<Net, T, Device>::Model(Seed seed) : Model(Uninitialised{}) {
-  for (std::size_t i = 0; i < entries_.size(); ++i)
-    write(entries_[i], detail::initial_values(entries_[i], i, seed));
+  for (std::size_t i = 0; i < entries_.size(); ++i) write(entries_[i], detail::initial_values(entries_[i], i, seed));
 }
 
 template <class Net, class T, class Device>
