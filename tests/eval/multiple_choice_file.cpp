@@ -89,7 +89,7 @@ TEST_SUITE("eval/multiple_choice_file") {
       return R"({"activity_label": "A", "ctx_a": ")" + context +
              R"(", "ctx_b": "b", "endings": ["c", "d"], "label": 0})";
     };
-    CHECK((read(item(marked))[0].context == "A: " + wanted + " B"));
+    CHECK((read(item(marked))[0].context == "A: " + wanted + "B"));
     CHECK(read(item(spaces))[0].context.size() == 3 + 800'000 + 2);
     std::string endings = "\"a\"";
     for (int i = 1; i < 26; ++i) endings += ", \"a\"";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What a vocabulary cannot write, and files that ask for more than their size: io/tokenizer.hpp.
 #include <algorithm>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -114,7 +115,7 @@ TEST_SUITE("io/tokenizer_bytes") {
       const std::string wanted = replaced(text, lacking, "\ufffd");
       lost += wanted != text;
       wrong += tokenizer.decode(tokenizer.encode(text)) != wanted;
-      wrong += tokenizer.encode(text, {.unknown = Unknown::refuse}) != tokenizer.encode(text) && wanted == text;
+      wrong += wanted == text && tokenizer.encode(text, {.unknown = Unknown::refuse}) != tokenizer.encode(text);
       wrong += whole.decode(whole.encode(text, {.unknown = Unknown::refuse})) != text;
     }
     CHECK(wrong == 0);
