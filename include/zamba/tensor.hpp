@@ -73,7 +73,8 @@ struct Tensor {
     const Index at[] = {static_cast<Index>(positions)...};
     Index offset = 0;
     for (int i = 0; i < Rank; ++i) {
-      check_position(at[i], i);
+      ZAMBA_CHECK(at[i] >= 0 && at[i] < shape[i], "Tensor: position ", at[i], " is outside extent ", i, ", which is ",
+                  shape[i]);
       offset += at[i] * stride[i];
     }
     return data[offset];
@@ -81,7 +82,7 @@ struct Tensor {
 
   /// The sub-view at position i of the first extent; the element itself at rank 1.
   ZAMBA_HOST_DEVICE constexpr decltype(auto) operator[](Index i) const {
-    check_position(i, 0);
+    ZAMBA_CHECK(i >= 0 && i < shape[0], "Tensor: position ", i, " is outside extent 0, which is ", shape[0]);
     if constexpr (Rank == 1) {
       return static_cast<T&>(data[i]);
     } else {
@@ -117,7 +118,8 @@ struct Tensor {
 
   /// Positions [first, first + count) of the first extent; a view of nothing stays one.
   ZAMBA_HOST_DEVICE constexpr Tensor slice(Index first, Index count) const {
-    check_range(first, count, 0);
+    ZAMBA_CHECK(!data || (first >= 0 && count >= 0 && first <= shape[0] - count), "Tensor: positions [", first, ", ",
+                first + count, ") are outside extent 0, which is ", shape[0]);
     Tensor part = *this;
     if (data) part.data = data + first * stride[0];
     part.shape[0] = count;
@@ -126,21 +128,12 @@ struct Tensor {
 
   /// Positions [first, first + count) of the last extent; a view of nothing stays one.
   ZAMBA_HOST_DEVICE constexpr Tensor columns(Index first, Index count) const {
-    check_range(first, count, Rank - 1);
+    ZAMBA_CHECK(!data || (first >= 0 && count >= 0 && first <= shape[Rank - 1] - count), "Tensor: positions [", first,
+                ", ", first + count, ") are outside extent ", Rank - 1, ", which is ", shape[Rank - 1]);
     Tensor part = *this;
     if (data) part.data = data + first;
     part.shape[Rank - 1] = count;
     return part;
-  }
-
- private:
-  ZAMBA_HOST_DEVICE constexpr void check_position([[maybe_unused]] Index at, [[maybe_unused]] int i) const {
-    ZAMBA_CHECK(at >= 0 && at < shape[i], "Tensor: position ", at, " is outside extent ", i, ", which is ", shape[i]);
-  }
-  ZAMBA_HOST_DEVICE constexpr void check_range([[maybe_unused]] Index first, [[maybe_unused]] Index count,
-                                               [[maybe_unused]] int i) const {
-    ZAMBA_CHECK(!data || (first >= 0 && count >= 0 && first <= shape[i] - count), "Tensor: positions [", first, ", ",
-                first + count, ") are outside extent ", i, ", which is ", shape[i]);
   }
 };
 

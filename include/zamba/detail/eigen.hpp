@@ -51,6 +51,7 @@ Factor<std::remove_const_t<T>, Eigen::ColMajor> transposed(Matrix<T> m) {
 template <class A>
 class ProductBlocks : public Eigen::internal::level3_blocking<A, A> {
   using Traits = Eigen::internal::gebp_traits<A, A>;
+  static_assert(Traits::mr <= 64 && Traits::nr <= 64);
 
   /// Elements of a block at most; Eigen seldom wants more.
   static constexpr Index most = Index{1} << 18;
