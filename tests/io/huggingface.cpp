@@ -51,7 +51,8 @@ void saved_equals_loaded(const std::string& name) {
   const auto first = folder.path / "new" / "first", second = folder.path / "second";
   save_huggingface(load_huggingface<Net>(case_path(name)), first);
   CHECK(HeldTensors(first / "model.safetensors").tensors == HeldTensors(case_path(name) / "model.safetensors").tensors);
-  CHECK(Safetensors::open(first / "model.safetensors").metadata() == Metadata{{"format", "pt"}});
+  CHECK(Safetensors::open(first / "model.safetensors").metadata() ==
+        Metadata{{"format", "pt"}, {"config.json", detail::hash_of(read_text(first / "config.json"))}});
 
   save_huggingface(load_huggingface<Net>(first), second);
   for (const char* file : {"config.json", "model.safetensors"})
