@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <tests/support/cases.hpp>
 #include <tests/support/fixture.hpp>
@@ -235,6 +236,43 @@ TEST_CASE("huggingface: missing folders, missing and damaged files") {
                    write_text(copy.path() / "model.safetensors", text);
                  }),
                  "must be an array of two integers, 0 or more"));
+}
+
+TEST_CASE("huggingface: pipes, devices and folders in place of files are refused at once, when loading and saving") {
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  for (const char* file : {"config.json", "model.safetensors", "model.safetensors.index.json"}) {
+    CAPTURE(file);
+    const auto with = [&](const std::function<void(const std::filesystem::path&)>& make) {
+      return [=](const CaseCopy& copy) {
+        std::filesystem::remove(copy.path() / file);
+        make(copy.path() / file);
+      };
+    };
+    const auto check = [&](const std::function<void(const std::filesystem::path&)>& make, const std::string& kind) {
+      CHECK(contains(refusal(with(make)), std::string(file) + "': wanted a regular file, came " + kind));
+      const CaseCopy copy("zamba");
+      with(make)(copy);
+      CHECK(contains(message_of([&] { save_huggingface(model, copy.path()); }), "wanted a regular file"));
+    };
+    check([](const auto& path) { REQUIRE(::mkfifo(path.c_str(), 0600) == 0); }, "a pipe");
+    check([](const auto& path) { std::filesystem::create_symlink("/dev/null", path); }, "a device");
+    check([](const auto& path) { std::filesystem::create_directory(path); }, "a folder");
+  }
+  const TemporaryFolder folder;
+  REQUIRE(::mkfifo((folder.path / "pipe").c_str(), 0600) == 0);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(folder.path / "pipe"); }), "is not a folder"));
+  CHECK(contains(message_of([&] { save_huggingface(model, folder.path / "pipe"); }), "cannot make the folder"));
+}
+
+TEST_CASE("huggingface: further texts are saved with the model") {
+  const TemporaryFolder folder;
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  save_huggingface(model, folder.path, {.max_shard_bytes = 40'000, .texts = {{"generation_config.json", "{}"}}});
+  CHECK(read_text(folder.path / "generation_config.json") == "{}");
+  const auto files = ShardedSafetensors::open(folder.path, {"config.json", "generation_config.json"});
+  REQUIRE(files.text("generation_config.json"));
+  CHECK(*files.text("generation_config.json") == "{}");
+  CHECK(*files.text("config.json") == read_text(folder.path / "config.json"));
 }
 
 TEST_CASE("huggingface: a file of other sizes is refused by both numbers") {

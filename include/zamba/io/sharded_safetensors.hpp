@@ -148,8 +148,14 @@ inline bool ShardedSafetensors::read_texts(const std::filesystem::path& director
     if (hash != hashes.end()) file = MappedFile::open_if_there(directory / detail::next_name(name, hash->second));
     const bool on_its_way = file.has_value();
     if (!file) file = MappedFile::open_if_there(directory / name);
-    if (file) texts_.emplace(name, file->text());
-    sure = sure && (on_its_way || (file && hash != hashes.end() && detail::hash_of(file->text()) == hash->second));
+    if (!file) {
+      sure = false;
+      continue;
+    }
+    require(file->text().size() <= detail::longest_json, (directory / name).string(), ": at most ",
+            detail::longest_json, " bytes are allowed, came ", file->text().size());
+    texts_.emplace(name, file->text());
+    sure = sure && (on_its_way || (hash != hashes.end() && detail::hash_of(file->text()) == hash->second));
   }
   return sure;
 }

@@ -70,12 +70,13 @@ class RunFolder {
  public:
   explicit RunFolder(const std::filesystem::path& path) : descriptor_(make_and_open(path)) {
     require(descriptor_.get() >= 0, "Trainer: cannot open the folder '", path.string(), "': ", errno_text(errno));
-    require(::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0, "Trainer: the folder '", path.string(),
-            "' is in use by another run");
-    // What killed runs left of files they were writing.
-    for (const auto& file : std::filesystem::directory_iterator(path))
-      if (file.path().filename().string().find(".safetensors.tmp-") != std::string::npos)
-        std::filesystem::remove(file.path());
+    const int error = ::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
+    require(error != EWOULDBLOCK, "Trainer: the folder '", path.string(), "' is in use by another run");
+    require(error == 0, "Trainer: cannot lock the folder '", path.string(), "': ", errno_text(error));
+    remove_left_over(path, descriptor_.get(), [](std::string_view stem) {
+      return stem == "checkpoint.safetensors" || (stem.starts_with("phase-") && stem.ends_with(".safetensors")) ||
+             stem == "log.jsonl" || stem == "loss.svg";
+    });
   }
 
  private:
@@ -184,7 +185,7 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
   const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
   if (!options_.folder.empty()) {
     folder_.emplace(options_.folder);
-    if (std::filesystem::exists(checkpoint)) resume(checkpoint);
+    if (is_there(checkpoint)) resume(checkpoint);
     log_.emplace(options_.folder / "log.jsonl");
     log_->truncate_after(step_ > 0 ? step_ : -1);
   }
