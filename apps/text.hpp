@@ -35,8 +35,7 @@ class Text {
  public:
   /// Bytes at or above the model's vocabulary are refused when they are met.
   Text(const std::filesystem::path& folder, Index vocabulary) : vocabulary_(vocabulary) {
-    std::error_code error;
-    if (!std::filesystem::exists(folder / "tokenizer.json", error)) return;
+    if (!zamba::is_there(folder / "tokenizer.json")) return;
     tokenizer_ = zamba::Tokenizer::load(folder);
     zamba::require(tokenizer_->vocabulary() <= vocabulary, "'", (folder / "tokenizer.json").string(), "' has ",
                    tokenizer_->vocabulary(), " tokens, the model a vocabulary of ", vocabulary);

@@ -192,7 +192,7 @@ void run(const Options& options) {
              measurements * held_out.size() / 3;
     tokens = std::max<Index>(tokens, 20'000);
   }
-  std::ofstream(plan) << tokens << '\n';
+  zamba::replace_file(plan, [&](zamba::FileWriter& out) { out.write(std::to_string(tokens) + "\n"); });
   std::printf(
       "Model: %.2f M parameters, %.2f M active a token; %d threads, %.0f tokens/s. Training on %.2f M tokens.\n",
       1e-6 * zamba::parameter_count<Hybrid>, 1e-6 * zamba::active_parameter_count<Hybrid>, ctx.threads(),

@@ -12,6 +12,7 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <pthread.h>
 #endif
 
 #include <zamba/buffer.hpp>
@@ -122,6 +123,18 @@ class ArenaScope {
   Arena<Device>& arena_;
   typename Arena<Device>::Mark mark_;
 };
+
+#ifdef _OPENMP
+namespace detail {
+
+/// A child of fork() has the calling thread only, and memory that says that OpenMP's others wait for work: the first
+/// parallel loop would wait for them for ever. So they are let go before; parent and child make new ones when they
+/// need them.
+inline const bool forks_with_openmp =
+    ::pthread_atfork([] { omp_pause_resource_all(omp_pause_soft); }, nullptr, nullptr) == 0;
+
+}  // namespace detail
+#endif
 
 /// What an operator computes with. Belongs to one thread; models may be shared, contexts may not.
 template <class Device>

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <tests/support/cases.hpp>
 #include <tests/support/fixture.hpp>
@@ -51,7 +52,8 @@ void saved_equals_loaded(const std::string& name) {
   const auto first = folder.path / "new" / "first", second = folder.path / "second";
   save_huggingface(load_huggingface<Net>(case_path(name)), first);
   CHECK(HeldTensors(first / "model.safetensors").tensors == HeldTensors(case_path(name) / "model.safetensors").tensors);
-  CHECK(Safetensors::open(first / "model.safetensors").metadata() == Metadata{{"format", "pt"}});
+  CHECK(Safetensors::open(first / "model.safetensors").metadata() ==
+        Metadata{{"format", "pt"}, {"config.json", detail::hash_of(read_text(first / "config.json"))}});
 
   save_huggingface(load_huggingface<Net>(first), second);
   for (const char* file : {"config.json", "model.safetensors"})
@@ -342,6 +344,43 @@ TEST_CASE("huggingface: a config.json that does not describe the model is not wr
   CHECK(contains(refused({.config = R"({"eos_token_id": )"}), "SaveOptions::config: not valid JSON"));
   model.set_checkpoint_config(read_text(case_path("zamba-gqa") / "config.json"));
   CHECK(contains(refused({}), "\n  hidden_size: the type has 32, the file 48"));
+}
+
+TEST_CASE("huggingface: pipes, devices and folders in place of files are refused at once, when loading and saving") {
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  for (const char* file : {"config.json", "model.safetensors", "model.safetensors.index.json"}) {
+    CAPTURE(file);
+    const auto with = [&](const std::function<void(const std::filesystem::path&)>& make) {
+      return [=](const CaseCopy& copy) {
+        std::filesystem::remove(copy.path() / file);
+        make(copy.path() / file);
+      };
+    };
+    const auto check = [&](const std::function<void(const std::filesystem::path&)>& make, const std::string& kind) {
+      CHECK(contains(refusal(with(make)), std::string(file) + "': wanted a regular file, came " + kind));
+      const CaseCopy copy("zamba");
+      with(make)(copy);
+      CHECK(contains(message_of([&] { save_huggingface(model, copy.path()); }), "wanted a regular file"));
+    };
+    check([](const auto& path) { REQUIRE(::mkfifo(path.c_str(), 0600) == 0); }, "a pipe");
+    check([](const auto& path) { std::filesystem::create_symlink("/dev/null", path); }, "a device");
+    check([](const auto& path) { std::filesystem::create_directory(path); }, "a folder");
+  }
+  const TemporaryFolder folder;
+  REQUIRE(::mkfifo((folder.path / "pipe").c_str(), 0600) == 0);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(folder.path / "pipe"); }), "is not a folder"));
+  CHECK(contains(message_of([&] { save_huggingface(model, folder.path / "pipe"); }), "cannot make the folder"));
+}
+
+TEST_CASE("huggingface: further texts are saved with the model") {
+  const TemporaryFolder folder;
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  save_huggingface(model, folder.path, {.max_shard_bytes = 40'000, .texts = {{"generation_config.json", "{}"}}});
+  CHECK(read_text(folder.path / "generation_config.json") == "{}");
+  const auto files = ShardedSafetensors::open(folder.path, {"config.json", "generation_config.json"});
+  REQUIRE(files.text("generation_config.json"));
+  CHECK(*files.text("generation_config.json") == "{}");
+  CHECK(*files.text("config.json") == read_text(folder.path / "config.json"));
 }
 
 TEST_CASE("huggingface: a file of other sizes is refused by both numbers") {

@@ -2,7 +2,12 @@
 // Registry: which type a folder is of, and what is said where none fits.
 #include <zamba/io/registry.hpp>
 
+#include <csignal>
+#include <set>
+
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <zamba/generate/generator.hpp>
 
@@ -36,6 +41,33 @@ DType storage_in(const nlohmann::json& changes, std::optional<DType> wanted = {}
 }
 
 }  // namespace
+
+TEST_CASE("registry: while models of several types are saved into one folder, a load gives one of them") {
+  const Registry registry = registry_of_cases();
+  const TemporaryFolder folder;
+  const auto first = load_huggingface<ZambaCase>(case_path("zamba"));
+  const auto second = load_huggingface<ZambaGqaCase, double>(case_path("zamba-gqa"));
+  const auto third = load_huggingface<ZambaCase, bf16>(case_path("zamba"));
+  save_huggingface(first, folder.path);
+  const pid_t writer = ::fork();
+  REQUIRE(writer >= 0);
+  while (writer == 0) {
+    save_huggingface(second, folder.path, {.max_shard_bytes = 60'000});
+    save_huggingface(first, folder.path);
+    save_huggingface(third, folder.path, {.max_shard_bytes = 60'000});
+    save_huggingface(first, folder.path, {.max_shard_bytes = 60'000});
+  }
+  std::set<std::string> met;
+  for (int loads = 0; loads < 200 || (met.size() < 3 && loads < 5000); ++loads) {
+    std::string kind;
+    REQUIRE_NOTHROW(kind = detail::model_text(registry.load(folder.path).facts()));
+    met.insert(kind);
+  }
+  ::kill(writer, SIGKILL);
+  REQUIRE(::waitpid(writer, nullptr, 0) == writer);
+  CHECK(met.size() == 3);
+  CHECK_NOTHROW(registry.load(folder.path));
+}
 
 TEST_CASE("registry: a folder becomes a model of its type") {
   const Registry registry = registry_of_cases();

@@ -3,6 +3,8 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
+
 #include <tests/support/temporary_folder.hpp>
 #include <zamba/train/token_file.hpp>
 
@@ -62,6 +64,10 @@ TEST_SUITE("train/token_file") {
         TokenFile::open(path, TokenWidth::u32),
         ("zamba: TokenFile '" + path.string() + "': 6 bytes are not a whole number of 32-bit tokens").c_str());
     CHECK_THROWS_AS(TokenFile::open(path, TokenWidth::u16, -2), zamba::Error);
+    const auto pipe = folder.path / "pipe";
+    REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+    CHECK_THROWS_WITH(TokenFile::open(pipe, TokenWidth::u16),
+                      ("zamba: cannot read '" + pipe.string() + "': wanted a regular file, came a pipe").c_str());
   }
 
   TEST_CASE("an id too large for the width is refused, and the old file stays") {

@@ -9,12 +9,14 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
+#include <zamba/detail/folder.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/file.hpp>
 #include <zamba/io/line_plot.hpp>
@@ -26,16 +28,13 @@ class RunFolder {
  public:
   explicit RunFolder(const std::filesystem::path& path) : descriptor_(make_and_open(path)) {
     require(descriptor_.get() >= 0, "Trainer: cannot open the folder '", path.string(), "': ", errno_text(errno));
-    require(::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0, "Trainer: the folder '", path.string(),
-            "' is in use by another run");
-    // What killed runs left of files they were writing.
-    std::error_code error;
-    for (std::filesystem::directory_iterator file(path, error), end; !error && file != end; file.increment(error)) {
-      const std::string name = file->path().filename().string();
-      std::error_code stays;
-      for (const char* written : {".safetensors.tmp-", "log.jsonl.tmp-", "loss.svg.tmp-"})
-        if (name.find(written) != std::string::npos) std::filesystem::remove(file->path(), stays);
-    }
+    const int error = ::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
+    require(error != EWOULDBLOCK, "Trainer: the folder '", path.string(), "' is in use by another run");
+    require(error == 0, "Trainer: cannot lock the folder '", path.string(), "': ", errno_text(error));
+    remove_left_over(path, descriptor_.get(), [](std::string_view stem) {
+      return stem == "checkpoint.safetensors" || (stem.starts_with("phase-") && stem.ends_with(".safetensors")) ||
+             stem == "log.jsonl" || stem == "loss.svg";
+    });
   }
 
  private:

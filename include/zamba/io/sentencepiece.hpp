@@ -33,8 +33,7 @@ class SentencePiece {
  public:
   /// Of a tokenizer.model, or of the folder that holds it.
   static SentencePiece load(const std::filesystem::path& path) {
-    std::error_code error;
-    const auto file = std::filesystem::is_directory(path, error) ? path / "tokenizer.model" : path;
+    const auto file = is_folder(path) ? path / "tokenizer.model" : path;
     const MappedFile mapped(file);
     return parse({reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size()}, file.string());
   }

@@ -134,14 +134,13 @@ class Tokenizer {
 // ---- Reading ----
 
 inline Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  std::error_code error;  // what cannot be looked at cannot be opened either, and opening says why
-  const auto file = std::filesystem::is_directory(path, error) ? path / "tokenizer.json" : path;
+  const auto file = is_folder(path) ? path / "tokenizer.json" : path;
   const auto text_of = [](const MappedFile& mapped) {
     return std::string_view(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size());
   };
   const MappedFile mapped(file);
   const auto config = file.parent_path() / "tokenizer_config.json";
-  if (!std::filesystem::exists(config, error)) return parse(text_of(mapped), file.string());
+  if (!is_there(config)) return parse(text_of(mapped), file.string());
   const MappedFile mapped_config(config);
   return parse(text_of(mapped), file.string(), text_of(mapped_config));
 }

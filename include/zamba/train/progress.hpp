@@ -123,8 +123,7 @@ class StepLog {
  public:
   /// Appends to the file, or makes it. What a killed program left of its last line is removed.
   explicit StepLog(std::filesystem::path path) : path_(std::move(path)) {
-    std::error_code error;
-    if (std::filesystem::exists(path_, error)) keep([](const auto&) { return true; });
+    if (is_there(path_)) keep([](const auto&) { return true; });
     open();
   }
 

@@ -144,10 +144,7 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
     const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
     folder_.emplace(options_.folder);
     log_.emplace(options_.folder / "log.jsonl");
-    std::error_code error;
-    const bool resumed = std::filesystem::exists(checkpoint, error);
-    require(!error, "Trainer: cannot look for '", checkpoint.string(), "': ", error.message());
-    if (resumed) {
+    if (is_there(checkpoint)) {
       const Safetensors file = Safetensors::open(checkpoint);
       const auto fitting = open_checkpoint(file);
       log_->truncate_after(step_);
