@@ -32,6 +32,43 @@ std::vector<double> next(TestState state) {
   return values<TestDevice>(hybrid().extend(state, {random_tokens(state.batch(), 9), lengths}));
 }
 
+/// A state that goes through steps which change the weights.
+template <class Device>
+void check_carried_state() {
+  auto model = random_model<Net, float, Device>();
+  const auto other = random_model<Net, float, Device>({6});
+  auto& ctx = this_thread_context<Device>();
+  const std::vector<Token> tokens = random_tokens(12, 2);
+  const std::vector<Index> offsets{0, 5, 12};
+  const TrainingBatch batch{tokens, tokens, offsets};
+  auto gradients = model.new_gradients();
+  auto state = model.new_state({.batch = 2, .max_length = 64});
+  const auto step = [&](auto& continued) {
+    model.loss_and_gradients(ctx, batch, gradients, {.state = &continued});
+    auto values = model.read(model.entries()[1]);
+    for (double& value : values) value *= 0.99;
+    model.write(model.entries()[1], values);
+  };
+  for (int i = 0; i < 3; ++i) step(state);
+  CHECK(state.length(1) == 21);
+  auto judged = state;
+  CHECK_NOTHROW(model.loss(batch, &judged));
+  const auto wrong = doctest::Contains("loss: the state was computed with other weights");
+  CHECK_THROWS_WITH_AS(other.loss(batch, &state), wrong, Error);
+  auto others = other.new_gradients();
+  CHECK_THROWS_WITH_AS(other.loss_and_gradients(ctx, batch, others, {.state = &state}), wrong, Error);
+  // What went before the last step is not what these weights say.
+  CHECK_THROWS_WITH_AS(model.extend(state, {random_tokens(2), std::vector<Index>{1, 1}}),
+                       doctest::Contains("extend: the state was computed with other weights"), Error);
+  CHECK_NOTHROW(model.extend(judged, {random_tokens(2), std::vector<Index>{1, 1}}));
+  // A run that goes on has its state from bytes; whoever judges by it has the weights that made it.
+  auto read = State<Net, float, Device>::from_bytes(state.to_bytes());
+  CHECK_THROWS_WITH_AS(model.loss(batch, &read), wrong, Error);
+  CHECK_NOTHROW(step(read));
+  CHECK_THROWS_WITH_AS(model.loss_and_gradients(ctx, batch, gradients, {.state = &read, .d_state = &read}),
+                       "zamba: loss: the gradients of a state are the state itself", Error);
+}
+
 }  // namespace
 
 TEST_SUITE("state") {
@@ -219,40 +256,7 @@ TEST_SUITE("state") {
   }
 
   TEST_CASE("training carries a state from step to step; another model's it refuses") {
-    if constexpr (trains<TestDevice>) {
-      auto model = random_model<Net, float, TestDevice>();
-      const auto other = random_model<Net, float, TestDevice>({6});
-      auto& ctx = this_thread_context<TestDevice>();
-      const std::vector<Token> tokens = random_tokens(12, 2);
-      const std::vector<Index> offsets{0, 5, 12};
-      const TrainingBatch batch{tokens, tokens, offsets};
-      auto gradients = model.new_gradients();
-      auto state = model.new_state({.batch = 2, .max_length = 64});
-      const auto step = [&](auto& continued) {
-        model.loss_and_gradients(ctx, batch, gradients, {.state = &continued});
-        auto values = model.read(model.entries()[1]);
-        for (double& value : values) value *= 0.99;
-        model.write(model.entries()[1], values);
-      };
-      for (int i = 0; i < 3; ++i) step(state);
-      CHECK(state.length(1) == 21);
-      auto judged = state;
-      CHECK_NOTHROW(model.loss(batch, &judged));
-      const auto wrong = doctest::Contains("loss: the state was computed with other weights");
-      CHECK_THROWS_WITH_AS(other.loss(batch, &state), wrong, Error);
-      auto others = other.new_gradients();
-      CHECK_THROWS_WITH_AS(other.loss_and_gradients(ctx, batch, others, {.state = &state}), wrong, Error);
-      // What went before the last step is not what these weights say.
-      CHECK_THROWS_WITH_AS(model.extend(state, {random_tokens(2), std::vector<Index>{1, 1}}),
-                           doctest::Contains("extend: the state was computed with other weights"), Error);
-      CHECK_NOTHROW(model.extend(judged, {random_tokens(2), std::vector<Index>{1, 1}}));
-      // A run that goes on has its state from bytes; whoever judges by it has the weights that made it.
-      auto read = TestState::from_bytes(state.to_bytes());
-      CHECK_THROWS_WITH_AS(model.loss(batch, &read), wrong, Error);
-      CHECK_NOTHROW(step(read));
-      CHECK_THROWS_WITH_AS(model.loss_and_gradients(ctx, batch, gradients, {.state = &read, .d_state = &read}),
-                           "zamba: loss: the gradients of a state are the state itself", Error);
-    }
+    if constexpr (trains<TestDevice>) check_carried_state<TestDevice>();
   }
 
   TEST_CASE("the fingerprint follows every change of the weights, and nothing else") {
