@@ -87,8 +87,7 @@ struct PatternStack {
   using Use = SharedUse<Shared>;
   static constexpr bool by_operators = zamba::by_operators<Mixer> && (uses == 0 || zamba::by_operators<Shared>);
   template <class Device>
-  static constexpr bool runs_on =
-      zamba::runs_on<Mixer, Device> && (uses == 0 || zamba::runs_on<Shared, Device>);
+  static constexpr bool runs_on = zamba::runs_on<Mixer, Device> && (uses == 0 || zamba::runs_on<Shared, Device>);
   /// Of the norm that follows the stack: that of its layers.
   static constexpr double norm_eps = [] {
     if constexpr (requires { Mixer::norm_eps; })
@@ -275,8 +274,7 @@ struct PatternStack {
     if (s.state_before[i]) state.mixers[i] = detail::restore_rewritten<Mixer>(state.mixers[i], s.state_before[i]);
     if constexpr (uses > 0)
       if (const Index use = P.uses_before(i); P.hybrid(i) && s.shared_before[use])
-        state.uses_of_shared[use] =
-            detail::restore_rewritten<Shared>(state.uses_of_shared[use], s.shared_before[use]);
+        state.uses_of_shared[use] = detail::restore_rewritten<Shared>(state.uses_of_shared[use], s.shared_before[use]);
     const auto out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
     return forward_layer(ctx, p, i, s.x[i], io, out, sequences, state, Keep::everything);
   }

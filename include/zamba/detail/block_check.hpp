@@ -147,7 +147,9 @@ class StateCheck {
 };
 
 template <class B>
-concept HasUseParameters = requires { typename B::template UseParameters<float, float>; };
+concept HasUseParameters = requires {
+  typename B::template UseParameters<float, float>;
+};
 
 template <class B>
 constexpr Found check_parameters() {
@@ -170,22 +172,33 @@ constexpr Found check_state() {
 }
 
 template <class B>
-concept HasWidth = requires { typename std::integral_constant<Index, B::d_model>; } && (B::d_model >= 1);
+concept HasWidth = requires {
+  typename std::integral_constant<Index, B::d_model>;
+}
+&&(B::d_model >= 1);
 template <class B>
-concept SaysShared = requires { requires B::shared; };
+concept SaysShared = requires {
+  requires B::shared;
+};
 template <class B>
-concept HasParameters = requires { typename B::template Parameters<float, float>; };
+concept HasParameters = requires {
+  typename B::template Parameters<float, float>;
+};
 template <class B>
-concept HasState = requires { typename B::template State<float, float>; };
+concept HasState = requires {
+  typename B::template State<float, float>;
+};
 template <class B>
-concept HasSaved = requires { typename B::template Saved<float, float>; };
+concept HasSaved = requires {
+  typename B::template Saved<float, float>;
+};
 template <class B>
 concept VisitsParameters = requires(typename B::template Parameters<StorageTag, ComputeTag>& p, ParameterCheck visit) {
   B::visit_parameters(p, visit);
 };
 template <class B>
-concept VisitsUseParameters =
-    requires(typename B::template UseParameters<StorageTag, ComputeTag>& p, ParameterCheck visit) {
+concept VisitsUseParameters = requires(typename B::template UseParameters<StorageTag, ComputeTag>& p,
+                                       ParameterCheck visit) {
   B::visit_use_parameters(p, visit);
 };
 template <class B>
@@ -193,9 +206,13 @@ concept VisitsState = requires(typename B::template State<StorageTag, ComputeTag
   B::visit_state(s, visit);
 };
 template <class B>
-concept CountsParameters = requires { typename std::integral_constant<bool, (check_parameters<B>(), true)>; };
+concept CountsParameters = requires {
+  typename std::integral_constant<bool, (check_parameters<B>(), true)>;
+};
 template <class B>
-concept CountsState = requires { typename std::integral_constant<bool, (check_state<B>(), true)>; };
+concept CountsState = requires {
+  typename std::integral_constant<bool, (check_state<B>(), true)>;
+};
 
 /// What forward and backward are called with where weights and caches are bf16: then W and S differ from F and A.
 template <class B>
@@ -332,14 +349,16 @@ struct Explained {
 
   static_assert(fine<Problem::width>,
                 "zamba::Block: a block says its width, at least 1: 'static constexpr Index d_model'");
-  static_assert(fine<Problem::is_shared>,
-                "zamba::Block: a block that says 'shared = true' is no layer, since it has no residual of its own: give "
-                "it to HybridStack or PatternStack as the shared block");
+  static_assert(
+      fine<Problem::is_shared>,
+      "zamba::Block: a block that says 'shared = true' is no layer, since it has no residual of its own: give "
+      "it to HybridStack or PatternStack as the shared block");
   static_assert(fine<Problem::is_not_shared>,
                 "zamba::SharedBlock: the shared block must say 'static constexpr bool shared = true'; a layer's block "
                 "cannot take its place, because what is shared has no residual of its own");
-  static_assert(fine<Problem::parameters>,
-                "zamba::Block: 'template <class W, class F> struct Parameters' is missing, or its arguments are others");
+  static_assert(
+      fine<Problem::parameters>,
+      "zamba::Block: 'template <class W, class F> struct Parameters' is missing, or its arguments are others");
   static_assert(fine<Problem::state>,
                 "zamba::Block: 'template <class S, class F> struct State' is missing, or its arguments are others; "
                 "without a state it is empty");
@@ -388,16 +407,18 @@ struct Explained {
   static_assert(fine<Problem::forward> || Shared,
                 "zamba::Block: forward(ctx, p, io, sequences, state, keep) is missing, takes other types, or does not "
                 "return Saved<A, F>");
-  static_assert(fine<Problem::backward> || Shared,
-                "zamba::Block: backward(ctx, p, d_p, saved, io, d, d_t, sequences, state, d_state) is missing, or takes "
-                "other types");
+  static_assert(
+      fine<Problem::backward> || Shared,
+      "zamba::Block: backward(ctx, p, d_p, saved, io, d, d_t, sequences, state, d_state) is missing, or takes "
+      "other types");
   static_assert(fine<Problem::forward> || !Shared,
                 "zamba::SharedBlock: forward(ctx, p, io, sequences, state, keep), with 'use' after p where there are "
                 "UseParameters, is missing, takes other types, or does not return Saved<A, F>");
-  static_assert(fine<Problem::backward> || !Shared,
-                "zamba::SharedBlock: backward(ctx, p, d_p, saved, io, d_out, d_x, d_x0, sequences, state, d_state), with "
-                "'use' after p and 'd_use' after d_p where there are UseParameters, is missing, or takes other types: "
-                "d_out is a Matrix<const A>");
+  static_assert(
+      fine<Problem::backward> || !Shared,
+      "zamba::SharedBlock: backward(ctx, p, d_p, saved, io, d_out, d_x, d_x0, sequences, state, d_state), with "
+      "'use' after p and 'd_use' after d_p where there are UseParameters, is missing, or takes other types: "
+      "d_out is a Matrix<const A>");
 };
 
 /// As Block, and what is wrong is said.

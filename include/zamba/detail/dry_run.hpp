@@ -69,9 +69,10 @@ class Context<detail::DryRun<Device>> {
   void zero(Tensor<T, Rank>) {}
   template <class F>
   void parallel_for(Index, F&&) {
-    static_assert(detail::no_version_for<F>,
-                  "zamba::Context: a block that says 'by_operators = true' calls parallel_for: that is computing of its "
-                  "own, which belongs into an operator");
+    static_assert(
+        detail::no_version_for<F>,
+        "zamba::Context: a block that says 'by_operators = true' calls parallel_for: that is computing of its "
+        "own, which belongs into an operator");
   }
 
  private:

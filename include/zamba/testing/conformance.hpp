@@ -93,6 +93,7 @@ class Conformance {
     absent();
     if (!report_.passed()) return;  // what is wrong here is wrong there, too
     for (const Index length : options_.lengths) long_rows(length);
+    if (!report_.passed()) return;
     if constexpr (P == Passes::all) {
       type<float>("float32");
       type<bf16>("bf16");
@@ -240,10 +241,10 @@ class Conformance {
     report_.add(block_rules::gradients, shared ? "d x0" : "d t",
                 element_error(objective, base, &BlockPoint::t, gradient, 0, tokens * d, 60), difference);
     if (!base.state.empty())
-      report_.add(block_rules::gradients, "d initial state",
-                  element_error(objective, base, &BlockPoint::state, gradient, 0,
-                                static_cast<Index>(base.state.size()), 400),
-                  difference);
+      report_.add(
+          block_rules::gradients, "d initial state",
+          element_error(objective, base, &BlockPoint::state, gradient, 0, static_cast<Index>(base.state.size()), 400),
+          difference);
     const auto again = objective.gradients(base);
     report_.expect(block_rules::again, "a rerun of backward is bit-equal",
                    again.parameters == gradient.parameters && again.x == gradient.x);
@@ -354,8 +355,8 @@ class Conformance {
     const bool coarse = std::is_same_v<T, bf16> && run.has_cache();
     const auto point = run.stored(settled_point(exact, length + 2)), whole = tokens_of(point, 0, length, d);
     Cuts<BlockRun<B, T>> cuts(run, point);
-    report_.add(block_rules::types, name + ": output",
-                relative_error(cuts.whole().out, exact.forward(whole, rows).out), coarse ? 0x1p-7 : 2e-5);
+    report_.add(block_rules::types, name + ": output", relative_error(cuts.whole().out, exact.forward(whole, rows).out),
+                coarse ? 0x1p-7 : 2e-5);
     for (const Index chunk : {Index{64}, Index{37}, Index{1}}) cuts.cut_every(chunk);
     cuts.report(report_, block_rules::types, name + ", cut", coarse ? 0x1p-9 : 2e-5);
     if constexpr (!std::is_same_v<T, compute_t<T>>) {  // float32 computes as bf16 does: only what is stored differs
