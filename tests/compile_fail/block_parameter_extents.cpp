@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::Block: visit_parameters gives a parameter a shape of another rank: {{width}} of a Vector, {{out, in}} of a Matrix
+// expect: zamba::Block: visit_parameters gives a parameter a shape of another rank: {{width}} of a Vector, {{out
 #include "block_parts.hpp"
 
 using namespace parts;

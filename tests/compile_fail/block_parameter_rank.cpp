@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba::Block: visit_parameters gives a parameter a shape of another rank
-// expect: Listed<false, 
+// expect: Listed<false,
 #include "block_parts.hpp"
 
 using namespace parts;

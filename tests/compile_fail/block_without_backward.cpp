@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::Block: backward(ctx, p, d_p, saved, io, d, d_t, sequences, state, d_state) is missing, or takes other types
+// expect: zamba::Block: backward(ctx, p, d_p, saved, io, d, d_t, sequences, state, d_state) is missing, or takes
 #include "block_parts.hpp"
 
 using namespace parts;

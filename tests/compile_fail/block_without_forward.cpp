@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::Block: forward(ctx, p, io, sequences, state, keep) is missing, takes other types, or does not return Saved<A, F>
+// expect: zamba::Block: forward(ctx, p, io, sequences, state, keep) is missing, takes other types, or does not return
 #include "block_parts.hpp"
 
 using namespace parts;

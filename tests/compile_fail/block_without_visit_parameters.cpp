@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::Block: 'template <class P, class Visit> static constexpr void visit_parameters(P& p, Visit visit)' is missing
+// expect: zamba::Block: 'template <class P, class Visit> static constexpr void visit_parameters(P& p, Visit visit)'
 #include "block_parts.hpp"
 
 using namespace parts;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::Block: 'template <class S, class Visit> static constexpr void visit_state(S& s, Visit visit)' is missing
+// expect: zamba::Block: 'template <class S, class Visit> static constexpr void visit_state(S& s, Visit visit)' is
 #include "block_parts.hpp"
 
 using namespace parts;

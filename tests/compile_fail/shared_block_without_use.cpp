@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: zamba::SharedBlock: forward(ctx, p, io, sequences, state, keep), with 'use' after p where there are UseParameters
+// expect: zamba::SharedBlock: forward(ctx, p, io, sequences, state, keep), with 'use' after p where there are
 #include "block_parts.hpp"
 
 using namespace parts;

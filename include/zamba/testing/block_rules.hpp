@@ -21,8 +21,7 @@ inline constexpr BlockRule listing{1, "every parameter is listed once, under a n
     unused{3, "what a state or a cache holds where nothing was written yet, and scratch memory, may be anything"},
     empty_row{4, "a row without tokens leaves its state and that state's gradient as they are"},
     no_state{5, "the state's views may be empty: begin from zero, leave nothing"},
-    cuts{6, "one call over many tokens equals many calls over few"},
-    rows{7, "a row knows nothing of the other rows"},
+    cuts{6, "one call over many tokens equals many calls over few"}, rows{7, "a row knows nothing of the other rows"},
     causal{8, "a token changes nothing before it"},
     in_place{9, "io.out may be the memory of io.x, which is not read once io.out is written"},
     second_input{10, "io.t may be an empty view, which is zero, and d_t then is empty too"},
@@ -35,9 +34,9 @@ inline constexpr BlockRule listing{1, "every parameter is listed once, under a n
     no_residual{17, "a shared block has no residual inside: the stack adds nothing of x to its stream"},
     stacked{18, "a block computes the same inside a stack"};
 
-inline constexpr const BlockRule* all[] = {&listing, &fresh,        &unused,    &empty_row, &no_state, &cuts,
-                                           &rows,    &causal,       &in_place,  &second_input, &gradients, &added,
-                                           &given,   &again,        &types,     &operators, &no_residual, &stacked};
+inline constexpr const BlockRule* all[] = {&listing, &fresh,  &unused,   &empty_row,    &no_state,    &cuts,
+                                           &rows,    &causal, &in_place, &second_input, &gradients,   &added,
+                                           &given,   &again,  &types,    &operators,    &no_residual, &stacked};
 
 }  // namespace block_rules
 

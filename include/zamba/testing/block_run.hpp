@@ -35,12 +35,12 @@ struct BlockRows {
 /// What a pass is given beside its point.
 struct BlockManner {
   Keep keep = Keep::nothing;
-  bool in_place = false;        // out is the memory of x
-  bool second_input = true;     // t and d_t
+  bool in_place = false;     // out is the memory of x
+  bool second_input = true;  // t and d_t
   bool state = true;
   bool state_gradient = true;
-  double held = 0;              // by what is added to, before; it is taken off the result
-  double assigned_held = 0;     // by what is assigned
+  double held = 0;           // by what is added to, before; it is taken off the result
+  double assigned_held = 0;  // by what is assigned
 };
 
 /// `values` as they are in memory of type Element, and back.
@@ -107,8 +107,8 @@ class BlockRun {
   /// The same with every value as it is stored.
   BlockPoint stored(BlockPoint point) const {
     const auto round = [](std::vector<double>& values, Index first, Index count, auto zero) {
-      const auto rounded = stored_as<decltype(zero)>(values, static_cast<std::size_t>(first),
-                                                     static_cast<std::size_t>(count));
+      const auto rounded =
+          stored_as<decltype(zero)>(values, static_cast<std::size_t>(first), static_cast<std::size_t>(count));
       std::transform(rounded.begin(), rounded.end(), values.begin() + first,
                      [](const auto& value) { return value_of(value); });
     };
@@ -158,13 +158,13 @@ class BlockRun {
     auto d_state = write_state<StateGradient>(cotangent.state);
     const StateGradient d_views =
         manner.state && manner.state_gradient ? views_of<StateGradient>(d_state) : StateGradient{};
-    const Matrix<F> d(d_out.data(), sequences_.tokens, d_model()), dt = second(d_t, manner);
+    const Matrix<F> of_out(d_out.data(), sequences_.tokens, d), of_x(d_x.data(), sequences_.tokens, d),
+        of_t = second(d_t, manner);
     const Stream<F> io{stream(manner).x, stream(manner).t, {}};
     if constexpr (shared)
-      B::backward(ctx_, parameters_, d_p, saved, io, d, Matrix<F>(d_x.data(), sequences_.tokens, d_model()), dt,
-                  sequences_, state_views(manner), d_views);
+      B::backward(ctx_, parameters_, d_p, saved, io, of_out, of_x, of_t, sequences_, state_views(manner), d_views);
     else
-      B::backward(ctx_, parameters_, d_p, saved, io, d, dt, sequences_, state_views(manner), d_views);
+      B::backward(ctx_, parameters_, d_p, saved, io, of_out, of_t, sequences_, state_views(manner), d_views);
     BlockPoint gradient{to_double(d_parameters), to_double(shared ? d_x : d_out), to_double(d_t),
                         read_state<StateGradient>(d_state)};
     for (double& value : gradient.parameters) value -= manner.held;
@@ -177,7 +177,6 @@ class BlockRun {
  private:
   using Bytes = std::vector<std::vector<std::byte>>;
 
-  static constexpr Index d_model() { return d; }
   static std::vector<double> to_double(const std::vector<F>& values) { return {values.begin(), values.end()}; }
 
   /// What scratch holds before it is written is nobody's business.
@@ -216,9 +215,8 @@ class BlockRun {
       else
         copy(T{});
     }
-    zamba::detail::bind_parameters<B>(parameters_, [&](std::size_t i) -> const std::byte* {
-      return weights_.data() + entries_[i].byte_offset;
-    });
+    zamba::detail::bind_parameters<B>(
+        parameters_, [&](std::size_t i) -> const std::byte* { return weights_.data() + entries_[i].byte_offset; });
   }
   auto run(const BlockManner& manner) {
     return B::forward(ctx_, parameters_, stream(manner), sequences_, state_views(manner), manner.keep);
@@ -250,10 +248,11 @@ class BlockRun {
   Views views_of(Bytes& tensors) const {
     Views views;
     std::size_t i = 0;
-    zamba::visit_state<B>(views, [&]<class Element>(const Name&, Tensor<Element, 3>& tensor, Index per_row, Index width) {
-      tensor = {reinterpret_cast<Element*>(tensors[i++].data()), rows_, per_row == per_position ? room_ : per_row,
-                width};
-    });
+    zamba::visit_state<B>(views,
+                          [&]<class Element>(const Name&, Tensor<Element, 3>& tensor, Index per_row, Index width) {
+                            tensor = {reinterpret_cast<Element*>(tensors[i++].data()), rows_,
+                                      per_row == per_position ? room_ : per_row, width};
+                          });
     return views;
   }
   std::size_t elements(Index per_row, Index width) const {

@@ -6,13 +6,13 @@
 #include <string>
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <cerrno>
-#include <csignal>
-#include <cstring>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -39,6 +39,8 @@ inline void become_quiet() {
 #endif
 }
 
+inline constexpr int of_exception = 70;
+
 /// Calls f in a child process. Empty where it returned, else how it ended, as "ended by signal 11 (Segmentation
 /// fault)". Where no child can be had, f is not called.
 template <class F>
@@ -49,7 +51,7 @@ std::string ended_in_child(F&& f) {
     try {
       f();
     } catch (...) {
-      ::_exit(1);
+      ::_exit(of_exception);
     }
     ::_exit(0);
   }
@@ -57,7 +59,8 @@ std::string ended_in_child(F&& f) {
   pid_t waited = child;
   while (child > 0 && (waited = ::waitpid(child, &status, 0)) < 0 && errno == EINTR) continue;
   if (waited <= 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 0)) return {};
-  if (WIFEXITED(status)) return "ended by an exception";
+  if (WIFEXITED(status) && WEXITSTATUS(status) == of_exception) return "ended by an exception";
+  if (WIFEXITED(status)) return "ended by exit status " + std::to_string(WEXITSTATUS(status));
   return "ended by signal " + std::to_string(WTERMSIG(status)) + " (" + ::strsignal(WTERMSIG(status)) + ")";
 }
 

@@ -89,8 +89,8 @@ struct LinearShared : LinearParts<Width> {
   }
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const Stream<A>&, Matrix<const A> d_out, Matrix<A> d_x,
-                       Matrix<A> d_x0, const Sequences&, const State<S, F>&, const State<F, F>&) {
+                       const Saved<A, F>& saved, const Stream<A>&, Matrix<const A> d_out, Matrix<A> d_x, Matrix<A> d_x0,
+                       const Sequences&, const State<S, F>&, const State<F, F>&) {
     linear_backward(ctx, d_out, saved.sum, p.weight, d_x, Accumulate::yes, d_p.weight);
     linear_backward(ctx, d_out, saved.sum, p.weight, d_x0, Accumulate::yes, {});
   }
