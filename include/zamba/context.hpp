@@ -130,8 +130,8 @@ namespace detail {
 /// A child of fork() has the calling thread only, and memory that says that OpenMP's others wait for work: the first
 /// parallel loop would wait for them for ever. So they are let go before; parent and child make new ones when they
 /// need them.
-inline const bool forks_with_openmp =
-    ::pthread_atfork([] { omp_pause_resource_all(omp_pause_soft); }, nullptr, nullptr) == 0;
+inline void let_openmp_threads_go() { omp_pause_resource_all(omp_pause_soft); }
+inline const bool forks_with_openmp = ::pthread_atfork(let_openmp_threads_go, nullptr, nullptr) == 0;
 
 }  // namespace detail
 #endif
