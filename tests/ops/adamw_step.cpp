@@ -172,7 +172,8 @@ TEST_CASE("adamw_step: many gradients near the largest float, whose clip is belo
 
 TEST_CASE("adamw_step: a norm that is not finite, or whose square v could not hold, changes nothing") {
   constexpr double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
-  for (const auto& [clip, norm] : {std::pair{0., nan}, {0., inf}, {1., nan}, {1., inf}, {0., 2e19}, {1e20, 1e25}}) {
+  for (const auto& bad : {std::pair{0., nan}, {0., inf}, {1., nan}, {1., inf}, {0., 2e19}, {1e20, 1e25}}) {
+    const double clip = bad.first, norm = bad.second;
     CAPTURE(clip);
     CAPTURE(norm);
     Problem<float, float> problem(5'000), as_it_was(5'000);

@@ -101,8 +101,8 @@ TEST_SUITE("train/schedule") {
     CHECK_THROWS_WITH(LearningRate::exponential(1, 0),
                       "zamba: LearningRate: exponential needs both ends above 0, got 1 to 0; linear or cosine reach 0");
     // Each end is a number, and their ratio, which its values are powers of, is none.
-    for (const auto& [from, to] : {std::pair{1e-300, 1e300}, {1e300, 1e-300}, {5e-324, 1.}})
-      CHECK_THROWS_AS(LearningRate::exponential(from, to), zamba::Error);
+    for (const auto& ends : {std::pair{1e-300, 1e300}, {1e300, 1e-300}, {5e-324, 1.}})
+      CHECK_THROWS_AS(LearningRate::exponential(ends.first, ends.second), zamba::Error);
     CHECK_THROWS_AS(LearningRate::exponential(std::nan(""), 1), zamba::Error);
     CHECK_THROWS_AS(LearningRate::warm_up(1, {.fraction = HUGE_VAL}), zamba::Error);
     const auto one = LearningRate::constant(1);
