@@ -192,7 +192,7 @@ TEST_SUITE("out_of_memory") {
     };
     const auto bytes = [](AnyState& state) { return state.to_bytes(); };
     const std::vector<Token> tokens = random_tokens(40, 3);
-    const std::vector<Index> lengths{34, 6};
+    const std::vector<Index> lengths{34, 6}, rows{1, 1, 0};
     const auto written = make().to_bytes();
     CHECK(failures(
               make,
