@@ -73,19 +73,19 @@ struct SharedUse {
     B::visit_state(s, visit);
   }
 
-  template <class Device, class W, class F, class A, class S>
+  template <class Device, class W, class F, class A, class States>
   static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
-                             const Sequences& sequences, const State<S, F>& state, Keep keep) {
+                             const Sequences& sequences, const States& state, Keep keep) {
     if constexpr (detail::HasUseParameters<B>)
       return B::forward(ctx, p.block, p.use, io, sequences, state, keep);
     else
       return B::forward(ctx, p.block, io, sequences, state, keep);
   }
 
-  template <class Device, class W, class F, class A, class S>
+  template <class Device, class W, class F, class A, class States>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
                        const Saved<A, F>& saved, const Stream<A>& io, std::type_identity_t<Matrix<const A>> d_out,
-                       Matrix<A> d_x, Matrix<A> d_x0, const Sequences& sequences, const State<S, F>& state,
+                       Matrix<A> d_x, Matrix<A> d_x0, const Sequences& sequences, const States& state,
                        const State<F, F>& d_state) {
     if constexpr (detail::HasUseParameters<B>)
       B::backward(ctx, p.block, p.use, d_p.block, d_p.use, saved, io, d_out, d_x, d_x0, sequences, state, d_state);

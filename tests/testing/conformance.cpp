@@ -332,6 +332,8 @@ TEST_SUITE("conformance") {
     CHECK_FALSE(testing::conformance<Accumulator<>>({.lengths = {66}}).passed());
     CHECK(testing::conformance<Accumulator<>, testing::Passes::float64_alone>({.lengths = {}}).passed());
     fault = Fault::none;
+    CHECK(testing::conformance<Accumulator<>>({.lengths = {1, 2, 4, 65}}).passed());
+    CHECK_THROWS_AS(testing::conformance<Accumulator<>>({.lengths = {9, 0}}), Error);
   }
 
   TEST_CASE("views of nothing, and memory that holds anything") {

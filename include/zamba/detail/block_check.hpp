@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <concepts>
+#include <initializer_list>
 #include <string_view>
 #include <type_traits>
 
@@ -63,7 +64,7 @@ struct Found {
     rank = tensor_rank;
     extents = shape_extents;
     length = std::min(text.size(), sizeof name);
-    for (std::size_t i = 0; i < length; ++i) name[i] = text[i];
+    std::copy_n(text.data(), length, name);
   }
 };
 
@@ -332,7 +333,7 @@ struct Listed {
 template <class Check>
 constexpr auto name_of() {
   Text<Check::found.length + 1> name;
-  for (std::size_t i = 0; i < Check::found.length; ++i) name.characters[i] = Check::found.name[i];
+  std::copy_n(Check::found.name, Check::found.length, name.characters);
   return name;
 }
 

@@ -165,16 +165,18 @@ double element_error(Objective<Run>& objective, BlockPoint& point, std::vector<d
 template <class Run>
 double direction_error(Objective<Run>& objective, const BlockPoint& point, std::vector<double> BlockPoint::*values,
                        const BlockPoint& gradient, Index first, Index count) {
+  const auto begin = static_cast<std::size_t>(first), end = begin + static_cast<std::size_t>(count);
   Random random(Seed{22}, 0);
   double squares = 0, given = 0;
-  for (Index i = first; i < first + count; ++i) squares += std::pow((gradient.*values)[static_cast<std::size_t>(i)], 2);
+  const auto written = [&](std::size_t at) { return !is_nan((point.*values)[at]); };
+  for (std::size_t at = begin; at < end; ++at)
+    if (written(at)) squares += std::pow((gradient.*values)[at], 2);
   if (squares == 0) squares = 1;
   BlockPoint above = point, below = point;
-  for (Index i = first; i < first + count; ++i) {
-    const auto at = static_cast<std::size_t>(i);
+  for (std::size_t at = begin; at < end; ++at) {
+    if (!written(at)) continue;
     const double slope = (gradient.*values)[at];
     const double along = slope / std::sqrt(squares) + random.normal() / std::sqrt(static_cast<double>(count));
-    if (is_nan((point.*values)[at])) continue;
     (above.*values)[at] += step * along;
     (below.*values)[at] -= step * along;
     given += slope * along;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// BlockRun<B, T>: one block, with weights and caches stored as T, run forward and backward on vectors of its own.
+// BlockRun<B, T>: one block, with weights and caches stored as T, run forward and backward on vectors of its own; and
+// dry_bytes<B>, its dry run.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/dry_run.hpp>
 #include <zamba/model.hpp>
 #include <zamba/shared_use.hpp>
 
@@ -270,5 +272,23 @@ class BlockRun {
   Parameters parameters_;
   Sequences sequences_;
 };
+
+/// Scratch of a forward pass in float64, as its dry run tells.
+template <class B>
+std::size_t dry_bytes(Index rows, Index tokens, Index room) {
+  const auto nowhere = [] { return reinterpret_cast<double*>(alignment); };
+  Context<zamba::detail::DryRun<cpu>> ctx(1);
+  typename B::template Parameters<const double, const double> parameters;
+  zamba::detail::bind_parameters<B>(parameters, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
+  typename B::template State<double, double> state;
+  zamba::visit_state<B>(state, [&](const Name&, auto& tensor, Index per_row, Index width) {
+    tensor = {nowhere(), rows, per_row == per_position ? room : per_row, width};
+  });
+  const auto* numbers = reinterpret_cast<const Index*>(alignment);
+  const Matrix<double> stream(nowhere(), tokens, B::d_model);
+  B::forward(ctx, parameters, Stream<double>{stream, stream, stream}, Sequences{numbers, numbers, rows, tokens, tokens},
+             state, Keep::nothing);
+  return ctx.arena().peak();
+}
 
 }  // namespace zamba::testing::detail

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The plainest layer and the plainest shared block, which make a stack of the block that conformance checks.
+// The plainest layer and the plainest shared block, and the stack that they make with a block under test.
 #pragma once
 
 #include <zamba/block.hpp>
 #include <zamba/ops/add.hpp>
 #include <zamba/ops/linear.hpp>
+#include <zamba/pattern_stack.hpp>
 
 namespace zamba::testing::detail {
 
@@ -94,6 +95,16 @@ struct LinearShared : LinearParts<Width> {
     linear_backward(ctx, d_out, saved.sum, p.weight, d_x, Accumulate::yes, d_p.weight);
     linear_backward(ctx, d_out, saved.sum, p.weight, d_x0, Accumulate::yes, {});
   }
+};
+
+/// A stack of the block and the plainest others.
+template <class Given, bool Shared>
+struct StackOf {
+  using type = PatternStack<"mhm", Given, LinearShared<Given::d_model>>;
+};
+template <class Given>
+struct StackOf<Given, true> {
+  using type = PatternStack<"mhmh", LinearLayer<Given::d_model>, Given>;
 };
 
 }  // namespace zamba::testing::detail
