@@ -4,8 +4,10 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,11 +17,16 @@
 #include <zamba/generate/generator.hpp>
 #include <zamba/io/json_lines.hpp>
 
+#include "end_tokens.hpp"
 #include "models.hpp"
 #include "numbers.hpp"
 #include "text.hpp"
 
 namespace zamba_apps {
+
+inline bool is_one_of(const std::vector<Token>& tokens, Token token) {
+  return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
+}
 
 struct GenerateOptions {
   ModelOptions model;
@@ -27,12 +34,16 @@ struct GenerateOptions {
   bool chat = false, quiet = false, ignore_end = false;
   Index max_new_tokens = 128, max_length = 0, rows = 8;
   std::uint64_t seed = 0;
+  std::vector<Token> ends;  // the tokens that end a text, known when the model is
   zamba::SamplerOptions sampling{.temperature = 0.8, .top_p = 0.95};
   bool has_prompt = false;  // an empty one is one too
 
+  /// Tokens that stand for nothing are never drawn, unless they end a text.
   zamba::GenerationOptions generation(const Text& text) const {
     zamba::GenerationOptions options{.sampling = sampling, .max_new_tokens = max_new_tokens, .seed = {seed}};
-    if (const auto end = text.end(); end && !ignore_end) options.stop_tokens = {*end};
+    if (!ignore_end) options.stop_tokens = ends;
+    options.excluded_tokens = text.without_text();
+    std::erase_if(options.excluded_tokens, [&](Token token) { return is_one_of(options.stop_tokens, token); });
     return options;
   }
 };
@@ -62,7 +73,7 @@ inline void add_generate_flags(CLI::App& app, GenerateOptions& o) {
   app.add_option("--repetition-penalty", o.sampling.repetition_penalty, "makes what was said less likely; 1: off")
       ->capture_default_str();
   app.add_option("--seed", o.seed, "the same seed draws the same text")->capture_default_str();
-  app.add_flag("--ignore-end", o.ignore_end, "go on behind the token that ends a text");
+  app.add_flag("--ignore-end", o.ignore_end, "go on behind the tokens that end a text");
   app.add_flag("-q,--quiet", o.quiet, "no speed and memory at the end");
   app.footer(
       "\nThe text goes to the standard output as it comes, everything else to the standard error.\n"
@@ -111,21 +122,27 @@ inline std::vector<Token> prompt_tokens(const Text& text, std::string_view promp
 inline Index length_for(const GenerateOptions& options, Index prompt, const std::string& name) {
   zamba::require(options.max_length == 0 || prompt <= options.max_length, name, " has ", prompt,
                  " tokens, over --max-length ", options.max_length);
-  return options.max_length ? options.max_length : prompt + options.max_new_tokens;
+  if (options.max_length) return options.max_length;
+  return prompt + std::min(options.max_new_tokens, std::numeric_limits<Index>::max() - prompt);
 }
 
-/// One prompt, or one turn: the text of the new tokens goes out as they come.
+/// One prompt, or one turn: the text of the new tokens goes out as they come, but for tokens that end it.
 inline std::vector<Token> stream(const zamba::AnyModel& model, zamba::AnyState& state, const std::vector<Token>& prompt,
-                                 const zamba::GenerationOptions& generation, const Text& text, Console& console,
-                                 Statistics& statistics) {
+                                 const zamba::GenerationOptions& generation, const std::vector<Token>& ends,
+                                 const Text& text, Console& console, Statistics& statistics) {
   Text::Stream words(text);
   const auto show = [&](Index, Token token) {
-    const bool end = token == text.end();
-    if (!end) console.out << words.push(token) << std::flush;
+    if (!is_one_of(ends, token)) console.out << words.push(token) << std::flush;
     return console.out.good() && !Interrupt::came();
   };
-  auto tokens =
-      statistics.time(statistics.seconds, [&] { return zamba::generate(model, state, prompt, generation, show); });
+  std::vector<Token> tokens;
+  try {
+    tokens =
+        statistics.time(statistics.seconds, [&] { return zamba::generate(model, state, prompt, generation, show); });
+  } catch (const zamba::GenerationError&) {
+    console.out << words.finish() << "\n" << std::flush;
+    throw;
+  }
   console.out << words.finish() << "\n" << std::flush;
   statistics.prompt_tokens += static_cast<Index>(prompt.size());
   statistics.new_tokens += static_cast<Index>(tokens.size());
@@ -155,20 +172,20 @@ inline void chat(const zamba::AnyModel& model, const Text& text, const GenerateO
     const Index length = state.length() + static_cast<Index>(prompt.size());
     zamba::require(length < state.max_length(), "the conversation has ", length, " tokens, and --max-length is ",
                    state.max_length());
-    const auto tokens = stream(model, state, prompt, generation, text, console, statistics);
+    const auto tokens = stream(model, state, prompt, generation, options.ends, text, console, statistics);
     if (!tokens.empty()) pending = {tokens.back()};
   }
 }
 
-/// The objects of a file of JSON lines, each with a text "prompt".
+/// The objects of a file of JSON lines, each with a text "prompt", their fields in their order.
 inline std::vector<nlohmann::ordered_json> read_prompts(const std::string& path) {
   std::vector<nlohmann::ordered_json> prompts;
   zamba::for_each_json_line(path, [&](std::string_view line, const std::string& place) {
-    const auto object = zamba::detail::parse_object(line, place);
+    auto object = zamba::detail::parse_object<nlohmann::ordered_json>(line, place);
     zamba::require(object.contains("prompt") && object["prompt"].is_string(), place,
                    ": field 'prompt': wanted a text, came ",
                    object.contains("prompt") ? zamba::detail::value_text(object["prompt"]) : "none");
-    prompts.push_back(nlohmann::ordered_json::parse(line));  // its fields in their order
+    prompts.push_back(std::move(object));
   });
   zamba::require(!prompts.empty(), "'", path, "' holds no prompts");
   return prompts;
@@ -184,7 +201,7 @@ inline void batch(const zamba::AnyModel& model, const Text& text, const Generate
     tokens.push_back(prompt_tokens(text, prompts[i]["prompt"].get<std::string>(), name));
     longest = std::max(longest, length_for(options, static_cast<Index>(tokens[i].size()), name));
   }
-  std::string written;
+  std::string written, failures, why;  // failures: the prompts whose text ended by an error; why: the last of them
   zamba::GenerationOptions generation = options.generation(text);
   for (std::size_t first = 0; first < prompts.size(); first += static_cast<std::size_t>(options.rows)) {
     const std::size_t end = std::min(prompts.size(), first + static_cast<std::size_t>(options.rows));
@@ -192,8 +209,17 @@ inline void batch(const zamba::AnyModel& model, const Text& text, const Generate
                                                tokens.begin() + static_cast<std::ptrdiff_t>(end));
     auto state = model.new_state({.batch = static_cast<Index>(rows.size()), .max_length = longest});
     generation.stream = first;
+    std::vector<Index> failed;
     const auto output = statistics.time(statistics.seconds, [&] {
-      return zamba::generate(model, state, rows, generation, [](Index, Token) { return !Interrupt::came(); });
+      try {
+        return zamba::generate(model, state, rows, generation, [](Index, Token) { return !Interrupt::came(); });
+      } catch (const zamba::GenerationError& error) {
+        failed = error.rows();
+        for (const Index row : failed)
+          failures += (failures.empty() ? "" : ", ") + std::to_string(static_cast<Index>(first) + row + 1);
+        why = without_prefix(error);
+        return error.tokens();
+      }
     });
     zamba::require(!Interrupt::came(), "ended by Ctrl-C after ", first, " of ", prompts.size(), " prompts",
                    options.output.empty() ? "" : "; nothing was written");
@@ -203,10 +229,11 @@ inline void batch(const zamba::AnyModel& model, const Text& text, const Generate
       statistics.prompt_tokens += static_cast<Index>(rows[r].size());
       statistics.new_tokens += static_cast<Index>(output[r].size());
       auto& object = prompts[first + r];
-      const bool ended = !output[r].empty() && output[r].back() == text.end();
+      const bool ended = !output[r].empty() && is_one_of(generation.stop_tokens, output[r].back());
+      const bool error = std::find(failed.begin(), failed.end(), static_cast<Index>(r)) != failed.end();
       object["text"] = text.decode(std::span<const Token>(output[r]).first(output[r].size() - ended));
       object["tokens"] = output[r].size();
-      object["end"] = ended ? "stop" : "length";
+      object["end"] = error ? "error" : ended ? "stop" : "length";
       lines += object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
     }
     if (options.output.empty())
@@ -214,8 +241,9 @@ inline void batch(const zamba::AnyModel& model, const Text& text, const Generate
     else
       written += lines;
   }
-  if (options.output.empty()) return;
-  zamba::replace_file(options.output, [&](zamba::FileWriter& out) { out.write(std::string_view(written)); });
+  if (!options.output.empty())
+    zamba::replace_file(options.output, [&](zamba::FileWriter& out) { out.write(std::string_view(written)); });
+  zamba::require(failures.empty(), options.batch, ": the text of prompt ", failures, " ended by an error; ", why);
 }
 
 inline int generate(std::vector<std::string> arguments, const zamba::Registry& registry, Console& console) {
@@ -237,6 +265,7 @@ inline int generate(std::vector<std::string> arguments, const zamba::Registry& r
     const zamba::AnyModel model = options.model.load(registry, console);
     const Text text(options.model.directory, model.vocabulary());
     if (text.of_bytes() && !options.quiet) console.err << "no tokenizer.json: a byte is a token\n";
+    options.ends = end_tokens(options.model.directory, text, model.vocabulary());
     Statistics statistics;
     if (options.chat) {
       chat(model, text, options, console, statistics);
@@ -246,7 +275,7 @@ inline int generate(std::vector<std::string> arguments, const zamba::Registry& r
       const auto prompt = prompt_tokens(text, options.prompt, "the prompt");
       const Index length = length_for(options, static_cast<Index>(prompt.size()), "the prompt");
       auto state = model.new_state({.batch = 1, .max_length = std::max<Index>(1, length)});
-      stream(model, state, prompt, options.generation(text), text, console, statistics);
+      stream(model, state, prompt, options.generation(text), options.ends, text, console, statistics);
     }
     if (!options.quiet) statistics.print(console.err);
   });

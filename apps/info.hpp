@@ -5,6 +5,7 @@
 #include <cctype>
 #include <filesystem>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <zamba/io/line_plot.hpp>
@@ -42,7 +43,7 @@ inline std::string lower(std::string text) {
 /// The model that a folder's config.json describes, or that is compiled in under a name.
 inline const zamba::ModelFacts& find_model(const zamba::Registry& registry, const std::string& model,
                                            std::optional<zamba::DType> storage) {
-  if (std::filesystem::is_directory(model)) return registry.match(model, storage);
+  if (zamba::is_folder(model)) return registry.match(model, storage);
   std::vector<std::string> names;
   for (const zamba::ModelFacts& facts : registry.models()) {
     if (lower(facts.name) == lower(model) && (!storage || facts.storage == *storage)) return facts;

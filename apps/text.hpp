@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include <zamba/io/byte_tokenizer.hpp>
@@ -34,7 +35,7 @@ class Text {
  public:
   /// Bytes at or above the model's vocabulary are refused when they are met.
   Text(const std::filesystem::path& folder, Index vocabulary) : vocabulary_(vocabulary) {
-    if (!std::filesystem::exists(folder / "tokenizer.json")) return;
+    if (!zamba::is_there(folder / "tokenizer.json")) return;
     tokenizer_ = zamba::Tokenizer::load(folder);
     zamba::require(tokenizer_->vocabulary() <= vocabulary, "'", (folder / "tokenizer.json").string(), "' has ",
                    tokenizer_->vocabulary(), " tokens, the model a vocabulary of ", vocabulary);
@@ -58,6 +59,14 @@ class Text {
     std::string text;
     for (const Token token : tokens) text += stream.push(token);
     return text + stream.finish();
+  }
+
+  /// Ids of the model that stand for nothing: above the tokenizer's, where the vocabulary is padded, or left out by it.
+  std::vector<Token> without_text() const {
+    std::vector<Token> ids;
+    for (Token id = 0; id < vocabulary_; ++id)
+      if (tokenizer_ ? !tokenizer_->has(id) : id >= zamba::ByteTokenizer::vocabulary()) ids.push_back(id);
+    return ids;
   }
 
   std::optional<Token> begin() const { return tokenizer_ ? tokenizer_->bos() : std::nullopt; }

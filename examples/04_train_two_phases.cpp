@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Training in two phases, after Zamba: pretraining on much text, then annealing on better text mixed with a replay.
-// zamba_04_train_two_phases TEXT BETTER_TEXT
+// zamba_04_train_two_phases TEXT BETTER_TEXT [TOKENS]
 #include <exception>
 #include <fstream>
 #include <iostream>
@@ -40,10 +40,11 @@ std::vector<zamba::Phase> recipe(zamba::TokenRange text, zamba::TokenRange bette
 }
 
 int main(int argc, char** argv) try {
-  zamba::require(argc == 3, "wanted two texts: ", argv[0], " TEXT BETTER_TEXT");
+  zamba::require(argc == 3 || argc == 4, "wanted two texts: ", argv[0], " TEXT BETTER_TEXT [TOKENS]");
+  const zamba::Index tokens = argc == 4 ? std::stol(argv[3]) : 200'000;
   const zamba::TokenFile text = tokens_of(argv[1], "text.tokens"), better = tokens_of(argv[2], "better.tokens");
   const zamba::TrainHeldOut parts = zamba::split(zamba::TokenRange::whole(text), 0.02);
-  const auto phases = recipe(parts.train, zamba::TokenRange::whole(better), 200'000, 3e-3);
+  const auto phases = recipe(parts.train, zamba::TokenRange::whole(better), tokens, 3e-3);
 
   zamba::Model<Net> model(zamba::Seed{42});
   zamba::Trainer trainer(model, phases,

@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include <zamba/testing/conformance.hpp>
+#include <zamba/testing/initialisation.hpp>
 #include <zamba/zamba.hpp>
 
 using zamba::Index;
@@ -25,8 +26,8 @@ struct LeakyAverage {
   static constexpr void visit_parameters(P& p, Visit visit) {
     visit("norm.weight", p.norm, {{Width}}, zamba::constant(1), zamba::Decay::no);
     visit("decay", p.decay, {{Width}}, zamba::uniform(3), zamba::Decay::no);
-    visit("in.weight", p.in, {{Width, Width}}, zamba::normal(0.02));
-    visit("out.weight", p.out, {{Width, Width}}, zamba::normal(0.02));
+    visit("in.weight", p.in, {{Width, Width}}, zamba::fan_in(Width));
+    visit("out.weight", p.out, {{Width, Width}}, zamba::residual_fan_in(Width));  // adds to x
   }
 
   // What a sequence leaves behind: one vector, whatever its length.
@@ -102,7 +103,8 @@ int main() {
   using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{.d_model = 16, .n_heads = 2}>;
   using Net = zamba::LanguageModel<256, zamba::HybridStack<4, 2, LeakyAverage<16>, Shared>>;
   std::cout << zamba::parameter_count<Net> << " parameters\n";
-  const auto report = zamba::testing::conformance<LeakyAverage<16>>();
-  std::cout << report;
-  return report.passed() ? 0 : 1;
+  const auto conformance = zamba::testing::conformance<LeakyAverage<16>>();
+  const auto initialisation = zamba::testing::initialisation<LeakyAverage<16>>();
+  std::cout << conformance << initialisation;
+  return conformance.passed() && initialisation.passed() ? 0 : 1;
 }

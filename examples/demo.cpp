@@ -192,7 +192,7 @@ void run(const Options& options) {
              measurements * held_out.size() / 3;
     tokens = std::max<Index>(tokens, 20'000);
   }
-  std::ofstream(plan) << tokens << '\n';
+  zamba::replace_file(plan, [&](zamba::FileWriter& out) { out.write(std::to_string(tokens) + "\n"); });
   std::printf(
       "Model: %.2f M parameters, %.2f M active a token; %d threads, %.0f tokens/s. Training on %.2f M tokens.\n",
       1e-6 * zamba::parameter_count<Hybrid>, 1e-6 * zamba::active_parameter_count<Hybrid>, ctx.threads(),
@@ -238,15 +238,19 @@ int main(int argc, char** argv) {
       ->required()
       ->check(CLI::ExistingFile);
   app.add_option("--folder", options.folder, "Where checkpoint, log and picture go")->capture_default_str();
-  app.add_option("--minutes", options.minutes, "Time for training, which sets the number of tokens")
-      ->capture_default_str()
-      ->check(CLI::Range(0.1, 1e4));
-  app.add_option("--tokens", options.tokens, "Train on so many tokens instead")
-      ->check(CLI::Range(50'000, 2'000'000'000));
+  auto* const minutes =
+      app.add_option("--minutes", options.minutes, "Time for training, which sets the number of tokens")
+          ->capture_default_str()
+          ->check(CLI::Range(0.1, 1e4));
+  auto* const tokens = app.add_option("--tokens", options.tokens, "Train on so many tokens instead")
+                           ->check(CLI::Range(10'000, 2'000'000'000))
+                           ->excludes(minutes);
   app.add_option("--threads", options.threads, "0: as many as OpenMP finds")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
-  app.add_flag("--resume", options.resume, "Continue an interrupted run in the folder");
+  app.add_flag("--resume", options.resume, "Continue an interrupted run in the folder, to as many tokens as it had")
+      ->excludes(minutes)
+      ->excludes(tokens);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

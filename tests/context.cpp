@@ -6,6 +6,9 @@
 #include <set>
 #include <vector>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <doctest/doctest.h>
 
 using namespace zamba;
@@ -80,4 +83,40 @@ TEST_SUITE("context") {
     CHECK_THROWS_WITH_AS(Context<cpu>(-1), "zamba: Context: threads must be 0 (all) or more, got -1", Error);
     CHECK(&this_thread_context<cpu>() == &this_thread_context<cpu>());
   }
+
+#ifdef _OPENMP
+  TEST_CASE("after fork, parent and child compute with all their threads") {
+    Context<cpu> ctx(3);
+    const auto workers = [&] {  // that were seen, each for as long as it takes the others to come
+      std::set<int> seen;
+      std::atomic<int> inside{0};
+      std::array<int, 3> of_task{};
+      ctx.parallel_for(3, [&](Index i, int worker) {
+        ++inside;
+        for (int wait = 0; inside < 3 && wait < 2000; ++wait) ::usleep(1000);
+        of_task[static_cast<std::size_t>(i)] = worker;
+      });
+      seen.insert(of_task.begin(), of_task.end());
+      return seen.size();
+    };
+    CHECK(workers() == 3);
+    for (int generation = 0; generation < 3; ++generation) {
+      const pid_t child = ::fork();
+      REQUIRE(child >= 0);
+      if (child == 0) {
+        ::alarm(60);  // ends a child that waits for ever
+        bool right = workers() == 3;
+        const pid_t grandchild = ::fork();
+        if (grandchild == 0) ::_exit(workers() == 3 ? 0 : 1);
+        int status = 1;
+        right = right && ::waitpid(grandchild, &status, 0) == grandchild && status == 0;
+        ::_exit(right ? 0 : 1);
+      }
+      CHECK(workers() == 3);
+      int status = 1;
+      REQUIRE(::waitpid(child, &status, 0) == child);
+      CHECK(status == 0);
+    }
+  }
+#endif
 }

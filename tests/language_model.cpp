@@ -183,9 +183,100 @@ void check_gradients() {
   }
 }
 
+/// What a fresh network's parameter begins with.
+template <class Net>
+std::vector<double> fresh(const std::string& name) {
+  const auto entries = zamba::detail::list_parameters<Net, float>();
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    if (entries[i].name == name) return zamba::detail::initial_values(entries[i], i, Seed{9});
+  FAIL("there is no parameter ", name);
+  return {};
+}
+
+/// Uniform in +-1 / sqrt(summed): of 256 draws or more all are inside, and one is close.
+template <class Net>
+void check_uniform(const std::string& name, Index summed) {
+  CAPTURE(name);
+  double largest = 0;
+  for (const double value : fresh<Net>(name)) largest = std::max(largest, std::abs(value));
+  const double bound = 1 / std::sqrt(static_cast<double>(summed));
+  CHECK(largest <= bound);
+  CHECK(largest > 0.95 * bound);
+}
+
+/// Normal with mean 0: the deviation of 256 draws or more is within five of its own deviations.
+template <class Net>
+void check_normal(const std::string& name, double deviation) {
+  CAPTURE(name);
+  const auto values = fresh<Net>(name);
+  double squares = 0;
+  for (const double value : values) squares += value * value;
+  const auto count = static_cast<double>(values.size());
+  CHECK(std::sqrt(squares / count) == doctest::Approx(deviation).epsilon(5 / std::sqrt(2 * count)));
+}
+
 }  // namespace
 
 TEST_SUITE("language_model") {
+  TEST_CASE("a fresh network: by fan-in, and by depth what adds to the stream") {
+    using Net = LanguageModel<
+        vocabulary,
+        HybridStack<4, 2, MambaBlock<MambaConfig{.d_model = 32, .n_heads = 2}>,
+                    SharedAttention<SharedAttentionConfig{
+                        .d_model = 32, .n_heads = 4, .n_kv_heads = 2, .d_ff = 40, .mlp_adapter_rank = 6}>>,
+        Head::own>;
+    for (const std::string layer : {"layers.0.", "layers.3."}) {
+      check_uniform<Net>(layer + "in_proj.weight", 32);
+      check_uniform<Net>(layer + "conv1d.weight", 4);
+      check_uniform<Net>(layer + "x_proj.weight", 32);  // of one head
+      check_uniform<Net>(layer + "out_proj.weight", 64 * 4);
+    }
+    check_uniform<Net>("layers.1.linear.weight", 32);
+    check_uniform<Net>("layers.1.gate_up_adapter.a.weight", 32);
+    check_uniform<Net>("layers.1.gate_up_adapter.b.weight", 6);
+    for (const std::string name : {"q_proj", "k_proj", "v_proj"})
+      check_uniform<Net>("shared.0." + name + ".weight", 64);
+    check_uniform<Net>("shared.0.o_proj.weight", 64);
+    check_uniform<Net>("shared.0.gate_up.weight", 32);
+    check_uniform<Net>("shared.0.down_proj.weight", 40);
+    check_uniform<Net>("head.weight", 32);
+    check_normal<Net>("embedding.weight", 0.02);
+    // The convolution's 512 biases, as its filter.
+    const auto biases = fresh<LanguageModel<vocabulary, UniformStack<1, MambaBlock<MambaConfig{.d_model = 256}>>>>(
+        "layers.0.conv1d.bias");
+    CHECK(*std::max_element(biases.begin(), biases.end()) > 0.48);
+    CHECK(*std::min_element(biases.begin(), biases.end()) < -0.48);
+
+    using Net2 = LanguageModel<vocabulary, UniformStack<3, Mamba2Block<Mamba2Config{.d_model = 64, .d_state = 16}>>>;
+    check_uniform<Net2>("layers.2.in_proj.weight", 64);
+    check_uniform<Net2>("layers.2.conv1d.weight", 4);
+    check_uniform<Net2>("layers.2.out_proj.weight", 128 * 3);
+
+    // Two products of a transformer layer add to the stream, and every layer of a nested stack counts.
+    check_uniform<Transformer>("layers.0.o_proj.weight", 16 * 4);
+    check_uniform<Transformer>("layers.1.down_proj.weight", 24 * 4);
+    check_uniform<Transformer>("layers.1.gate_up.weight", 16);
+    check_uniform<NestedTransformer>("layers.1.layers.0.o_proj.weight", 16 * 8);
+  }
+
+  TEST_CASE("a fresh network with a deviation of its own") {
+    using Mixer = Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 8, .n_heads = 4, .init_std = 0.1}>;
+    using Shared =
+        SharedAttention<SharedAttentionConfig{.d_model = 32, .n_heads = 4, .qkv_adapter_rank = 8, .init_std = 0.1}>;
+    using Net = LanguageModel<vocabulary, HybridStack<2, 2, Mixer, Shared>, Head::own>;
+    for (const char* name : {"embedding.weight", "head.weight", "layers.0.in_proj.weight", "layers.0.conv1d.weight",
+                             "layers.1.out_proj.weight", "layers.1.linear.weight", "layers.1.q_adapter.b.weight",
+                             "shared.0.q_proj.weight", "shared.0.down_proj.weight"})
+      check_normal<Net>(name, 0.1);
+    CHECK(fresh<Net>("layers.0.conv1d.bias") == std::vector<double>(32 * 2 + 16));
+  }
+
+  TEST_CASE("an embedding that is the head too is no larger than a head") {
+    using Wide = UniformStack<1, MambaBlock<MambaConfig{.d_model = 3000}>>;
+    check_normal<LanguageModel<8, Wide>>("embedding.weight", 1 / std::sqrt(9000.0));
+    check_normal<LanguageModel<8, Wide, Head::own>>("embedding.weight", 0.02);
+  }
+
   TEST_CASE("gradients: two shared blocks, the first layer hybrid") { check_gradients<TwoCopies>(); }
   TEST_CASE("gradients: two shared blocks with rope, and adapters for each use") { check_gradients<TwoAdapted>(); }
   TEST_CASE("gradients: Mamba-2 layers with a shared block") { check_gradients<Hybrid2>(); }

@@ -36,10 +36,27 @@ struct Whole {
   }
 };
 
+/// Two parts of one residual stream, each with a product inside and two that add to the stream.
+struct TwoResidual {
+  template <class W, class F>
+  struct Parameters {
+    Matrix<W> weights[2][3];
+  };
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    for (Index i = 0; i < 2; ++i) {
+      const auto part = visit.scope("parts", i);
+      part("inside", p.weights[i][0], {{9, 9}}, fan_in(9));
+      part("first", p.weights[i][1], {{9, 9}}, residual_fan_in(9));
+      part("second", p.weights[i][2], {{9, 9}}, into_residual(fan_in(9)));
+    }
+  }
+};
+
 std::vector<double> drawn(Initializer initializer, Index count, Index cols) {
   Random random(Seed{1});
   std::vector<double> values;
-  for (Index i = 0; i < count; ++i) values.push_back(initializer.draw(random, initializer.argument, i, cols));
+  for (Index i = 0; i < count; ++i) values.push_back(initializer(random, i, cols));
   return values;
 }
 
@@ -75,6 +92,8 @@ TEST_SUITE("parameter") {
     CHECK(low < -0.249);
     CHECK(high < 0.25);
     CHECK(high > 0.249);
+    CHECK(drawn(fan_in(16), 100, 10) == drawn(uniform(0.25), 100, 10));
+    CHECK(drawn(fan_in(16, 0.5), 100, 10) == drawn(normal(0.5), 100, 10));
     // softplus of the dt bias lies in [0.001, 0.1], half of it below the geometric mean 0.01.
     int below = 0;
     for (const double bias : drawn(inverse_softplus_dt(), 20000, 10)) {
@@ -84,5 +103,21 @@ TEST_SUITE("parameter") {
       below += dt < 0.01;
     }
     CHECK(std::abs(below - 10000) < 5 * 71);
+  }
+
+  TEST_CASE("products that add to the residual stream are scaled by the root of how many do") {
+    static_assert(residual_writes<Whole> == 0 && residual_writes<TwoResidual> == 4);
+    std::vector<double> values;
+    const auto draw = [&](const Name&, auto&, auto shape, Initializer initializer, Decay) {
+      Random random(Seed{1});
+      values.push_back(initializer(random, 0, shape.extent[1]) / drawn(fan_in(9), 1, 9)[0]);
+    };
+    TwoResidual::Parameters<float, float> parameters;
+    visit_parameters<TwoResidual>(parameters, draw);
+    CHECK(values == std::vector<double>{1, 1, 1, 1, 1, 1});
+    values.clear();
+    TwoResidual::visit_parameters(parameters, ParameterVisitor(draw).stream(residual_writes<TwoResidual>));
+    CHECK(values == std::vector<double>{1, 0.5, 0.5, 1, 0.5, 0.5});
+    CHECK(drawn(residual_fan_in(16, 0.5), 100, 10) == drawn(normal(0.5), 100, 10));
   }
 }

@@ -60,6 +60,67 @@ struct SumShared {
   }
 };
 
+/// A shared block with a state of fixed size: s_t = s_{t-1} / 2 + x_t + x0_t, out = w s.
+struct SharedAverage {
+  static constexpr bool shared = true;
+  static constexpr Index d_model = 16;
+
+  template <class W, class F>
+  struct Parameters {
+    Vector<F> weight;
+  };
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    visit("weight", p.weight, {{d_model}}, constant(1));
+  }
+  template <class S, class F>
+  struct State {
+    Tensor<F, 3> s;
+  };
+  template <class S, class Visit>
+  static constexpr void visit_state(S& state, Visit visit) {
+    visit("s", state.s, {{1, d_model}});
+  }
+  template <class A, class F>
+  struct Saved {
+    Matrix<A> s;
+  };
+
+  template <class Device, class W, class F, class A, class S>
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+                             const Sequences& rows, const State<S, F>& state, Keep) {
+    Saved<A, F> saved{ctx.arena().template tensor<A>(rows.tokens, d_model)};
+    for (Index row = 0; row < rows.rows; ++row)
+      for (Index c = 0; c < d_model; ++c) {
+        A s = state.s && rows.start(row) > 0 ? state.s(row, 0, c) : 0;
+        for (Index t = rows.begin(row); t < rows.begin(row + 1); ++t) {
+          s = saved.s(t, c) = s / 2 + io.x(t, c) + io.t(t, c);
+          io.out(t, c) = p.weight[c] * s;
+        }
+        if (state.s && rows.length(row) > 0) state.s(row, 0, c) = s;
+      }
+    return saved;
+  }
+  template <class Device, class W, class F, class A, class S>
+  static void backward(Context<Device>&, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
+                       const Saved<A, F>& saved, const Stream<A>&, Matrix<const A> d_out, Matrix<A> d_x, Matrix<A> d_x0,
+                       const Sequences& rows, const State<S, F>&, const State<F, F>& d_state) {
+    for (Index row = 0; row < rows.rows; ++row)
+      for (Index c = 0; c < d_model; ++c) {
+        if (rows.length(row) == 0) continue;
+        A d_s = d_state.s ? d_state.s(row, 0, c) : 0;
+        for (Index t = rows.begin(row + 1) - 1; t >= rows.begin(row); --t) {
+          d_s += p.weight[c] * d_out(t, c);
+          d_p.weight[c] += d_out(t, c) * saved.s(t, c);
+          d_x(t, c) += d_s;
+          d_x0(t, c) += d_s;
+          d_s /= 2;
+        }
+        if (d_state.s) d_state.s(row, 0, c) = rows.start(row) > 0 ? d_s : 0;
+      }
+  }
+};
+
 template <class Net>
 std::map<std::string, std::vector<double>> gradients_of(const Model<Net, double>& model) {
   const auto tokens = random_tokens(12, 1), targets = random_tokens(12, 2);
@@ -209,6 +270,12 @@ TEST_SUITE("pattern_stack") {
     CHECK(parameter_count<InTurn::Stack> == 4 * parameter_count<Mixer> + 5 * 256);
     CHECK(active_parameter_count<InTurn::Stack> == 4 * parameter_count<Mixer> + 6 * 256);
     check_copies<InTurn, LanguageModel<vocabulary, PatternStack<"hmhh", Mixer, SumShared, 3>>>();
+  }
+
+  TEST_CASE("a shared block's state of fixed size is put back where the pass is computed again") {
+    const auto report = zamba::testing::conformance<SharedAverage>();
+    CHECK_MESSAGE(report.passed(), report.text());
+    CHECK(report.text().find("in a stack, computed again, with a state: d parameters") != std::string::npos);
   }
 
   TEST_CASE("extend: Mamba layers only") { check_extend<Plain, double>(); }

@@ -32,6 +32,43 @@ std::vector<double> next(TestState state) {
   return values<TestDevice>(hybrid().extend(state, {random_tokens(state.batch(), 9), lengths}));
 }
 
+/// A state that goes through steps which change the weights.
+template <class Device>
+void check_carried_state() {
+  auto model = random_model<Net, float, Device>();
+  const auto other = random_model<Net, float, Device>({6});
+  auto& ctx = this_thread_context<Device>();
+  const std::vector<Token> tokens = random_tokens(12, 2);
+  const std::vector<Index> offsets{0, 5, 12};
+  const TrainingBatch batch{tokens, tokens, offsets};
+  auto gradients = model.new_gradients();
+  auto state = model.new_state({.batch = 2, .max_length = 64});
+  const auto step = [&](auto& continued) {
+    model.loss_and_gradients(ctx, batch, gradients, {.state = &continued});
+    auto values = model.read(model.entries()[1]);
+    for (double& value : values) value *= 0.99;
+    model.write(model.entries()[1], values);
+  };
+  for (int i = 0; i < 3; ++i) step(state);
+  CHECK(state.length(1) == 21);
+  auto judged = state;
+  CHECK_NOTHROW(model.loss(batch, &judged));
+  const auto wrong = doctest::Contains("loss: the state was computed with other weights");
+  CHECK_THROWS_WITH_AS(other.loss(batch, &state), wrong, Error);
+  auto others = other.new_gradients();
+  CHECK_THROWS_WITH_AS(other.loss_and_gradients(ctx, batch, others, {.state = &state}), wrong, Error);
+  // What went before the last step is not what these weights say.
+  CHECK_THROWS_WITH_AS(model.extend(state, {random_tokens(2), std::vector<Index>{1, 1}}),
+                       doctest::Contains("extend: the state was computed with other weights"), Error);
+  CHECK_NOTHROW(model.extend(judged, {random_tokens(2), std::vector<Index>{1, 1}}));
+  // A run that goes on has its state from bytes; whoever judges by it has the weights that made it.
+  auto read = State<Net, float, Device>::from_bytes(state.to_bytes());
+  CHECK_THROWS_WITH_AS(model.loss(batch, &read), wrong, Error);
+  CHECK_NOTHROW(step(read));
+  CHECK_THROWS_WITH_AS(model.loss_and_gradients(ctx, batch, gradients, {.state = &read, .d_state = &read}),
+                       "zamba: loss: the gradients of a state are the state itself", Error);
+}
+
 }  // namespace
 
 TEST_SUITE("state") {
@@ -178,6 +215,129 @@ TEST_SUITE("state") {
     }
     CHECK(refused > 1500);
     CHECK(refused < 4000);
+  }
+
+  TEST_CASE("a state that other weights computed is refused, in memory and from bytes") {
+    const auto other = random_model<Net, float, TestDevice>({6});
+    const auto refused = [](auto&& call) {
+      try {
+        call();
+      } catch (const Error& error) {
+        return std::string(error.what()).find("the state was computed with other weights") != std::string::npos;
+      }
+      return false;
+    };
+    auto state = example();
+    const Bytes bytes = state.to_bytes();
+    const std::vector<Token> tokens = random_tokens(3, 1);
+    const std::vector<Index> one_each{1, 1, 1};
+    CHECK(refused([&] { other.extend(state, {tokens, one_each}); }));
+    CHECK(refused([&] { other.extend(state, {random_tokens(5), std::vector<Index>{0, 5, 0}}); }));
+    CHECK(state.to_bytes() == bytes);
+    auto read = TestState::from_bytes(bytes);
+    CHECK(refused([&] { other.extend(read, {tokens, one_each}); }));
+    CHECK(refused([&] { other.state_from_bytes(bytes); }));
+    CHECK(hybrid().state_from_bytes(bytes).to_bytes() == bytes);
+    auto copy = state, gathered = state.gather(std::vector<Index>{2, 2, 0});
+    copy = read;
+    CHECK(refused([&] { other.extend(copy, {tokens, one_each}); }));
+    CHECK(refused([&] { other.extend(gathered, {tokens, one_each}); }));
+    CHECK_NOTHROW(hybrid().extend(gathered, {tokens, one_each}));
+
+    // Equal weights are the same weights, whichever model has them.
+    const auto twin = random_model<Net, float, TestDevice>();
+    CHECK(twin.fingerprint() == hybrid().fingerprint());
+    CHECK_NOTHROW(twin.extend(read, {tokens, one_each}));
+    // What holds no position is anybody's; and whoever insists may go on.
+    state.reset();
+    CHECK_NOTHROW(other.extend(state, {tokens, one_each}));
+    copy.set_weights(other.weights());
+    CHECK_NOTHROW(other.extend(copy, {tokens, one_each}));
+  }
+
+  TEST_CASE("training carries a state from step to step; another model's it refuses") {
+    if constexpr (trains<TestDevice>) check_carried_state<TestDevice>();
+  }
+
+  TEST_CASE("the fingerprint follows every change of the weights, and nothing else") {
+    auto model = random_model<Net, float, TestDevice>();
+    const auto& entries = model.entries();
+    std::vector<std::uint64_t> seen{model.fingerprint()};
+    for (const std::size_t i : {std::size_t{0}, entries.size() / 2, entries.size() - 1}) {
+      auto values = model.read(entries[i]);
+      values.back() += 0.5;
+      model.write(entries[i], values);
+      CHECK(std::find(seen.begin(), seen.end(), model.fingerprint()) == seen.end());
+      seen.push_back(model.fingerprint());
+    }
+    auto state = model.new_state({.max_length = 8});
+    model.extend(state, {1, 2});
+    const Bytes bytes = state.to_bytes();
+    model.data(entries[0]);  // perhaps nothing is written there
+    CHECK_NOTHROW(model.extend(state, {3}));
+    auto moved = std::move(model);
+    CHECK_NOTHROW(moved.extend(state, {4}));
+    CHECK_NOTHROW(moved.state_from_bytes(bytes));
+    CHECK((moved.template to<double>().template to<float>().fingerprint()) == seen.back());
+    CHECK((moved.template to<bf16>().fingerprint()) != seen.back());
+  }
+
+  TEST_CASE("of large parameters a sample is looked at, which a step of all weights changes") {
+    using Wide = LanguageModel<3001, UniformStack<1, WideMixer>>;
+    Model<Wide, float, TestDevice> model(Seed{3});
+    const ParameterEntry entry = model.entries()[0];
+    CHECK(model.bytes(entry) > 200'000);
+    const auto before = model.fingerprint();
+    auto values = model.read(entry);
+    for (double& value : values) value *= 1.0001;
+    model.write(entry, values);
+    CHECK(model.fingerprint() != before);
+  }
+
+  TEST_CASE("a snapshot of another architecture, storage type, or of other weights is refused") {
+    auto state = example();
+    const Bytes bytes = state.to_bytes();
+    const std::vector<Index> lengths{5, 0, 9};
+    const auto message = [&](const StateSnapshot& snapshot) {
+      std::string text;
+      try {
+        state.roll_back(snapshot);
+      } catch (const Error& error) {
+        text = error.what();
+      }
+      CHECK(state.to_bytes() == bytes);
+      return text;
+    };
+    const auto snapshot_of = [&](const auto& model) {
+      auto theirs = model.new_state({.batch = 3, .max_length = 16});
+      model.extend(theirs, {random_tokens(14), lengths});
+      return theirs.snapshot();
+    };
+    const auto other_type = "zamba: roll_back: the snapshot is of a state of another architecture or storage type";
+    CHECK(message(snapshot_of(random_model<Second, float, TestDevice>())) == other_type);
+    CHECK(message(snapshot_of(random_model<Plain, float, TestDevice>())) == other_type);
+    CHECK(message(snapshot_of(random_model<Net, bf16, TestDevice>())) == other_type);
+    CHECK(message(snapshot_of(random_model<Net, float, TestDevice>({6}))) ==
+          "zamba: roll_back: the snapshot is of a state that other weights computed");
+    auto damaged = state.snapshot();
+    damaged.rewritten.resize(damaged.rewritten.size() + 4);
+    CHECK(message(damaged).starts_with("zamba: roll_back: the snapshot is damaged"));
+    damaged = state.snapshot();
+    damaged.history.pop_back();
+    CHECK(message(damaged).starts_with("zamba: roll_back: the snapshot is damaged"));
+    damaged = state.snapshot();
+    damaged.lengths[1] = -1;
+    CHECK(message(damaged) == "zamba: roll_back: row 1 no longer begins with the -1 tokens of the snapshot");
+    CHECK(message(state.snapshot()).empty());
+    CHECK_THROWS_WITH_AS(state.gather({}), "zamba: gather: no rows are named, at least one is needed", Error);
+  }
+
+  TEST_CASE("room beyond the rows costs no memory that is touched: a small header cannot ask for it") {
+    auto state = hybrid().new_state({.max_length = Index{1} << 24});
+    hybrid().extend(state, {1, 2, 3});
+    const Bytes bytes = state.to_bytes();
+    CHECK(bytes.size() < 20'000);
+    CHECK(TestState::from_bytes(bytes).to_bytes() == bytes);
   }
 
   TEST_CASE("the architecture's hash tells networks apart") {

@@ -16,5 +16,6 @@ void zamba_apps::add_mamba(zamba::Registry& registry) {
       .add<zamba::Mamba2_370M, float>("Mamba2-370M")
       .add<zamba::Mamba2_790M, float>("Mamba2-790M")
       .add<zamba::Mamba2_1_4B, float>("Mamba2-1.4B")
-      .add<zamba::Mamba2_2_8B, float>("Mamba2-2.7B");
+      .add<zamba::Mamba2_2_8B, float>("Mamba2-2.7B")
+      .add<zamba::MambaCodestral_7B, zamba::bf16>("Mamba-Codestral-7B-v0.1");
 }

@@ -24,10 +24,9 @@ class BlockRun {
     weights_.resize(static_cast<std::size_t>(size));
     gradients_.resize(weights_.size());
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-      Random random(Seed{1}, i);
-      for (Index k = 0; k < entries_[i].size; ++k)
-        weights_[static_cast<std::size_t>(entries_[i].offset + k)] = static_cast<float>(
-            entries_[i].initializer.draw(random, entries_[i].initializer.argument, k, entries_[i].shape.back()));
+      const auto values = zamba::detail::initial_values(entries_[i], i, Seed{1});
+      std::transform(values.begin(), values.end(), weights_.begin() + entries_[i].offset,
+                     [](double value) { return static_cast<float>(value); });
     }
     bind(p_, weights_.data());
     bind(d_p_, gradients_.data());

@@ -49,8 +49,11 @@ template <class StateType>
 struct HeldState final : StateInterface {
   explicit HeldState(StateType held) : state(std::move(held)) {}
 
-  Pointer clone() const override { return std::make_unique<HeldState>(state); }
-  Pointer gather(std::span<const Index> rows) const override { return std::make_unique<HeldState>(state.gather(rows)); }
+  static Pointer hold(StateType state) {
+    return or_out_of_memory("AnyState", [&] { return std::make_unique<HeldState>(std::move(state)); });
+  }
+  Pointer clone() const override { return hold(state); }
+  Pointer gather(std::span<const Index> rows) const override { return hold(state.gather(rows)); }
   Index batch() const override { return state.batch(); }
   Index max_length() const override { return state.max_length(); }
   std::span<const Index> lengths() const override { return state.lengths(); }
@@ -109,6 +112,7 @@ struct ModelInterface {
   virtual StateInterface::Pointer state_from_bytes(std::span<const std::byte> bytes) const = 0;
   virtual Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const = 0;
   virtual LossSum loss(const TrainingBatch& batch, StateInterface* state) const = 0;
+  virtual const std::string& checkpoint_config() const = 0;
 };
 
 template <class Net, class T, class Device>
@@ -119,27 +123,30 @@ struct HeldModel final : ModelInterface {
   explicit HeldModel(ModelType held) : model(std::move(held)) {}
 
   StateInterface::Pointer new_state(StateOptions options) const override {
-    return std::make_unique<Held>(model.new_state(options));
+    return Held::hold(model.new_state(options));
   }
   StateInterface::Pointer state_from_bytes(std::span<const std::byte> bytes) const override {
-    return std::make_unique<Held>(ModelType::StateType::from_bytes(bytes));
+    return Held::hold(model.state_from_bytes(bytes));
   }
   Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const override {
     Held& held = own(state);
-    const auto logits = model.extend(held.state, tokens, positions);
     using A = typename ModelType::A;
     if constexpr (std::is_same_v<A, float> && std::is_same_v<Device, cpu>) {
-      return logits;
+      return model.extend(held.state, tokens, positions);
     } else {
-      const auto count = static_cast<std::size_t>(logits.size());
+      const auto rows = positions == Positions::all ? tokens.tokens.size() : held.state.lengths().size();
+      const auto count = rows * static_cast<std::size_t>(ModelType::vocabulary());
       std::vector<A> copied;
+      or_out_of_memory("extend", [&] {  // before the state changes
+        held.logits.resize(count);
+        if constexpr (!std::is_same_v<Device, cpu>) copied.resize(count);
+      });
+      const auto logits = model.extend(held.state, tokens, positions);
       const A* from = logits.data;
       if constexpr (!std::is_same_v<Device, cpu>) {
-        copied.resize(count);
         Memory<Device>::copy_to_host(copied.data(), logits.data, count * sizeof(A));
         from = copied.data();
       }
-      held.logits.resize(count);
       for (std::size_t i = 0; i < count; ++i) held.logits[i] = static_cast<float>(from[i]);
       return {held.logits.data(), logits.rows(), logits.cols()};
     }
@@ -147,6 +154,7 @@ struct HeldModel final : ModelInterface {
   LossSum loss(const TrainingBatch& batch, StateInterface* state) const override {
     return model.loss(batch, state ? &own(*state).state : nullptr);
   }
+  const std::string& checkpoint_config() const override { return model.checkpoint_config(); }
 
   static Held& own(StateInterface& state) {
     const auto held = dynamic_cast<Held*>(&state);
@@ -171,14 +179,16 @@ class AnyModel {
 
   const ModelFacts& facts() const { return facts_; }
   Index vocabulary() const { return facts_.vocabulary; }
+  /// As Model::checkpoint_config.
+  const std::string& checkpoint_config() const { return model_->checkpoint_config(); }
 
   AnyState new_state(StateOptions options = {}) const { return AnyState(model_->new_state(options)); }
-  /// The inverse of AnyState::to_bytes.
+  /// The inverse of AnyState::to_bytes; throws for a state of other weights too.
   AnyState state_from_bytes(std::span<const std::byte> bytes) const {
     return AnyState(model_->state_from_bytes(bytes));
   }
 
-  /// As Model::extend. Throws for a state of a model of another type.
+  /// As Model::extend. Throws for a state of a model of another type or of other weights.
   Matrix<const float> extend(AnyState& state, const Tokens& tokens, Positions positions = Positions::last) const {
     return model_->extend(*state.state_, tokens, positions);
   }

@@ -19,8 +19,10 @@
 
 #include <concepts>
 #include <string_view>
+#include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/parameter.hpp>
 #include <zamba/sequences.hpp>
@@ -82,21 +84,20 @@ constexpr void visit_state(S& s, F&& f) {
 
 namespace detail {
 
-template <class B>
-concept HasBlockTypes = requires {
-  { B::d_model } -> std::convertible_to<Index>;
-  typename B::template Parameters<float, float>;
-  typename B::template State<float, float>;
-  typename B::template Saved<float, float>;
-};
+template <class B, bool Shared>
+struct BlockCheck;  // detail/block_check.hpp
 
 }  // namespace detail
 
-/// The types and listings of a block. Its forward and backward are checked by testing::conformance<B>().
+/// What is a layer of a stack: the members above, with those arguments, and listings whose tensors have the ranks,
+/// extents and element types that they must. Whether they compute what they should is checked by
+/// testing::conformance<B>().
 template <class B>
-concept Block = detail::HasBlockTypes<B> && requires {
-  { parameter_count<B> } -> std::convertible_to<Index>;
-};
+concept Block = detail::BlockCheck<B, false>::passed;
+
+/// What several layers share; shared_use.hpp says what it has.
+template <class B>
+concept SharedBlock = detail::BlockCheck<B, true>::passed;
 
 /// Whether B does all its computing by operators, so that its forward pass can be run dry (detail/dry_run.hpp): a block
 /// that does has `static constexpr bool by_operators = true`.
@@ -106,6 +107,16 @@ inline constexpr bool by_operators = [] {
     return B::by_operators;
   else
     return false;
+}();
+
+/// Whether B can run on Device: on the CPU every block, elsewhere one that computes by operators only. A block with
+/// kernels of its own says it by `template <class Device> static constexpr bool runs_on = ...`.
+template <class B, class Device>
+inline constexpr bool runs_on = [] {
+  if constexpr (requires { B::template runs_on<Device>; })
+    return B::template runs_on<Device>;
+  else
+    return std::is_same_v<Device, cpu> || by_operators<B>;
 }();
 
 namespace detail {
@@ -186,15 +197,30 @@ State restore_rewritten(State state, Vector<F> saved) {
 template <class B>
 inline constexpr Index active_parameter_count = detail::active_parameters<B>();
 
+/// The deviation that a block's config asks for in place of initial weights by fan-in (parameter.hpp); 0: none.
+template <class B>
+inline constexpr double init_std = [] {
+  if constexpr (requires { B::init_std; })
+    return B::init_std;
+  else
+    return 0.0;
+}();
+
 /// Floating-point operations of one token's forward pass, 2 per active parameter; attention over a context of L
 /// positions adds what it reads from the cache (state_bytes).
 template <class B>
 inline constexpr Index flops_per_token = 2 * active_parameter_count<B>;
 
-/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T.
+/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T. Throws where they
+/// are none or more than can be addressed.
 template <class B, class T>
 constexpr Index state_bytes(Index batch, Index length) {
+  if (batch < 0 || length < 0 ||
+      detail::state_bytes<B, T>(static_cast<double>(batch), static_cast<double>(length)) >= 0x1p62)
+    fail("state_bytes: batch ", batch, " and length ", length, " are negative or need more than can be addressed");
   return detail::state_bytes<B, T>(batch, length);
 }
 
 }  // namespace zamba
+
+#include <zamba/detail/block_check.hpp>

@@ -23,6 +23,20 @@ inline constexpr std::size_t alignment = 64;
 
 constexpr std::size_t align_up(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
+namespace detail {
+
+/// What so many elements take; throws where it is more than can be addressed.
+template <class... Extents>
+std::size_t checked_bytes(std::size_t element, Extents... extents) {
+  std::size_t bytes = element;
+  const bool fits = (!__builtin_mul_overflow(bytes, static_cast<std::size_t>(extents), &bytes) && ...);
+  if (!fits || bytes >= std::size_t{1} << 62) [[unlikely]]
+    fail((static_cast<double>(extents) * ... * static_cast<double>(element)), " bytes are more than can be addressed");
+  return bytes;
+}
+
+}  // namespace detail
+
 /// Allocation and copies on a device; specialised beside each device's Context. allocate throws OutOfMemory.
 template <class Device>
 struct Memory;
@@ -54,6 +68,12 @@ struct Memory<cpu> {
   static void copy_from_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   static void copy_to_host(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   static void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  /// `count` pieces of so many bytes, `stride` bytes apart, one after the other.
+  static void copy_pieces_to_host(void* to, const void* from, std::size_t bytes, std::size_t count,
+                                  std::size_t stride) {
+    for (std::size_t i = 0; i < count; ++i)
+      std::memcpy(static_cast<std::byte*>(to) + i * bytes, static_cast<const std::byte*>(from) + i * stride, bytes);
+  }
   static void zero(void* to, std::size_t bytes) { std::memset(to, 0, bytes); }
 };
 
@@ -67,6 +87,7 @@ struct Memory<cuda> {
   static void copy_from_host(void* to, const void* from, std::size_t bytes);
   static void copy_to_host(void* to, const void* from, std::size_t bytes);
   static void copy(void* to, const void* from, std::size_t bytes);
+  static void copy_pieces_to_host(void* to, const void* from, std::size_t bytes, std::size_t count, std::size_t stride);
   static void zero(void* to, std::size_t bytes);
 };
 

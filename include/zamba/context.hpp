@@ -12,9 +12,11 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <pthread.h>
 #endif
 
 #include <zamba/buffer.hpp>
+#include <zamba/checked.hpp>
 #include <zamba/error.hpp>
 #include <zamba/tensor.hpp>
 
@@ -34,8 +36,7 @@ class Arena {
   /// Uninitialised scratch of the given extents, contiguous, 64-byte aligned.
   template <class T, class... Extents>
   Tensor<T, static_cast<int>(sizeof...(Extents))> tensor(Extents... extents) {
-    const std::size_t count = (static_cast<std::size_t>(extents) * ... * std::size_t{1});
-    return {static_cast<T*>(take(count * sizeof(T))), extents...};
+    return {static_cast<T*>(take(detail::checked_bytes(sizeof(T), extents...))), extents...};
   }
 
   Mark mark() const { return at_; }
@@ -49,14 +50,15 @@ class Arena {
     if (at_.block == 0 && at_.used == 0 && blocks_.size() > 1) coalesce();
   }
 
-  /// Sees to a first block of at least so many bytes. What is too small is given back before, so that at no time more
-  /// is held than before or after. Throws OutOfMemory, and holds nothing then. Where something is taken, it does
-  /// nothing.
+  /// Sees to a block with room for so many bytes. Where nothing is taken, what is too small is given back before, so
+  /// that at no time more is held than before or after. Throws OutOfMemory, and holds then no more than is taken.
   void reserve(std::size_t bytes) {
-    if (at_ != Mark{} || (blocks_.empty() ? 0 : blocks_[0].size()) >= bytes) return;
+    if (bytes == 0) return;
+    for (std::size_t i = at_.block; i < blocks_.size(); ++i)
+      if (blocks_[i].size() - (i == at_.block ? at_.used : 0) >= bytes) return;
     ++generation_;
-    blocks_.clear();
-    blocks_.emplace_back(bytes);
+    if (at_ == Mark{}) blocks_.clear();
+    add_block(bytes);
   }
 
   /// Bytes held, used or not.
@@ -72,11 +74,16 @@ class Arena {
     while (at_.block < blocks_.size() && blocks_[at_.block].size() - at_.used < bytes) at_ = {at_.block + 1, 0};
     if (at_.block == blocks_.size()) {
       ++generation_;
-      blocks_.emplace_back(std::max(bytes, std::max<std::size_t>(capacity(), 1 << 20)));
+      add_block(std::max(bytes, std::max<std::size_t>(capacity(), 1 << 20)));
     }
     void* pointer = blocks_[at_.block].data() + at_.used;
     at_.used += bytes;
     return pointer;
+  }
+
+  void add_block(std::size_t bytes) {
+    Buffer<Device> block(bytes);
+    detail::or_out_of_memory("arena", [&] { blocks_.push_back(std::move(block)); });
   }
 
   /// Runs at the end of a scope, so it does not throw: without the one block, the next take() begins anew.
@@ -117,6 +124,18 @@ class ArenaScope {
   typename Arena<Device>::Mark mark_;
 };
 
+#ifdef _OPENMP
+namespace detail {
+
+/// A child of fork() has the calling thread only, and memory that says that OpenMP's others wait for work: the first
+/// parallel loop would wait for them for ever. So they are let go before; parent and child make new ones when they
+/// need them.
+inline void let_openmp_threads_go() { omp_pause_resource_all(omp_pause_soft); }
+inline const bool forks_with_openmp = ::pthread_atfork(let_openmp_threads_go, nullptr, nullptr) == 0;
+
+}  // namespace detail
+#endif
+
 /// What an operator computes with. Belongs to one thread; models may be shared, contexts may not.
 template <class Device>
 class Context;
@@ -127,6 +146,7 @@ class Context<cpu> {
   /// threads 0: as many as OpenMP would use; without OpenMP, one.
   explicit Context(int threads = 0) : threads_(threads) {
     require(threads >= 0, "Context: threads must be 0 (all) or more, got ", threads);
+    require(threads <= most_threads, "Context: threads must be at most ", most_threads, ", got ", threads);
 #ifdef _OPENMP
     if (threads_ == 0) threads_ = omp_get_max_threads();
 #else
@@ -171,9 +191,21 @@ class Context<cpu> {
 
   /// Calls f(i, worker) once for every i in [0, count), spread over the threads; worker is in [0, threads()).
   /// Which thread takes which i is not fixed, so f writes only what belongs to i or is scratch of its worker. f must
-  /// not throw.
+  /// not throw; but in a checked build what it throws arrives here, once all is done.
   template <class F>
   void parallel_for(Index count, F&& f) {
+    if constexpr (checked) {
+      detail::FirstException first;
+      run_tasks(count, [&](Index i, int worker) { first.keep([&] { f(i, worker); }); });
+      first.rethrow();
+    } else {
+      run_tasks(count, f);
+    }
+  }
+
+ private:
+  template <class F>
+  void run_tasks(Index count, F&& f) {
 #ifdef _OPENMP
     // Products inside f stay on its thread: Eigen asks for as many threads as omp_set_num_threads said last, which
     // holds for the calling task only. Teams are of one size, because the runtime allocates where the size changes.
@@ -196,7 +228,9 @@ class Context<cpu> {
 #endif
   }
 
- private:
+  /// The OpenMP runtime ends the program where it cannot begin as many as it is asked for.
+  static constexpr int most_threads = 1024;
+
   int threads_;
   Arena<cpu> arena_;
   ReplayKey repeated_;

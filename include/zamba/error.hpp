@@ -2,6 +2,7 @@
 // The exception type of the library, and the one case of it that a program may want to tell apart.
 #pragma once
 
+#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -22,12 +23,29 @@ class OutOfMemory : public Error {
 
 namespace detail {
 
+/// What is thrown where memory does not even suffice for a message.
+inline const OutOfMemory no_memory_for_message("zamba: out of memory, with none left to say for what");
+
 template <class E, class... Parts>
 [[noreturn]] void throw_error(const Parts&... parts) {
-  std::ostringstream message;
-  message << "zamba: ";
-  (message << ... << parts);
-  throw E(message.str());
+  try {
+    std::ostringstream message;
+    message << "zamba: ";
+    (message << ... << parts);
+    if (message) throw E(message.str());
+  } catch (const std::bad_alloc&) {
+  }
+  throw no_memory_for_message;
+}
+
+/// f(), and want of memory for what it builds on the host as an OutOfMemory that names `what`.
+template <class F>
+decltype(auto) or_out_of_memory(const char* what, F&& f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    throw_error<OutOfMemory>(what, ": out of memory on the host");
+  }
 }
 
 }  // namespace detail

@@ -6,6 +6,8 @@
 //   logits = rms(x) head^T             the embedding's own weights, or others
 #pragma once
 
+#include <cmath>
+
 #include <zamba/block.hpp>
 #include <zamba/ops/cross_entropy.hpp>
 #include <zamba/ops/embedding.hpp>
@@ -14,13 +16,33 @@
 
 namespace zamba {
 
+/// The deviation of a fresh embedding, as Mamba's and Zamba's own programs have it. A token looks up one row, and all
+/// that reads the stream reads it through a norm, so what counts is how large a row is beside what the layers add to
+/// the stream: that depends on no width.
+inline constexpr double embedding_std = 0.02;
+
+namespace detail {
+
+inline double draw_tied_embedding(Random& random, double inputs, Index, Index) {
+  return std::fmin(embedding_std, 1 / std::sqrt(3 * inputs)) * random.normal();
+}
+
+/// Weights that are a head too are at most as large as fan_in makes a head. With 0.02 the logit of the token just read
+/// grows as d_model does: a wide model would begin sure that every token comes twice.
+constexpr Initializer embedding_values(Index d_model, bool tied, double std) {
+  if (std > 0) return normal(std);
+  return tied ? Initializer{draw_tied_embedding, static_cast<double>(d_model)} : normal(embedding_std);
+}
+
+}  // namespace detail
+
 /// The weights of the head.
 enum class Head {
   tied,  // the embedding's
   own,
 };
 
-template <Index Vocabulary, Block S, Head HeadWeights = Head::tied>
+template <Index Vocabulary, detail::CheckedBlock S, Head HeadWeights = Head::tied>
 struct LanguageModel {
   static_assert(detail::at_least<Vocabulary, 1>, "zamba::LanguageModel: the vocabulary must hold at least one token");
 
@@ -28,12 +50,17 @@ struct LanguageModel {
   static constexpr Index vocabulary = Vocabulary, d_model = Stack::d_model;
   static constexpr bool tied = HeadWeights == Head::tied;
   static constexpr bool by_operators = zamba::by_operators<Stack>;
+  template <class Device>
+  static constexpr bool runs_on = zamba::runs_on<Stack, Device>;
   static constexpr double norm_eps = [] {
     if constexpr (requires { Stack::norm_eps; })
       return Stack::norm_eps;
     else
       return 1e-5;
   }();
+
+  /// Of normal initial weights, where the stack's blocks ask for them.
+  static constexpr double init_std = zamba::init_std<Stack>;
 
   template <class W, class F>
   struct Parameters {
@@ -45,10 +72,10 @@ struct LanguageModel {
 
   template <class P, class Visit>
   static constexpr void visit_parameters(P& p, Visit visit) {
-    visit("embedding.weight", p.embedding, {{Vocabulary, d_model}}, normal(0.02));
-    Stack::visit_parameters(p.stack, visit);
+    visit("embedding.weight", p.embedding, {{Vocabulary, d_model}}, detail::embedding_values(d_model, tied, init_std));
+    Stack::visit_parameters(p.stack, visit.stream(residual_writes<Stack>));
     visit("final_norm.weight", p.final_norm, {{d_model}}, constant(1), Decay::no);
-    if (!tied) visit("head.weight", p.head, {{Vocabulary, d_model}}, normal(0.02));
+    if (!tied) visit("head.weight", p.head, {{Vocabulary, d_model}}, fan_in(d_model, init_std));
   }
 
   /// Of the embedding a token looks up one row; it meets the whole head.

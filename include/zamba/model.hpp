@@ -7,8 +7,10 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <concepts>
 #include <functional>
+#include <initializer_list>
 #include <iomanip>
 #include <limits>
 #include <numeric>
@@ -16,6 +18,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <zamba/language_model.hpp>
@@ -66,6 +69,15 @@ std::vector<ParameterEntry> list_parameters() {
   return entries;
 }
 
+/// The values that parameter number i of a model begins with.
+inline std::vector<double> initial_values(const ParameterEntry& entry, std::size_t i, Seed seed) {
+  Random random(seed, i);
+  std::vector<double> values(static_cast<std::size_t>(entry.size));
+  for (Index k = 0; k < entry.size; ++k)
+    values[static_cast<std::size_t>(k)] = entry.initializer(random, k, entry.shape.back());
+  return values;
+}
+
 /// Points the views of `parameters` into memory: f(i) gives the first byte of the i-th.
 template <class Net, class P, class F>
 void bind_parameters(P& parameters, F&& first_byte) {
@@ -76,6 +88,29 @@ void bind_parameters(P& parameters, F&& first_byte) {
     std::apply([&](auto... extents) { tensor = {data, extents...}; }, std::to_array(shape.extent));
   });
 }
+
+/// The number of a Model in this process, and the fingerprint of its weights while it is known. Threads that share a
+/// model may find it out at the same time: they find the same.
+class WeightsMark {
+ public:
+  WeightsMark() : model_(next_++) {}
+  WeightsMark(WeightsMark&& other) noexcept : model_(other.model_), fingerprint_(other.fingerprint()) {}
+  WeightsMark& operator=(WeightsMark&& other) noexcept {
+    model_ = other.model_;
+    fingerprint_ = other.fingerprint();
+    return *this;
+  }
+
+  std::uint64_t model() const { return model_; }
+  std::uint64_t fingerprint() const { return fingerprint_.load(std::memory_order_relaxed); }  // 0: not known
+  void set_fingerprint(std::uint64_t value) const { fingerprint_.store(value, std::memory_order_relaxed); }
+
+ private:
+  inline static std::atomic<std::uint64_t> next_{1};
+
+  std::uint64_t model_;
+  mutable std::atomic<std::uint64_t> fingerprint_{0};
+};
 
 }  // namespace detail
 
@@ -138,6 +173,11 @@ struct Uninitialised {};
 
 template <class Net, class T = float, class Device = cpu>
 class Model {
+  static_assert(runs_on<Net, Device>,
+                "zamba::Model: a block of this network does not say that it runs on this device: it computes by "
+                "operators only and says 'static constexpr bool by_operators = true', or has kernels of its own and "
+                "says 'template <class Device> static constexpr bool runs_on'");
+
  public:
   using F = compute_t<T>;
   using A = activation_t<T, Device>;
@@ -163,6 +203,8 @@ class Model {
 
   /// Throws OutOfMemory, which names the weights, the state and the workspace, where the device has no room.
   StateType new_state(StateOptions options = {}) const;
+  /// State::from_bytes, which throws for a state of other weights too.
+  StateType state_from_bytes(std::span<const std::byte> bytes) const;
   GradientsType new_gradients() const { return GradientsType(entries_); }
   /// Zero gradients of a state like this one, to be filled as that of the final state and read as that of the initial
   /// one.
@@ -170,8 +212,8 @@ class Model {
 
   /// Appends tokens to the rows of a state and returns logits: prefill, a further chunk, or one token. The view stays
   /// valid until the next call with the same state or context. Throws, and changes nothing, for an empty prompt, a
-  /// token outside the vocabulary, lengths that do not add up, a row that would exceed max_length, or want of memory
-  /// (OutOfMemory). With Positions::last a row that got no tokens gets NaN.
+  /// token outside the vocabulary, lengths that do not add up, a row that would exceed max_length, a state that other
+  /// weights computed, or want of memory (OutOfMemory). With Positions::last a row that got no tokens gets NaN.
   Matrix<const A> extend(Context<Device>& ctx, StateType& state, const Tokens& tokens,
                          Positions positions = Positions::last) const;
   Matrix<const A> extend(StateType& state, const Tokens& tokens, Positions positions = Positions::last) const;
@@ -191,7 +233,9 @@ class Model {
                                            const GenerationOptions& options,
                                            const TokenFunction& callback) const requires draws<Device>;
 
-  /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued.
+  /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued. It may be
+  /// one that this model computed before its weights were trained further, as where it is carried from step to step; of
+  /// another model it is refused. Where a call throws, the state is as it was.
   LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
                StateType* state = nullptr) const requires trains<Device>;
   LossSum loss(const TrainingBatch& batch, StateType* state = nullptr) const requires trains<Device>;
@@ -202,18 +246,34 @@ class Model {
     StateType* state = nullptr;
     StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
   };
-  /// The loss, and its gradients added to `gradients`.
+  /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. A state
+  /// from bytes may be of any weights: a run that goes on has it from the step before.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
                              const GradientOptions& options) const requires trains<Device>;
   LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
 
+  /// A hash of the weights as they are stored, the same in every process and on every device: of parameters of up to
+  /// 16 KiB all bytes, of larger ones 256 pieces of 64 bytes. It is computed where it is first wanted after a change: a
+  /// call of write(), or of data() on a model that is not const, so pointers are asked for anew before weights are
+  /// changed again.
+  std::uint64_t fingerprint() const;
+  /// What a state that this model computes is marked with.
+  WeightsId weights() const { return {mark_.model(), fingerprint()}; }
+
   const Views& parameters() const { return views_; }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
+  /// The text of the config.json that came with these weights; empty: there was none. Saving writes it again, so what
+  /// no type says stays: the ids that begin and end a text, the length a model was trained for.
+  const std::string& checkpoint_config() const { return checkpoint_config_; }
+  void set_checkpoint_config(std::string text) { checkpoint_config_ = std::move(text); }
   /// The elements of one parameter, as double, in row-major order; and their replacement (rounded to the stored type).
   std::vector<double> read(const ParameterEntry& entry) const;
   void write(const ParameterEntry& entry, std::span<const double> values);
   /// The bytes of one parameter, of type T or, where entry.precise, compute_t<T>.
-  std::byte* data(const ParameterEntry& entry) { return buffer_.data() + entry.byte_offset; }
+  std::byte* data(const ParameterEntry& entry) {
+    mark_.set_fingerprint(0);
+    return buffer_.data() + entry.byte_offset;
+  }
   const std::byte* data(const ParameterEntry& entry) const { return buffer_.data() + entry.byte_offset; }
   std::size_t bytes(const ParameterEntry& entry) const {
     return static_cast<std::size_t>(entry.size) * (entry.precise ? sizeof(F) : sizeof(T));
@@ -221,14 +281,19 @@ class Model {
 
  private:
   Matrix<const A> step(Context<Device>& ctx, StateType& state, std::span<const Token> tokens) const;
+  template <class Compute>
+  void keeping_state(Context<Device>& ctx, StateType& state, Compute&& compute) const;
   Matrix<A> make_room(Context<Device>& ctx, StateType& state, std::size_t scratch, Index logits) const;
   [[noreturn]] void fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const;
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
+  void check_weights(const char* call, const StateType& state, std::initializer_list<std::uint64_t> models) const;
 
   std::vector<ParameterEntry> entries_;
+  std::string checkpoint_config_;
   Buffer<Device> buffer_;
   Views views_;
+  detail::WeightsMark mark_;
 };
 
 /// What generation asks of a model: every Model has it, and AnyModel, whose type is chosen at run time. Logits are

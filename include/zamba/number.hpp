@@ -12,11 +12,14 @@ namespace zamba {
 
 namespace detail {
 
-/// The bits of a number without its sign, and those of infinity: greater is a NaN, less is finite.
+/// The bits of a double, float or bf16 without its sign, and those of infinity: greater is a NaN, less is finite.
 template <class F>
 struct Magnitude {
-  using Bits = std::conditional_t<sizeof(F) == 8, std::uint64_t, std::uint32_t>;
-  static constexpr Bits infinity = sizeof(F) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
+  using Bits = std::conditional_t<sizeof(F) == 8, std::uint64_t,
+                                  std::conditional_t<sizeof(F) == 4, std::uint32_t, std::uint16_t>>;
+  static constexpr Bits infinity = static_cast<Bits>(sizeof(F) == 8   ? 0x7ff0000000000000
+                                                     : sizeof(F) == 4 ? 0x7f800000
+                                                                      : 0x7f80);
   ZAMBA_HOST_DEVICE static constexpr Bits of(F value) {
     return __builtin_bit_cast(Bits, value) & (Bits(~Bits{0}) >> 1);
   }
@@ -24,8 +27,8 @@ struct Magnitude {
 
 }  // namespace detail
 
-/// Whether a float or double is a NaN, or neither that nor an infinity. Its bits are looked at, so that no assumption
-/// about arithmetic (-fno-honor-nans, say) removes the test.
+/// Whether a double, float or bf16 is a NaN, or neither that nor an infinity. Its bits are looked at, so that no
+/// assumption about arithmetic (-fno-honor-nans, say) removes the test.
 template <class F>
 ZAMBA_HOST_DEVICE constexpr bool is_nan(F value) {
   return detail::Magnitude<F>::of(value) > detail::Magnitude<F>::infinity;

@@ -68,8 +68,16 @@ struct NoShared {
   static constexpr void visit_state(S&, Visit) {}
 };
 
+namespace detail {
+
+/// As SharedBlock, and what is wrong is said.
+template <class B>
+concept CheckedShared = std::is_same_v<B, NoShared> || Explained<B, true>::passed;
+
+}  // namespace detail
+
 /// A stack of pattern P: `Mixer` in every layer; in hybrid layer number j, shared block j % Copies first.
-template <Pattern P, Block Mixer, class Shared = NoShared, Index Copies = 1>
+template <Pattern P, detail::CheckedBlock Mixer, detail::CheckedShared Shared = NoShared, Index Copies = 1>
 struct PatternStack {
   static constexpr Index d_model = Mixer::d_model, layers = P.layers(), uses = P.uses(), copies = uses > 0 ? Copies : 0;
   static constexpr auto pattern = P;
@@ -77,6 +85,8 @@ struct PatternStack {
   using SharedType = Shared;
   using Use = SharedUse<Shared>;
   static constexpr bool by_operators = zamba::by_operators<Mixer> && (uses == 0 || zamba::by_operators<Shared>);
+  template <class Device>
+  static constexpr bool runs_on = zamba::runs_on<Mixer, Device> && (uses == 0 || zamba::runs_on<Shared, Device>);
   /// Of the norm that follows the stack: that of its layers.
   static constexpr double norm_eps = [] {
     if constexpr (requires { Mixer::norm_eps; })
@@ -84,6 +94,8 @@ struct PatternStack {
     else
       return 1e-5;
   }();
+  /// Of what is the stack's own, and of what is around it: that of its layers.
+  static constexpr double init_std = zamba::init_std<Mixer>;
 
   static_assert(detail::letter_of_layer<P.letters[P.first_wrong()], P.first_wrong()>,
                 "zamba::PatternStack: the pattern must be a non-empty text of 'm' (plain) and 'h' (hybrid)");
@@ -112,7 +124,7 @@ struct PatternStack {
       if constexpr (uses > 0) {
         if (P.hybrid(i)) {
           const Index use = P.uses_before(i);
-          layer("linear.weight", p.linear[use], {{d_model, d_model}}, normal(0.02));
+          layer("linear.weight", p.linear[use], {{d_model, d_model}}, fan_in(d_model, init_std));
           Use::visit_use_parameters(p.use[use], layer);
         }
       }
@@ -158,6 +170,7 @@ struct PatternStack {
     detail::Array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
     detail::Array<SavedLayer<A, F>, layers> layer;  // Keep::everything
     detail::Array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
+    detail::Array<Vector<F>, uses> shared_before;   // of the uses of shared blocks
   };
 
   template <class Device, class W, class F, class A, class S>
@@ -178,8 +191,12 @@ struct PatternStack {
       if (keep == Keep::everything) {
         s.layer[i] = forward_layer(ctx, p, i, x, io, out, sequences, state, keep);
       } else {
-        if (keep == Keep::layer_inputs && has_state(state))
+        if (keep == Keep::layer_inputs && has_state(state)) {
           s.state_before[i] = detail::save_rewritten<Mixer, F>(ctx, state.mixers[i]);
+          if constexpr (uses > 0)
+            if (const Index use = P.uses_before(i); P.hybrid(i))
+              s.shared_before[use] = detail::save_rewritten<Shared, F>(ctx, state.uses_of_shared[use]);
+        }
         ArenaScope scope(ctx.arena());
         forward_layer(ctx, p, i, x, io, out, sequences, state, Keep::nothing);
       }
@@ -256,6 +273,9 @@ struct PatternStack {
                                         const Saved<A, F>& s, const Stream<A>& io, const Sequences& sequences,
                                         State<S, F> state) {
     if (s.state_before[i]) state.mixers[i] = detail::restore_rewritten<Mixer>(state.mixers[i], s.state_before[i]);
+    if constexpr (uses > 0)
+      if (const Index use = P.uses_before(i); P.hybrid(i) && s.shared_before[use])
+        state.uses_of_shared[use] = detail::restore_rewritten<Shared>(state.uses_of_shared[use], s.shared_before[use]);
     const auto out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
     return forward_layer(ctx, p, i, s.x[i], io, out, sequences, state, Keep::everything);
   }
@@ -313,11 +333,11 @@ template <Index Layers, Index... Hybrid>
 inline constexpr auto listed_pattern = detail::make_listed_pattern<Layers, Hybrid...>();
 
 /// Layers of `Mixer`, nothing shared.
-template <Index Layers, Block Mixer>
+template <Index Layers, detail::CheckedBlock Mixer>
 using UniformStack = PatternStack<uniform_pattern<Layers>, Mixer>;
 
 /// Layers of `Mixer`; the shared block at every Period-th.
-template <Index Layers, Index Period, Block Mixer, class Shared, Index Copies = 1>
+template <Index Layers, Index Period, detail::CheckedBlock Mixer, detail::CheckedShared Shared, Index Copies = 1>
 using HybridStack = PatternStack<periodic_pattern<Layers, Period>, Mixer, Shared, Copies>;
 
 }  // namespace zamba

@@ -7,6 +7,7 @@
 //   static constexpr bool shared = true;
 //   backward(ctx, p, d_p, saved, io, d_out, d_x, d_x0, sequences, state, d_state)
 //
+// where d_out, a Matrix<const A>, is only read.
 // Its Parameters exist once for all of its uses. What each use has for itself, it lists apart:
 //
 //   template <class W, class F> struct UseParameters;
@@ -21,11 +22,6 @@
 namespace zamba {
 
 namespace detail {
-
-template <class B>
-concept HasUseParameters = requires {
-  typename B::template UseParameters<float, float>;
-};
 
 template <class B, class W, class F>
 struct UseParametersOf {
@@ -65,7 +61,7 @@ struct SharedUse {
   }
 
   static constexpr Index active_parameters =
-      active_parameter_count<B> + (detail::count_parameters<SharedUse>() - parameter_count<B>);
+      active_parameter_count<B> + (detail::count_parameters<SharedUse>().count - parameter_count<B>);
 
   template <class S, class F>
   using State = typename B::template State<S, F>;
@@ -77,23 +73,24 @@ struct SharedUse {
     B::visit_state(s, visit);
   }
 
-  /// rest: io, sequences, state, keep.
-  template <class Device, class W, class F, class... Rest>
-  static auto forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Rest&... rest) {
+  template <class Device, class W, class F, class A, class S>
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+                             const Sequences& sequences, const State<S, F>& state, Keep keep) {
     if constexpr (detail::HasUseParameters<B>)
-      return B::forward(ctx, p.block, p.use, rest...);
+      return B::forward(ctx, p.block, p.use, io, sequences, state, keep);
     else
-      return B::forward(ctx, p.block, rest...);
+      return B::forward(ctx, p.block, io, sequences, state, keep);
   }
 
-  /// rest: saved, io, d_out, d_x, d_x0, sequences, state, d_state.
-  template <class Device, class W, class F, class... Rest>
+  template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Rest&... rest) {
+                       const Saved<A, F>& saved, const Stream<A>& io, std::type_identity_t<Matrix<const A>> d_out,
+                       Matrix<A> d_x, Matrix<A> d_x0, const Sequences& sequences, const State<S, F>& state,
+                       const State<F, F>& d_state) {
     if constexpr (detail::HasUseParameters<B>)
-      B::backward(ctx, p.block, p.use, d_p.block, d_p.use, rest...);
+      B::backward(ctx, p.block, p.use, d_p.block, d_p.use, saved, io, d_out, d_x, d_x0, sequences, state, d_state);
     else
-      B::backward(ctx, p.block, d_p.block, rest...);
+      B::backward(ctx, p.block, d_p.block, saved, io, d_out, d_x, d_x0, sequences, state, d_state);
   }
 };
 

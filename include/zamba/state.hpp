@@ -3,6 +3,8 @@
 // value.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <span>
 #include <type_traits>
@@ -41,10 +43,11 @@ class Hash {
 
 }  // namespace detail
 
-/// A hash of the names and shapes of a network's parameters and state: equal for equal architectures.
+namespace detail {
+
 template <class Net>
-std::uint64_t architecture_hash() {
-  detail::Hash hash;
+std::uint64_t hash_architecture() {
+  Hash hash;
   typename Net::template Parameters<char, char> parameters;
   visit_parameters<Net>(parameters, [&](const Name& name, auto&, auto shape, Initializer, Decay) {
     hash.add(name.str());
@@ -59,38 +62,88 @@ std::uint64_t architecture_hash() {
   return hash.value();
 }
 
+struct CountTensors {
+  std::size_t count = 0;
+  template <class T>
+  constexpr void operator()(const Name&, Tensor<T, 3>&, Index, Index) {
+    ++count;
+  }
+};
+
+template <class Net>
+constexpr std::size_t count_state_tensors() {
+  typename Net::template State<char, char> state;
+  CountTensors counter;
+  visit_state<Net>(state, counter);
+  return counter.count;
+}
+
+}  // namespace detail
+
+/// A hash of the names and shapes of a network's parameters and state: equal for equal architectures.
+template <class Net>
+std::uint64_t architecture_hash() {
+  static const std::uint64_t hash = detail::hash_architecture<Net>();
+  return hash;
+}
+
+/// Which weights a state was computed with.
+struct WeightsId {
+  std::uint64_t model = 0;  // a number of the Model in this process, whatever becomes of its weights; 0: not known
+  std::uint64_t fingerprint = 0;  // Model::fingerprint(), as the weights were then
+};
+
 /// What State::roll_back needs: the parts that further tokens rewrite. Caches only grow, so theirs stay where they are.
 struct StateSnapshot {
   std::vector<Index> lengths;
-  std::vector<std::uint64_t> history;  // of each row's tokens so far
+  std::vector<std::uint64_t> history;  // of each row's tokens so far, and of the weights that read them
   std::vector<std::byte> rewritten;
+  std::uint64_t layout = 0;  // of architecture and storage type
+  WeightsId weights;
 };
+
+namespace detail {
+
+/// f(), several calls with one state; where memory does not suffice for all of them, an OutOfMemory, and the state as
+/// it was before the first.
+template <class StateType, class F>
+auto all_or_none(const char* what, StateType& state, F&& f) {
+  if constexpr (requires { state.roll_back(state.snapshot()); }) {
+    const auto before = state.snapshot();
+    try {
+      return or_out_of_memory(what, f);
+    } catch (const OutOfMemory&) {
+      state.roll_back(before);
+      throw;
+    }
+  } else {
+    return or_out_of_memory(what, f);
+  }
+}
+
+}  // namespace detail
 
 /// The states of `batch` sequences, each with room for max_length positions. Rows have lengths of their own. Copying
 /// copies the used part of every row; nothing beyond a row's length is ever read. Belongs to one thread.
+///
+/// A state that holds positions is one of the weights that computed them, which it knows by WeightsId: Model::extend
+/// refuses those of others, in memory or from bytes. One without positions is anybody's.
 template <class Net, class T, class Device>
 class State {
  public:
   using Views = typename Net::template State<T, compute_t<T>>;
 
   explicit State(StateOptions options) : batch_(options.batch), max_length_(options.max_length) {
-    require(batch_ > 0 && max_length_ > 0, "new_state: batch and max_length must be positive, got batch ", batch_,
-            " and max_length ", max_length_);
-    require(needed_bytes() < 0x1p60, "new_state: batch ", batch_, " and max_length ", max_length_,
-            " would need more memory than can be addressed");
+    check("new_state", options);
     std::size_t bytes = 0;
     for_each_tensor([&](auto& tensor, Index rows, Index width) { bytes += tensor_bytes(tensor, rows, width); });
     buffer_ = Buffer<Device>(bytes);
-    try {
-      lengths_.assign(static_cast<std::size_t>(batch_), 0);
-      history_.resize(static_cast<std::size_t>(batch_ * max_length_));
-    } catch (const std::bad_alloc&) {
-      detail::throw_error<OutOfMemory>("State: out of memory: a hash of ", sizeof(std::uint64_t), " bytes for each of ",
-                                       batch_ * max_length_, " positions");
-    }
+    history_ = Buffer<cpu>(static_cast<std::size_t>(batch_ * max_length_) * sizeof(std::uint64_t));
+    detail::or_out_of_memory("State", [&] { lengths_.assign(static_cast<std::size_t>(batch_), 0); });
     bind();
   }
   State(const State& other) : State(StateOptions{other.batch_, other.max_length_}) {
+    weights_ = other.weights_;
     for (Index row = 0; row < batch_; ++row) copy_row(other, row, row);
   }
   State& operator=(const State& other) {
@@ -100,13 +153,33 @@ class State {
   State(State&&) noexcept = default;
   State& operator=(State&&) noexcept = default;
 
+  /// Throws, naming `call`, unless states of these options can be thought of.
+  static void check(const char* call, StateOptions options) {
+    require(options.batch > 0 && options.max_length > 0, call, ": batch and max_length must be positive, got batch ",
+            options.batch, " and max_length ", options.max_length);
+    const double rows = static_cast<double>(options.batch), positions = static_cast<double>(options.max_length);
+    require(detail::state_bytes<Net, T>(rows, positions) + rows * positions * sizeof(std::uint64_t) < 0x1p60, call,
+            ": batch ", options.batch, " and max_length ", options.max_length,
+            " would need more memory than can be addressed");
+  }
+
   Index batch() const { return batch_; }
   Index max_length() const { return max_length_; }
   /// Positions that row has seen.
   Index length(Index row = 0) const { return lengths_[checked(row)]; }
   std::span<const Index> lengths() const { return lengths_; }
+  /// Whether no row holds a position.
+  bool empty() const {
+    return std::all_of(lengths_.begin(), lengths_.end(), [](Index length) { return length == 0; });
+  }
   std::size_t bytes() const { return buffer_.size(); }
   const std::byte* data() const { return buffer_.data(); }
+
+  /// The weights that computed what the state holds; of those that read the last token, where training changed them.
+  WeightsId weights() const { return weights_; }
+  /// Model notes its own before it advances a row. Whoever wants to go on with a state of other weights, to see what
+  /// comes of it, may give the state those of the model: set_weights(model.weights()).
+  void set_weights(WeightsId weights) { weights_ = weights; }
 
   /// Forgets all rows, or one. Takes no time: a row of length 0 begins from zero.
   void reset() { std::fill(lengths_.begin(), lengths_.end(), 0); }
@@ -114,7 +187,9 @@ class State {
 
   /// The states of the given rows, in the given order and as often as given: what a beam search keeps.
   State gather(std::span<const Index> rows) const {
+    require(!rows.empty(), "gather: no rows are named, at least one is needed");
     State selected(StateOptions{static_cast<Index>(rows.size()), max_length_});
+    selected.weights_ = weights_;
     for (std::size_t i = 0; i < rows.size(); ++i)
       selected.copy_row(*this, static_cast<Index>(checked(rows[i])), static_cast<Index>(i));
     return selected;
@@ -123,39 +198,52 @@ class State {
   using Snapshot = StateSnapshot;
 
   Snapshot snapshot() const {
-    Snapshot s{lengths_, {}, {}};
+    Snapshot s;
+    detail::or_out_of_memory("snapshot", [&] {
+      s.lengths = lengths_;
+      s.history.reserve(lengths_.size());
+      s.rewritten.resize(rewritten_bytes());
+    });
+    s.layout = layout();
+    s.weights = weights_;
     for (Index row = 0; row < batch_; ++row) s.history.push_back(history_at(row, lengths_[row]));
-    for_each_tensor([&](const auto& tensor, Index rows, Index width) {
-      if (rows == per_position) return;
-      const std::size_t at = s.rewritten.size(),
-                        bytes = sizeof(*tensor.data) * static_cast<std::size_t>(batch_ * rows * width);
-      s.rewritten.resize(at + bytes);
-      Memory<Device>::copy_to_host(s.rewritten.data() + at, tensor.data, bytes);
+    std::size_t at = 0;
+    for_each_rewritten([&](auto* data, std::size_t bytes) {
+      Memory<Device>::copy_to_host(s.rewritten.data() + at, data, bytes);
+      at += bytes;
     });
     return s;
   }
 
-  /// Returns to a snapshot of this state. Throws where a row does not hold the snapshot's tokens as its beginning any
-  /// more.
+  /// Returns to a snapshot of this state. Throws, and changes nothing, for one of a state of another type or batch, and
+  /// where a row does not hold the snapshot's tokens as its beginning any more, read by the same weights.
   void roll_back(const Snapshot& s) {
     require(s.lengths.size() == lengths_.size(), "roll_back: the snapshot holds ", s.lengths.size(),
             " rows, the state ", lengths_.size());
-    for (Index row = 0; row < batch_; ++row)
-      require(s.lengths[row] <= lengths_[row] && history_at(row, s.lengths[row]) == s.history[row], "roll_back: row ",
-              row, " no longer begins with the ", s.lengths[row], " tokens of the snapshot");
+    require(s.layout == layout(), "roll_back: the snapshot is of a state of another architecture or storage type");
+    require(s.history.size() == s.lengths.size() && s.rewritten.size() == rewritten_bytes(),
+            "roll_back: the snapshot is damaged: it holds ", s.rewritten.size(), " bytes and hashes of ",
+            s.history.size(), " rows, wanted ", rewritten_bytes(), " and ", s.lengths.size());
+    for (std::size_t i = 0; i < lengths_.size(); ++i) {
+      const Index row = static_cast<Index>(i), length = s.lengths[i];
+      if (length >= 0 && length <= lengths_[i] && history_at(row, length) == s.history[i]) continue;
+      require(s.weights.fingerprint == weights_.fingerprint,
+              "roll_back: the snapshot is of a state that other weights computed");
+      fail("roll_back: row ", row, " no longer begins with the ", length, " tokens of the snapshot");
+    }
     std::size_t at = 0;
-    for_each_tensor([&](auto& tensor, Index rows, Index width) {
-      if (rows == per_position) return;
-      const std::size_t bytes = sizeof(*tensor.data) * static_cast<std::size_t>(batch_ * rows * width);
-      Memory<Device>::copy_from_host(tensor.data, s.rewritten.data() + at, bytes);
+    for_each_rewritten([&](auto* data, std::size_t bytes) {
+      Memory<Device>::copy_from_host(data, s.rewritten.data() + at, bytes);
       at += bytes;
     });
     lengths_ = s.lengths;
+    weights_ = s.weights;
   }
 
-  /// The used part of all rows, with the hash of the architecture.
+  /// The used part of all rows, with the hash of the architecture and the fingerprint of the weights.
   std::vector<std::byte> to_bytes() const;
-  /// The inverse; throws for bytes of another architecture, storage type or length, and for truncated ones.
+  /// The inverse; throws for bytes of another architecture, storage type or length, and for truncated ones. Whether
+  /// they are of a model's weights its extend() says, or Model::state_from_bytes at once.
   static State from_bytes(std::span<const std::byte> bytes);
 
   /// The views that blocks work on.
@@ -175,19 +263,19 @@ class State {
   void advance(Index row, std::span<const Token> tokens) {
     detail::Hash hash = detail::Hash::from(history_at(row, lengths_[row]));
     for (const Token token : tokens) {
-      hash.add(Index{token});
-      history_[static_cast<std::size_t>(row * max_length_ + lengths_[row]++)] = hash.value();
+      hash.add(static_cast<Index>(weights_.fingerprint) ^ Index{token});
+      history(row)[lengths_[row]++] = hash.value();
     }
   }
 
  private:
   struct Header {
     char magic[8];
-    std::uint64_t architecture;
+    std::uint64_t architecture, fingerprint;
     Index element_size, batch, max_length;
     std::uint64_t sizes;  // a hash of batch, max_length and lengths, so that a damaged size is not believed
   };
-  static constexpr char magic[9] = "zamba-st";
+  static constexpr char magic[9] = "zamba-s2";
 
   static std::uint64_t hash_of_sizes(Index batch, Index max_length, std::span<const Index> lengths) {
     detail::Hash hash;
@@ -197,24 +285,36 @@ class State {
     return hash.value();
   }
 
-  /// About what all tensors and the history take.
-  double needed_bytes() const {
-    const double rows = static_cast<double>(batch_), positions = static_cast<double>(max_length_);
-    return detail::state_bytes<Net, T>(rows, positions) + rows * positions * sizeof(std::uint64_t);
-  }
+  static std::uint64_t layout() { return architecture_hash<Net>() ^ sizeof(T); }
 
   std::size_t checked(Index row) const {
     require(row >= 0 && row < batch_, "State: row ", row, " of a batch of ", batch_);
     return static_cast<std::size_t>(row);
   }
+  /// (max_length) of a row: a hash of each prefix, and of the weights that read its tokens.
+  std::uint64_t* history(Index row) const {
+    return reinterpret_cast<std::uint64_t*>(history_.data()) + row * max_length_;
+  }
   std::uint64_t history_at(Index row, Index length) const {
-    return length == 0 ? detail::Hash().value() : history_[static_cast<std::size_t>(row * max_length_ + length - 1)];
+    return length == 0 ? detail::Hash().value() : history(row)[length - 1];
   }
 
   template <class F>
   void for_each_tensor(F&& f) const {
     visit_state<Net>(const_cast<Views&>(views_),
                      [&](const Name&, auto& tensor, Index rows, Index width) { f(tensor, rows, width); });
+  }
+  /// f(pointer, bytes) for what further tokens rewrite.
+  template <class F>
+  void for_each_rewritten(F&& f) const {
+    for_each_tensor([&](auto& tensor, Index rows, Index width) {
+      if (rows != per_position) f(tensor.data, sizeof(*tensor.data) * static_cast<std::size_t>(batch_ * rows * width));
+    });
+  }
+  std::size_t rewritten_bytes() const {
+    std::size_t all = 0;
+    for_each_rewritten([&](auto*, std::size_t bytes) { all += bytes; });
+    return all;
   }
   template <class Tensor>
   std::size_t tensor_bytes(const Tensor& tensor, Index rows, Index width) const {
@@ -240,17 +340,18 @@ class State {
   }
   void copy_row(const State& from, Index source, Index target) {
     lengths_[target] = from.lengths_[source];
-    std::copy_n(from.history_.begin() + source * max_length_, lengths_[target],
-                history_.begin() + target * max_length_);
-    std::vector<const void*> parts;
-    from.for_each_part(source, [&](const void* data, std::size_t) { parts.push_back(data); });
+    std::copy_n(from.history(source), lengths_[target], history(target));
+    std::array<const void*, detail::count_state_tensors<Net>()> parts;
     std::size_t part = 0;
+    from.for_each_part(source, [&](const void* data, std::size_t) { parts[part++] = data; });
+    part = 0;
     for_each_part(target, [&](void* data, std::size_t bytes) { Memory<Device>::copy(data, parts[part++], bytes); });
   }
 
   Index batch_, max_length_;
   std::vector<Index> lengths_;
-  std::vector<std::uint64_t> history_;  // (batch, max_length): a hash of each prefix
+  WeightsId weights_;
+  Buffer<cpu> history_;
   Buffer<Device> buffer_, logits_;
   Views views_;
 };
@@ -259,12 +360,19 @@ template <class Net, class T, class Device>
 std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
   Header header{{},
                 architecture_hash<Net>(),
+                weights_.fingerprint,
                 static_cast<Index>(sizeof(T)),
                 batch_,
                 max_length_,
                 hash_of_sizes(batch_, max_length_, lengths_)};
   std::memcpy(header.magic, magic, sizeof header.magic);
+  std::size_t size = sizeof header + lengths_.size() * sizeof(Index);
+  for (Index row = 0; row < batch_; ++row) {
+    size += static_cast<std::size_t>(lengths_[row]) * sizeof(std::uint64_t);
+    for_each_part(row, [&](const void*, std::size_t part) { size += part; });
+  }
   std::vector<std::byte> bytes;
+  detail::or_out_of_memory("to_bytes", [&] { bytes.reserve(size); });
   const auto append = [&](const void* data, std::size_t size) {
     bytes.resize(bytes.size() + size);
     if (size) std::memcpy(bytes.data() + bytes.size() - size, data, size);
@@ -272,7 +380,7 @@ std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
   append(&header, sizeof header);
   append(lengths_.data(), lengths_.size() * sizeof(Index));
   for (Index row = 0; row < batch_; ++row) {
-    append(history_.data() + row * max_length_, static_cast<std::size_t>(lengths_[row]) * sizeof(std::uint64_t));
+    append(history(row), static_cast<std::size_t>(lengths_[row]) * sizeof(std::uint64_t));
     for_each_part(row, [&](const void* data, std::size_t size) {
       const std::size_t at = bytes.size();
       bytes.resize(at + size);
@@ -302,7 +410,8 @@ State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byt
           " bytes, this state's of ", sizeof(T));
   require(header.batch > 0 && header.max_length > 0 && header.batch <= static_cast<Index>(bytes.size() / sizeof(Index)),
           "State::from_bytes: impossible batch ", header.batch, " or max_length ", header.max_length);
-  std::vector<Index> lengths(static_cast<std::size_t>(header.batch));
+  std::vector<Index> lengths;
+  detail::or_out_of_memory("State::from_bytes", [&] { lengths.resize(static_cast<std::size_t>(header.batch)); });
   std::memcpy(lengths.data(), take(lengths.size() * sizeof(Index)), lengths.size() * sizeof(Index));
   require(header.sizes == hash_of_sizes(header.batch, header.max_length, lengths),
           "State::from_bytes: the sizes are damaged");
@@ -311,9 +420,10 @@ State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byt
             " in a state of max_length ", header.max_length);
   State state(StateOptions{header.batch, header.max_length});
   state.lengths_ = std::move(lengths);
+  state.weights_ = {0, header.fingerprint};
   for (Index row = 0; row < state.batch_; ++row) {
     const std::size_t history = static_cast<std::size_t>(state.lengths_[row]) * sizeof(std::uint64_t);
-    std::memcpy(state.history_.data() + row * state.max_length_, take(history), history);
+    std::memcpy(state.history(row), take(history), history);
     state.for_each_part(row,
                         [&](void* data, std::size_t size) { Memory<Device>::copy_from_host(data, take(size), size); });
   }

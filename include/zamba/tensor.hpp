@@ -14,12 +14,14 @@
 
 #include <type_traits>
 
+#include <zamba/checked.hpp>
 #include <zamba/device.hpp>
 
 namespace zamba {
 
 /// A view of Rank extents; the last one is contiguous, the others have a stride in elements.
-/// Copying copies the view. It owns nothing and checks nothing: extents are checked where data enters the library.
+/// Copying copies the view. It owns nothing and, but for a checked build (checked.hpp), checks nothing: extents are
+/// checked where data enters the library.
 template <class T, int Rank>
 struct Tensor {
   static_assert(Rank >= 1 && Rank <= 4, "zamba::Tensor: the rank must be 1 to 4");
@@ -37,6 +39,7 @@ struct Tensor {
       : data(pointer), shape{static_cast<Index>(extents)...} {
     Index next = 1;
     for (int i = Rank - 1; i >= 0; --i) {
+      ZAMBA_CHECK(shape[i] >= 0, "Tensor: extent ", i, " is ", shape[i], ", wanted 0 or more");
       stride[i] = next;
       next *= shape[i];
     }
@@ -69,12 +72,17 @@ struct Tensor {
   ZAMBA_HOST_DEVICE constexpr T& operator()(Positions... positions) const {
     const Index at[] = {static_cast<Index>(positions)...};
     Index offset = 0;
-    for (int i = 0; i < Rank; ++i) offset += at[i] * stride[i];
+    for (int i = 0; i < Rank; ++i) {
+      ZAMBA_CHECK(at[i] >= 0 && at[i] < shape[i], "Tensor: position ", at[i], " is outside extent ", i, ", which is ",
+                  shape[i]);
+      offset += at[i] * stride[i];
+    }
     return data[offset];
   }
 
   /// The sub-view at position i of the first extent; the element itself at rank 1.
   ZAMBA_HOST_DEVICE constexpr decltype(auto) operator[](Index i) const {
+    ZAMBA_CHECK(i >= 0 && i < shape[0], "Tensor: position ", i, " is outside extent 0, which is ", shape[0]);
     if constexpr (Rank == 1) {
       return static_cast<T&>(data[i]);
     } else {
@@ -89,11 +97,29 @@ struct Tensor {
   }
 
   /// All elements in one extent, or all but the last extent merged; only of a contiguous view.
-  ZAMBA_HOST_DEVICE constexpr Tensor<T, 1> flat() const { return {data, size()}; }
-  ZAMBA_HOST_DEVICE constexpr Tensor<T, 2> as_matrix() const { return {data, size() / cols(), cols()}; }
+  ZAMBA_HOST_DEVICE constexpr Tensor<T, 1> flat() const {
+    ZAMBA_CHECK(contiguous(), "Tensor: flat() of a view that is not contiguous");
+    return {data, size()};
+  }
+  ZAMBA_HOST_DEVICE constexpr Tensor<T, 2> as_matrix() const {
+    ZAMBA_CHECK(contiguous(), "Tensor: as_matrix() of a view that is not contiguous");
+    Index all = 1;
+    for (int i = 0; i < Rank - 1; ++i) all *= shape[i];
+    return {data, all, cols()};
+  }
+  ZAMBA_HOST_DEVICE constexpr bool contiguous() const {
+    Index next = 1;
+    for (int i = Rank - 1; i >= 0; --i) {
+      if (shape[i] > 1 && stride[i] != next) return size() == 0;
+      next *= shape[i];
+    }
+    return true;
+  }
 
   /// Positions [first, first + count) of the first extent; a view of nothing stays one.
   ZAMBA_HOST_DEVICE constexpr Tensor slice(Index first, Index count) const {
+    ZAMBA_CHECK(!data || (first >= 0 && count >= 0 && first <= shape[0] - count), "Tensor: positions [", first, ", ",
+                first + count, ") are outside extent 0, which is ", shape[0]);
     Tensor part = *this;
     if (data) part.data = data + first * stride[0];
     part.shape[0] = count;
@@ -102,6 +128,8 @@ struct Tensor {
 
   /// Positions [first, first + count) of the last extent; a view of nothing stays one.
   ZAMBA_HOST_DEVICE constexpr Tensor columns(Index first, Index count) const {
+    ZAMBA_CHECK(!data || (first >= 0 && count >= 0 && first <= shape[Rank - 1] - count), "Tensor: positions [", first,
+                ", ", first + count, ") are outside extent ", Rank - 1, ", which is ", shape[Rank - 1]);
     Tensor part = *this;
     if (data) part.data = data + first;
     part.shape[Rank - 1] = count;
@@ -117,6 +145,7 @@ using Matrix = Tensor<T, 2>;
 /// (n, heads * width) as (n, heads, width).
 template <class T>
 ZAMBA_HOST_DEVICE constexpr Tensor<T, 3> split_heads(Matrix<T> x, Index heads) {
+  ZAMBA_CHECK(heads > 0 && x.cols() % heads == 0, "split_heads: ", x.cols(), " columns in ", heads, " heads");
   Tensor<T, 3> split(x.data, x.rows(), heads, x.cols() / heads);
   split.stride[0] = x.stride[0];
   return split;
@@ -125,6 +154,7 @@ ZAMBA_HOST_DEVICE constexpr Tensor<T, 3> split_heads(Matrix<T> x, Index heads) {
 /// Head `head` of (n, heads, width), (n, width).
 template <class T>
 ZAMBA_HOST_DEVICE constexpr Matrix<T> head_of(Tensor<T, 3> x, Index head) {
+  ZAMBA_CHECK(head >= 0 && head < x.shape[1], "head_of: head ", head, " of ", x.shape[1]);
   Matrix<T> of(x.data + head * x.stride[1], x.shape[0], x.shape[2]);
   of.stride[0] = x.stride[0];
   return of;

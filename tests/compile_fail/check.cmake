@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # cmake -D COMPILER=... -D INCLUDES=a;b -D CASE=case.cpp -P check.cmake
-# Passes if CASE compiles, does not compile with ZAMBA_EXPECT_FAILURE, and the compiler then prints every expected text.
+# Passes if CASE compiles, does not compile with ZAMBA_EXPECT_FAILURE, and the compiler then prints every expected text,
+# the first of them below at most 15 lines that tell how it came there, and 60 lines in all, or as many as the case says.
 file(STRINGS ${CASE} expected REGEX "^// expect: ")
 list(TRANSFORM expected REPLACE "^// expect: " "")
 if(NOT expected)
@@ -32,3 +33,22 @@ foreach(text IN LISTS expected)
     message(FATAL_ERROR "  ${CASE}: the compiler did not print the expected text\n  ${text}\nbut\n${output}")
   endif()
 endforeach()
+
+set(most 60)
+file(STRINGS ${CASE} said REGEX "^// lines: [0-9]+$" LIMIT_COUNT 1)
+if(said)
+  string(REPLACE "// lines: " "" most "${said}")
+endif()
+list(GET expected 0 text)
+string(FIND "${output}" "${text}" position)
+string(SUBSTRING "${output}" 0 ${position} before)
+string(REGEX REPLACE "[^\n]" "" newlines_before "${before}")
+string(REGEX REPLACE "[^\n]" "" newlines "${output}")
+string(LENGTH "${newlines_before}" before)
+string(LENGTH "${newlines}" lines)
+if(before GREATER 15)
+  message(FATAL_ERROR "  ${CASE}: ${before} lines come before the expected text\n  ${text}\nin\n${output}")
+endif()
+if(lines GREATER most)
+  message(FATAL_ERROR "  ${CASE}: the compiler prints ${lines} lines, at most ${most} were to be\n${output}")
+endif()

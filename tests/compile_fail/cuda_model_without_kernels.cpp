@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba: there is no Context for this device here: include <zamba/zamba.cuh> and compile with nvcc
+// lines: 500
 #include <zamba/zamba.hpp>
 
 using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64}>;

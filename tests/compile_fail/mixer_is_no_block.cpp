@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-// expect: B::d_model
-// expect: UniformStack
-// expect: Block
-#include <zamba/zamba.hpp>
+// expect: zamba::Block: a block says its width, at least 1: 'static constexpr Index d_model'
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/pattern_stack.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
 using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64}>;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <zamba/eval/bits_per_byte.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 #include <doctest/doctest.h>
@@ -40,6 +41,29 @@ TEST_SUITE("eval/bits_per_byte") {
     }
     CHECK_THROWS_WITH(held_out_loss(ctx, model, {&file, 5, 6}, 16, 1, batch),
                       "zamba: held_out_loss: the range has 1 tokens, at least 2 are needed");
+  }
+
+  TEST_CASE("a text without targets, or with an id outside the vocabulary, is refused before it is read") {
+    const zamba_test::TemporaryFolder folder;
+    std::vector<Token> tokens = zamba_test::random_tokens(300);
+    std::fill_n(tokens.begin(), 20, 3);
+    tokens[250] = zamba_test::vocabulary;
+    write_token_file(folder.path / "a", tokens, TokenWidth::u16);
+    const TokenFile file = TokenFile::open(folder.path / "a", TokenWidth::u16, 3);
+    const auto model = zamba_test::random_model<zamba_test::Hybrid, float>();
+    PackedBatch batch;
+    Context<cpu> ctx(1);
+    CHECK_THROWS_WITH(
+        held_out_loss(ctx, model, {&file, 0, 20}, 16, 1, batch),
+        ("zamba: held_out_loss: '" + file.path().string() + "' has nothing but document ends in [0, 20), so no target")
+            .c_str());
+    CHECK_THROWS_WITH(held_out_loss(ctx, model, TokenRange::whole(file), 16, 1, batch),
+                      ("zamba: TokenFile '" + file.path().string() +
+                       "': token 250 is 29, outside a vocabulary of 29; wrong width or wrong tokenizer?")
+                          .c_str());
+    CHECK(held_out_loss(ctx, model, {&file, 0, 250}, 16, 1, batch).count > 200);
+    CHECK_THROWS_AS(bits_per_byte({.sum = 1, .count = 1}, 0), Error);
+    CHECK_THROWS_AS(bits_per_byte({.sum = 1, .count = 1}, std::nan("")), Error);
   }
 
   TEST_CASE("the unit") {

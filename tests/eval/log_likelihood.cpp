@@ -64,4 +64,13 @@ TEST_SUITE("eval/log_likelihood") {
                          "zamba: log_likelihoods: 5 tokens but 1 targets", Error);
     CHECK(state.length(0) == 3);
   }
+
+  TEST_CASE("a NaN is that of a row and a token") {
+    const auto model = nan_where_read<Transformer, double>(28);
+    const std::vector<Token> tokens{3, 1, 4, 28, 1, 5}, targets{1, 4, 1, -1, 5, 2};
+    const std::vector<Index> lengths{3, 3};
+    auto state = model.new_state({.batch = 2, .max_length = 8});
+    CHECK_THROWS_WITH_AS(log_likelihoods(model, state, {tokens, lengths}, targets),
+                         "zamba: log_likelihoods: row 1: a logit after token 1 of those given is NaN", Error);
+  }
 }

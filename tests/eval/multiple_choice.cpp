@@ -162,6 +162,16 @@ TEST_SUITE("eval/multiple_choice") {
         CHECK(results[i].choices[c].log_likelihood == again[i].choices[c].log_likelihood);
   }
 
+  TEST_CASE("a NaN is that of an item and a choice") {
+    const auto model = nan_where_read<Transformer, double>(28);  // "th"
+    std::vector<MultipleChoiceItem> items = questions();
+    items.resize(1);
+    CHECK_THROWS_WITH_AS(multiple_choice(model, encode, items, {}, 0, {}),
+                         "zamba: multiple_choice: item first: a logit of choice 1 is NaN", Error);
+    CHECK_THROWS_WITH_AS(multiple_choice(model, Encode(), items, {}, 0, {}),
+                         "zamba: multiple_choice: there is no way to encode texts, `encode` is empty", Error);
+  }
+
   TEST_CASE("wrong input is refused by name") {
     std::vector<MultipleChoiceItem> items = questions();
     const auto refused = [&](const std::vector<MultipleChoiceItem>& asked, const char* message,

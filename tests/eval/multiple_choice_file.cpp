@@ -77,6 +77,29 @@ TEST_SUITE("eval/multiple_choice_file") {
     CHECK(items[4].answer == 1);
   }
 
+  TEST_CASE("long texts take linear time, and a line has at most as many choices as there are letters") {
+    // Replaced in place, each of these would take minutes.
+    std::string marked, spaces, wanted;
+    for (int i = 0; i < 400'000; ++i) {
+      marked += "x [title]";
+      spaces += "x  ";
+      wanted += "x. ";
+    }
+    const auto item = [](const std::string& context) {
+      return R"({"activity_label": "A", "ctx_a": ")" + context +
+             R"(", "ctx_b": "b", "endings": ["c", "d"], "label": 0})";
+    };
+    CHECK((read(item(marked))[0].context == "A: " + wanted + "B"));
+    CHECK(read(item(spaces))[0].context.size() == 3 + 800'000 + 2);
+    std::string endings = "\"a\"";
+    for (int i = 1; i < 26; ++i) endings += ", \"a\"";
+    const auto line = [&](const std::string& all) {
+      return R"({"activity_label": "A", "ctx_a": "a", "ctx_b": "b", "label": 25, "endings": [)" + all + "]}";
+    };
+    CHECK(read(line(endings))[0].choices.size() == 26);
+    CHECK(problem(line(endings + ", \"a\"")) == "zamba: items.jsonl, line 1: wanted at most 26 choices, came 27");
+  }
+
   TEST_CASE("what is no item is refused by file, line and field") {
     const auto replaced = [](std::string line, const std::string& from, const std::string& to) {
       const std::size_t at = line.find(from);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <zamba/eval/perplexity.hpp>
 
+#include <limits>
+
 #include <doctest/doctest.h>
 #include <zamba/any_model.hpp>
 
@@ -100,6 +102,15 @@ TEST_SUITE("eval/perplexity") {
     ctx = Context<cpu>(threads);
   }
 
+  TEST_CASE("a loss that is NaN is that of a window") {
+    const auto model = nan_where_read<Transformer, double>(28);
+    std::vector<Token> text(41, 3);
+    text[21] = 28;
+    CHECK_THROWS_WITH_AS(
+        text_loss(model, text, {.length = 8}),
+        "zamba: text_loss: the loss of window 2 is NaN, among the 8 tokens from token 16 of the text on", Error);
+  }
+
   TEST_CASE("a model whose type is chosen at run time gives the same") {
     const std::vector<Token> text = random_tokens(100);
     const AnyModel any(model().to<double>(), "any");
@@ -118,6 +129,8 @@ TEST_SUITE("eval/perplexity") {
     refused(text, {.length = 1, .begin = 1}, "zamba: WindowOptions: length must be at least 2, got 1");
     refused(text, {.length = 8, .stride = 9}, "zamba: WindowOptions: stride must be 1 to 8, or 0 (packed), got 9");
     refused(text, {.length = 8, .stride = -1}, "zamba: WindowOptions: stride must be 1 to 8, or 0 (packed), got -1");
+    refused(text, {.length = std::numeric_limits<Index>::min(), .begin = 1},
+            "zamba: WindowOptions: length must be at least 2, got -9223372036854775808");
     refused(std::vector<Token>{1, 29}, {.begin = 1},
             "zamba: loss: targets: token 29 at position 1 is outside the vocabulary of 29");
     std::vector<Index> seen;

@@ -2,7 +2,10 @@
 // On the CPU; generator.cu runs the same body on CUDA.
 #include <zamba/generate/generator.hpp>
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
+#include <string>
 
 #include <doctest/doctest.h>
 
@@ -26,6 +29,24 @@ const Model<Hybrid, double, Device>& model() {
 }
 
 const GenerationOptions greedy{.sampling = {.temperature = 0}, .max_new_tokens = 12};
+
+/// What generate throws for rows that got no token; the callback's tokens in `seen`, where it is wanted.
+template <class ModelType>
+GenerationError failure(const ModelType& model, typename ModelType::StateType& state, const Prompts& prompts,
+                        const GenerationOptions& options, Prompts* seen = nullptr) {
+  try {
+    if (seen)
+      generate(model, state, prompts, options, [&](Index row, Token token) {
+        (*seen)[static_cast<std::size_t>(row)].push_back(token);
+        return true;
+      });
+    else
+      generate(model, state, prompts, options);
+  } catch (const GenerationError& error) {
+    return error;
+  }
+  return {"no error", {}, {}};
+}
 
 Ids generate_alone(const Ids& prompt, const GenerationOptions& options, Index max_length = 64) {
   auto state = model().new_state({.max_length = max_length});
@@ -130,6 +151,104 @@ TEST_SUITE("generator") {
     CHECK(output[1] == Ids(whole.begin(), whole.begin() + 5));
   }
 
+  TEST_CASE("a row whose logits are NaN ends and is named, and the others run to their ends") {
+    const Prompts prompts{{3, 1, 4}, {7, 28}, {2, 8, 18}, {28}};
+    const auto whole = random_model<Transformer, double, Device>(),
+               model = nan_where_read<Transformer, double, Device>(28);
+    GenerationOptions options = greedy;
+    options.excluded_tokens = {28};  // so that the other rows never read it
+    auto wanted_state = whole.new_state({.batch = 4, .max_length = 32});
+    const Prompts wanted = generate(whole, wanted_state, prompts, options);
+    for (const bool with_callback : {false, true}) {
+      CAPTURE(with_callback);
+      auto state = model.new_state({.batch = 4, .max_length = 32});
+      Prompts seen(4);
+      const GenerationError error = failure(model, state, prompts, options, with_callback ? &seen : nullptr);
+      CHECK(error.rows() == std::vector<Index>{1, 3});
+      CHECK(std::string(error.what()) ==
+            "zamba: generate: 2 of 4 rows ended early: row 1, after 0 new tokens: argmax: the logit of token 0 is NaN; "
+            "row 3, after 0 new tokens: argmax: the logit of token 0 is NaN");
+      REQUIRE(error.tokens().size() == 4);
+      for (const std::size_t row : {0, 2}) CHECK(error.tokens()[row] == wanted[row]);
+      for (const std::size_t row : {1, 3}) CHECK(error.tokens()[row].empty());
+      if (with_callback) CHECK(seen == error.tokens());
+      for (const Index row : {0, 2}) CHECK(state.length(row) == wanted_state.length(row));
+      CHECK(state.length(1) == 2);
+    }
+  }
+
+  TEST_CASE("a row may fail after some tokens, which are not lost") {
+    const auto whole = random_model<Transformer, double, Device>();
+    const Prompts prompts{{3, 1, 4}, {7, 28}, {2, 8, 18}};
+    auto free_state = whole.new_state({.batch = 3, .max_length = 32});
+    const Prompts free = generate(whole, free_state, prompts, greedy);
+    const auto at = [&](std::size_t row, Token token) {
+      return std::find(free[row].begin(), free[row].end(), token) - free[row].begin();
+    };
+    // A token that row 0 gets, not first, and which is in no prompt.
+    const auto token = std::find_if(free[0].begin() + 2, free[0].end(), [&](Token t) {
+      return at(0, t) >= 2 && std::none_of(prompts.begin(), prompts.end(), [&](const Ids& prompt) {
+               return std::find(prompt.begin(), prompt.end(), t) != prompt.end();
+             });
+    });
+    REQUIRE(token != free[0].end());
+    const auto model = nan_where_read<Transformer, double, Device>(*token);
+    auto state = model.new_state({.batch = 3, .max_length = 32});
+    const GenerationError error = failure(model, state, prompts, greedy);
+    REQUIRE(error.tokens().size() == 3);
+    for (std::size_t row = 0; row < 3; ++row) {
+      const bool fails = at(row, *token) + 1 < 12;  // it reads the token
+      const Index count = fails ? at(row, *token) + 1 : 12;
+      CHECK(error.tokens()[row] == Ids(free[row].begin(), free[row].begin() + count));
+      CHECK((std::find(error.rows().begin(), error.rows().end(), static_cast<Index>(row)) != error.rows().end()) ==
+            fails);
+    }
+  }
+
+  TEST_CASE("excluded tokens are never drawn, whatever their logits") {
+    const Ids free = generate_alone({3, 1, 4}, greedy);
+    GenerationOptions options = greedy;
+    options.excluded_tokens = free;
+    const Ids others = generate_alone({3, 1, 4}, options);
+    CHECK(std::find_first_of(others.begin(), others.end(), free.begin(), free.end()) == others.end());
+    // The largest of those that are left, computed without a cache; free again on the same state and by draws.
+    Ids sequence{3, 1, 4};
+    for (int i = 0; i < 12; ++i) {
+      auto state = model().new_state({.max_length = 64});
+      std::vector<double> logits = values<Device>(model().extend(state, sequence));
+      for (const Token token : free) logits[static_cast<std::size_t>(token)] = -1e300;
+      sequence.push_back(argmax(std::span<const double>(logits)));
+    }
+    CHECK(others == Ids(sequence.begin() + 3, sequence.end()));
+    auto state = model().new_state({.batch = 2, .max_length = 400});
+    for (int call = 0; call < 4; ++call) {
+      state.reset();
+      options.excluded_tokens = call % 2 ? Ids{} : Ids{0, 5, 17, 28, 5};
+      options.sampling = {.temperature = call < 2 ? 0. : 3., .repetition_penalty = 1.2};
+      options.max_new_tokens = 300;
+      const Prompts output = generate(model(), state, Prompts{{3, 1, 4}, {17}}, options);
+      bool met = false;
+      for (const Ids& row : output)
+        for (const Token token : {0, 5, 17, 28}) met = met || std::find(row.begin(), row.end(), token) != row.end();
+      CHECK(met == (call % 2 == 1));
+    }
+    Ids all_but_one(28);
+    std::iota(all_but_one.begin(), all_but_one.end(), 1);
+    options.excluded_tokens = all_but_one;
+    options.max_new_tokens = 5;
+    CHECK(generate_alone({3}, options) == Ids{0, 0, 0, 0, 0});
+  }
+
+  TEST_CASE("a sequence without an end takes no room before it has tokens") {
+    // A state of Mamba layers alone has room for any number of positions.
+    const auto model = random_model<Plain, double, Device>();
+    auto state = model.new_state({.max_length = Index{1} << 46});
+    GenerationOptions options = greedy;
+    options.max_new_tokens = std::numeric_limits<Index>::max();
+    int left = 5;
+    CHECK(generate(model, state, Ids{3}, options, [&](Index, Token) { return --left > 0; }).size() == 5);
+  }
+
   TEST_CASE("wrong input is refused by name and leaves the state as it was") {
     auto state = model().new_state({.batch = 2, .max_length = 8});
     generate(model(), state, Prompts{{1}, {2}}, {.max_new_tokens = 3});
@@ -147,6 +266,12 @@ TEST_SUITE("generator") {
     refused({{1}, {2}}, {.max_new_tokens = -1}, "zamba: GenerationOptions: max_new_tokens must be 0 or more, got -1");
     refused({{1}, {2}}, {.stop_tokens = {2, 32000}},
             "zamba: GenerationOptions: stop token 32000 is outside the vocabulary of 29");
+    refused({{1}, {2}}, {.excluded_tokens = {-1}},
+            "zamba: GenerationOptions: excluded token -1 is outside the vocabulary of 29");
+    Ids all(29);
+    std::iota(all.begin(), all.end(), 0);
+    refused({{1}, {2}}, {.excluded_tokens = all},
+            "zamba: GenerationOptions: excluded tokens are all of the vocabulary of 29");
     refused({{1}, {2}}, {.sampling = {.top_p = 2}},
             "zamba: SamplerOptions: top_p must be above 0 and at most 1 (off), got 2");
   }

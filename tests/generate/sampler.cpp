@@ -144,6 +144,23 @@ TEST_SUITE("generate/sampler") {
     CHECK_THROWS_WITH(sampler.sample(std::vector<double>(4, -inf)), "zamba: argmax: every logit is -inf");
   }
 
+  TEST_CASE("excluded tokens are never drawn, and count nowhere") {
+    const std::vector<Token> excluded{1, 4, 1};
+    Sampler plain({}, Seed{10}, 5, 0, excluded), two({.top_k = 2}, Seed{10}, 5, 0, excluded);
+    Sampler greedy({.temperature = 0}, Seed{10}, 5, 0, excluded), half({.min_p = 0.5}, Seed{10}, 5, 0, excluded);
+    const auto logits = logs({1, 8, 2, 4, 64});
+    check_distribution(count(plain, logits, draws), {1. / 7, 0, 2. / 7, 4. / 7, 0});
+    check_distribution(count(two, logits, draws), {0, 0, 1. / 3, 2. / 3, 0});
+    check_distribution(count(half, logits, draws), {0, 0, 1. / 3, 2. / 3, 0});
+    CHECK(greedy.sample(logits) == 3);
+    CHECK(greedy.sample(std::vector<double>{1, std::nan(""), 3, 2, inf}) == 2);
+    CHECK_THROWS_WITH(greedy.sample(std::vector<double>{-inf, 1, -inf, -inf, 1}), "zamba: argmax: every logit is -inf");
+    CHECK_THROWS_WITH(Sampler({}, Seed{1}, 4, 0, excluded),
+                      "zamba: Sampler: excluded token 4 is outside the vocabulary of 4");
+    CHECK_THROWS_WITH(Sampler({}, Seed{1}, 2, 0, std::vector<Token>{1, 0}),
+                      "zamba: Sampler: excluded tokens are all of the vocabulary of 2");
+  }
+
   TEST_CASE("a seed reproduces its draws; other seeds and streams draw otherwise; float equals double") {
     const std::vector<float> logits = {0.1f, 0.2f, 0.3f, 0.4f, -1.f, 0.f, 1.f, 0.5f};
     const std::vector<double> wide(logits.begin(), logits.end());

@@ -49,6 +49,13 @@ class Batch {
         places(numbers(rows)),
         drawn(std::vector<Drawn>(static_cast<std::size_t>(rows), Drawn{-1, Drawn::drawn})) {}
 
+  void exclude(Token token) {
+    excluded.host.resize(static_cast<std::size_t>(words_));
+    excluded.host[static_cast<std::size_t>(token / 32)] |= std::uint32_t{1} << token % 32;
+    excluded.buffer = Buffer<cuda>(excluded.host.size() * sizeof(std::uint32_t));
+    excluded.send();
+  }
+
   void remember(Index row, Token token) {
     seen_.host[static_cast<std::size_t>(row * words_ + token / 32)] |= std::uint32_t{1} << token % 32;
     seen_.send();
@@ -58,7 +65,8 @@ class Batch {
   const std::vector<Drawn>& sample(Context<cuda>& ctx, const std::vector<A>& logits) {
     const Shared<A> there(logits);
     const BatchSampler samplers{options_.data(), random_.data(), Matrix<std::uint32_t>(seen_.data(), rows_, words_),
-                                left.data(),     places.data(),  drawn.data()};
+                                left.data(),     places.data(),  drawn.data(),
+                                nullptr,         nullptr,        excluded.host.empty() ? nullptr : excluded.data()};
     sample_rows(ctx, samplers, rows_, Matrix<const A>(there.data(), rows_, vocabulary_),
                 options_.host[0].temperature == 0);
     ctx.synchronize();
@@ -86,6 +94,7 @@ class Batch {
  public:
   Shared<Index> left, places;
   Shared<Drawn> drawn;
+  Shared<std::uint32_t> excluded{std::vector<std::uint32_t>()};
 };
 
 enum class Kind { smooth, ties, holes };
@@ -115,13 +124,15 @@ Token on_host(Sampler& sampler, const A* logits, Index vocabulary, const Tokens&
 
 /// Some steps of a batch, each row's history growing by what was drawn: the number of tokens that differ.
 template <class A>
-int differences(const SamplerOptions& options, Index vocabulary, Index rows, Kind kind, int steps) {
+int differences(const SamplerOptions& options, Index vocabulary, Index rows, Kind kind, int steps,
+                const Tokens& excluded = {}) {
   Context<cuda> ctx;
   Batch<A> batch(options, Seed{5}, vocabulary, rows);
   std::vector<Sampler> samplers;
   std::vector<Tokens> histories(static_cast<std::size_t>(rows));
   for (Index row = 0; row < rows; ++row)
-    samplers.emplace_back(options, Seed{5}, vocabulary, static_cast<std::uint64_t>(row));
+    samplers.emplace_back(options, Seed{5}, vocabulary, static_cast<std::uint64_t>(row), excluded);
+  for (const Token token : excluded) batch.exclude(token);
   int different = 0;
   for (int step = 0; step < steps; ++step) {
     const auto logits = random_logits<A>(rows, vocabulary, kind, static_cast<std::uint64_t>(step));
@@ -209,12 +220,14 @@ TEST_CASE("sample_rows draws what Sampler draws: vocabularies of models") {
   check_all<bf16>(50280, 2, 1);
 }
 
-TEST_CASE("sample_rows draws what Sampler draws: 64 rows") {
+TEST_CASE("sample_rows draws what Sampler draws: 64 rows, with excluded tokens and without") {
   for (const SamplerOptions& options : {SamplerOptions{.temperature = 0, .repetition_penalty = 1.1},
+                                        {.temperature = 0},
                                         {},
                                         {.temperature = 0.8, .top_p = 0.95},
                                         {.top_k = 50, .top_p = 0.9, .min_p = 0.01}})
-    CHECK(differences<float>(options, 2048, 64, Kind::smooth, 6) == 0);
+    for (const Tokens& excluded : {Tokens{}, {1, 31, 32, 700, 2047}})
+      CHECK(differences<float>(options, 2048, 64, Kind::smooth, 6, excluded) == 0);
 }
 
 TEST_CASE("sample_rows: infinities, and weights that are exact in binary") {

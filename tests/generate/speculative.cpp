@@ -119,6 +119,58 @@ TEST_SUITE("generate/speculative") {
             greedy({3, 1, 4}, 40, {}, max_length));
   }
 
+  TEST_CASE("excluded tokens are neither given nor proposed") {
+    const std::vector<Token> free = greedy({3, 1, 4}, 12);
+    const std::vector<Token> excluded(free.begin(), free.begin() + 3);
+    auto alone = model().new_state({.max_length = 64});
+    const auto wanted = generate(model(), alone, std::vector<Token>{3, 1, 4},
+                                 {.sampling = {.temperature = 0}, .max_new_tokens = 12, .excluded_tokens = excluded});
+    for (const Index k : {0, 1, 4}) {
+      auto state = model().new_state({.max_length = 64});
+      auto draft_state = near_model().new_state({.max_length = 64});
+      const auto output =
+          generate_speculatively(model(), state, near_model(), draft_state, {3, 1, 4},
+                                 {.max_new_tokens = 12, .draft_tokens = k, .excluded_tokens = excluded});
+      CHECK(output.tokens == wanted);
+      CHECK((k == 0 || output.accepted > 0));
+    }
+  }
+
+  TEST_CASE("logits that are NaN are the model's or the draft's, and the tokens before them are not lost") {
+    const std::vector<Token> prompt{3, 1, 4};
+    const auto whole = random_model<Transformer, double, TestDevice>();
+    auto alone = whole.new_state({.max_length = 64});
+    const auto free = generate(whole, alone, prompt, {.sampling = {.temperature = 0}, .max_new_tokens = 12});
+    const auto at = std::find_if(free.begin() + 2, free.end(), [&](Token token) {
+      return std::find(prompt.begin(), prompt.end(), token) == prompt.end() &&
+             std::find(free.begin(), free.begin() + 2, token) == free.begin() + 2;
+    });
+    REQUIRE(at != free.end());
+    const auto broken = nan_where_read<Transformer, double, TestDevice>(*at);
+    const auto error = [&](const auto& of_model, const auto& draft, Index k) {
+      auto state = of_model.new_state({.max_length = 64});
+      auto draft_state = draft.new_state({.max_length = 64});
+      try {
+        generate_speculatively(of_model, state, draft, draft_state, prompt, {.max_new_tokens = 12, .draft_tokens = k});
+      } catch (const GenerationError& found) {
+        return found;
+      }
+      return GenerationError("no error", {{}}, {});
+    };
+    const auto begins = [&](const std::vector<Token>& tokens) {
+      return std::equal(tokens.begin(), tokens.end(), free.begin());
+    };
+    // In passes of one token all that was read before the NaN is there; longer ones may be lost from their beginning.
+    const GenerationError one = error(broken, whole, 0), four = error(broken, whole, 4),
+                          draft = error(whole, broken, 4);
+    CHECK(std::string(one.what()).starts_with("zamba: generate_speculatively, the model: 1 of 1 rows ended early"));
+    CHECK(one.tokens()[0] == std::vector<Token>(free.begin(), at + 1));
+    CHECK(std::string(four.what()).starts_with("zamba: generate_speculatively, the model: 1 of 1 rows ended early"));
+    CHECK(begins(four.tokens()[0]));
+    CHECK(std::string(draft.what()).starts_with("zamba: generate_speculatively, the draft: 1 of 1 rows ended early"));
+    CHECK(begins(draft.tokens()[0]));
+  }
+
   TEST_CASE("models whose types are chosen at run time" * doctest::skip(!trains<TestDevice>)) {
     check_any_models<TestDevice>();
   }
@@ -140,6 +192,10 @@ TEST_SUITE("generate/speculative") {
     refused(state, {1, 29}, {}, "zamba: generate_speculatively: token 29 is outside the vocabulary of 29");
     refused(state, {1}, {.draft_tokens = -1},
             "zamba: SpeculativeOptions: max_new_tokens and draft_tokens must be 0 or more, got 128 and -1");
+    refused(state, {1}, {.stop_tokens = {29}},
+            "zamba: SpeculativeOptions: stop token 29 is outside the vocabulary of 29");
+    refused(state, {1}, {.excluded_tokens = {3, -1}},
+            "zamba: SpeculativeOptions: excluded token -1 is outside the vocabulary of 29");
     near_model().extend(draft_state, {1, 2});
     refused(state, {1}, {}, "zamba: generate_speculatively: the state holds 0 positions, that of the draft 2");
   }

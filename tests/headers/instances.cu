@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Models of both Mamba generations and of shared attention on both devices in one unit, as projects of their own compile
-// them: CMakeLists.txt gives the flags that such projects set.
+// Models of both Mamba generations and of shared attention on both devices in one unit, as projects of their own
+// compile them: CMakeLists.txt gives the flags that such projects set.
 #include <zamba/zamba.cuh>
 
 namespace {
@@ -9,8 +9,8 @@ using namespace zamba;
 
 using Mamba = MambaBlock<MambaConfig{.d_model = 64, .d_state = 16, .n_heads = 2}>;
 using Mamba2 = Mamba2Block<Mamba2Config{.d_model = 64, .d_state = 16, .n_heads = 4, .n_groups = 2}>;
-using Shared = SharedAttention<
-    SharedAttentionConfig{.d_model = 64, .n_heads = 4, .d_ff = 128, .rope = true, .mlp_adapter_rank = 4}>;
+using Shared = SharedAttention<SharedAttentionConfig{
+    .d_model = 64, .n_heads = 4, .d_ff = 128, .rope = true, .mlp_adapter_rank = 4}>;
 using MambaNet = LanguageModel<8, HybridStack<2, 2, Mamba, Shared>>;
 using Mamba2Net = LanguageModel<8, HybridStack<2, 2, Mamba2, Shared>>;
 

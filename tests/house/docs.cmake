@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-# cmake -P docs.cmake <root>: code in the documentation is code that is compiled. Every ```cpp block of README.md and
-# docs/*.md follows a line `<!-- path -->`, and its lines stand in that file, one after the other; only indentation may
-# differ. Every must-fail case of tests/compile_fail/ has its name and its message in docs/errors.md.
+# cmake -P docs.cmake <root>: code in the documentation is code that is compiled, and commands are commands that are run.
+# Every ```cpp and ```cmake block of README.md and docs/*.md follows a line `<!-- path -->`, and its lines stand in that
+# file, one after the other; only indentation may differ. So do those of a ```sh block that follows such a line. Every
+# must-fail case of tests/compile_fail/ has its name and its message in docs/errors.md.
 cmake_minimum_required(VERSION 3.25)
 set(root ${CMAKE_ARGV3})
 set(problems "")
@@ -40,14 +41,18 @@ foreach(page IN LISTS pages)
   set(rest "\n${text}")  # so that line numbers are counts of newlines
   set(seen "")
   while(TRUE)
-    string(FIND "${rest}" "\n```cpp\n" begin)
-    if(begin EQUAL -1)
+    if(NOT rest MATCHES "\n(```(cpp|cmake)\n|<!-- [^ \n]+ -->\n```sh\n)")
       break()
     endif()
-    math(EXPR begin "${begin} + 1")
+    string(FIND "${rest}" "${CMAKE_MATCH_0}" begin)
+    string(REGEX MATCH "```([a-z]+)\n" fence "${CMAKE_MATCH_0}")
+    string(SUBSTRING "${rest}" ${begin} -1 from_begin)
+    string(FIND "${from_begin}" "${fence}" inside)
+    math(EXPR begin "${begin} + ${inside}")
     string(SUBSTRING "${rest}" 0 ${begin} before)
     string(APPEND seen "${before}")
-    math(EXPR inside "${begin} + 7")
+    string(LENGTH "${fence}" inside)
+    math(EXPR inside "${begin} + ${inside}")
     string(SUBSTRING "${rest}" ${inside} -1 rest)
     string(FIND "${rest}" "\n```" end)
     string(SUBSTRING "${rest}" 0 ${end} block)
@@ -58,7 +63,7 @@ foreach(page IN LISTS pages)
       string(LENGTH "${line}" line)
       string(APPEND problems "\n  ${page}, line ${line}: ${problem}")
     endif()
-    string(APPEND seen "```cpp\n${block}")
+    string(APPEND seen "${fence}${block}")
     math(EXPR count "${count} + 1")
   endwhile()
 endforeach()
@@ -83,4 +88,4 @@ endforeach()
 if(problems)
   message(FATAL_ERROR "  documentation that is not true:${problems}")
 endif()
-message(STATUS "${count} blocks of code stand in the files that they name")
+message(STATUS "${count} blocks stand in the files that they name")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // save_case SOURCE TARGET: saves the checkpoint in SOURCE again, in float64, as TARGET/whole and in shards as
-// TARGET/sharded, and the logits of random tokens as TARGET/logits.safetensors, for transformers_logits.py.
-// SOURCE is of one of the types in Cases.
+// TARGET/sharded, and the logits of random tokens as TARGET/logits.safetensors, for transformers_logits.py; and in
+// TARGET/own_head the same of that model with a head of its own. SOURCE is of one of the types in Cases.
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
@@ -19,13 +19,12 @@ namespace {
 using namespace zamba;
 using Cases =
     std::tuple<zamba_test::ZambaCase, zamba_test::ZambaGqaCase, zamba_test::Zamba2Case, zamba_test::Zamba2TwoBlocksCase,
-               zamba_test::MambaCase, zamba_test::Mamba2Case, zamba_test::LlamaCase>;
+               zamba_test::MambaCase, zamba_test::Mamba2Case, zamba_test::Mamba2GroupsCase, zamba_test::LlamaCase>;
 
 constexpr Index batch = 2, length = 24;
 
 template <class Net>
-void save(const std::filesystem::path& source, const std::filesystem::path& target) {
-  const auto model = load_huggingface<Net, double>(source);
+void save(const Model<Net, double>& model, const std::filesystem::path& target) {
   std::uint64_t largest = 0;
   for (const ParameterEntry& entry : model.entries()) largest = std::max<std::uint64_t>(largest, model.bytes(entry));
   save_huggingface(model, target / "whole");
@@ -44,13 +43,24 @@ void save(const std::filesystem::path& source, const std::filesystem::path& targ
                       }}});
 }
 
+/// The model with a head of its own, of random weights.
+template <class Net>
+auto with_own_head(const Model<Net, double>& model) {
+  Model<LanguageModel<Net::vocabulary, typename Net::Stack, Head::own>, double> other(Seed{2});
+  for (std::size_t i = 0; i < model.entries().size(); ++i)
+    other.write(other.entries()[i], model.read(model.entries()[i]));
+  return other;
+}
+
 /// Saves the case if it is of this type.
 template <class Net>
 bool try_save(const std::filesystem::path& source, const std::filesystem::path& target) {
   const auto config = detail::source_of(source).config;
   const auto layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, double>());
   if (!detail::config_differences(config, layout.config).empty()) return false;
-  save<Net>(source, target);
+  const auto model = load_huggingface<Net, double>(source);
+  save(model, target);
+  save(with_own_head(model), target / "own_head");
   return true;
 }
 

@@ -35,7 +35,8 @@ def load(folder, device):
 
 def caches(output):
     """The tensors of the cache that a pass leaves, by their names in the reference."""
-    cache = getattr(output, "past_key_values", None) or getattr(output, "cache_params", None)
+    names = ("cache", "past_key_values", "cache_params")  # in one release or another
+    cache = next((found for name in names if (found := getattr(output, name, None)) is not None), None)
     for index, layer in enumerate(getattr(cache, "layers", [])):
         for attribute, name in PARTS.items():
             tensor = getattr(layer, attribute, None)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Whether transformers reads what we save: for every checkpoint folder given, our copy of it, whole and in shards, must
-load in transformers without missing, unexpected or mismatched tensors, and give the logits that we give.
+"""Whether transformers reads what we save: for every checkpoint folder given, our copy of it, whole and in shards, with
+its own head and with a further one, must load in transformers without missing, unexpected or mismatched tensors, and
+give the logits that we give.
 
     tests/interop/transformers_logits.py build/release/tests/zamba_save_case tests/data/zamba tests/data/zamba-gqa
 
@@ -38,14 +39,14 @@ def check(save_case, source):
     with tempfile.TemporaryDirectory() as target:
         subprocess.run([save_case, source, target], check=True)
         target = pathlib.Path(target)
-        ours = load_file(target / "logits.safetensors")
         shards = len(list((target / "sharded").glob("model-*.safetensors")))
-        for layout in ("whole", "sharded"):
+        for layout in ("whole", "sharded", "own_head/whole", "own_head/sharded"):
+            ours = load_file((target / layout).parent / "logits.safetensors")
             theirs, problems = logits_of(target / layout, ours["input_ids"].long())
             error = float((theirs - ours["logits"]).norm() / ours["logits"].norm())
             good = not problems and error <= BOUND  # a NaN is not
             passed = passed and good
-            files = f"{shards} shards" if layout == "sharded" else "1 file"
+            files = f"{len(list((target / layout).glob('model*.safetensors')))} files"
             print(f"{'ok' if good else 'FAILED':6} {source} {layout} ({files}): relative error {error:.2g} {problems or ''}")
         if shards < 2:
             print(f"FAILED {source}: in {shards} shards, wanted several")

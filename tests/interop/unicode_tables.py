@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""Writes include/zamba/detail/unicode_classes.hpp and unicode_compositions.hpp from the Unicode character database, as
-Debian's package unicode-data has it: unicode_tables.py /usr/share/unicode include/zamba/detail
+"""Writes include/zamba/detail/unicode_classes.hpp and unicode_compositions.hpp: unicode_tables.py include/zamba/detail
+
+The characters are those of the PyPI package `unicodedata2`, whose major version is that of Unicode; it lacks two
+properties, which the package `regex` has: pip install unicodedata2==16.0.0 regex==2024.11.6
 """
 
-import re
 import sys
 from pathlib import Path
 
-source, target = Path(sys.argv[1]), Path(sys.argv[2])
-records = []  # first code, last code, category, combining class, decomposition
-for row in (source / "UnicodeData.txt").read_text().splitlines():
-    field = row.split(";")
-    code = int(field[0], 16)
-    if field[1].endswith("Last>"):
-        records[-1][1] = code
-    else:
-        records.append([code, code, field[2], int(field[3]), field[5]])
+import regex
+import unicodedata2 as database
+
+target = Path(sys.argv[1])
+version = ".".join(database.unidata_version.split(".")[:2])
+codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+category = {code: database.category(chr(code)) for code in codes}
 
 
-def property_of(name, file):
-    codes = set()
-    for row in (source / file).read_text().splitlines():
-        found = re.match(r"(\w+)(?:\.\.(\w+))?\s*;\s*" + name + r"\b", row)
-        if found:
-            codes.update(range(int(found[1], 16), int(found[2] or found[1], 16) + 1))
-    return codes
+def property_of(name):
+    pattern = regex.compile(r"\p{" + name + "}")
+    return {code for code in codes if pattern.fullmatch(chr(code))}
+
+
+for name in set(category.values()):
+    assert property_of(name) == {code for code in codes if category[code] == name}, "regex is of another Unicode"
 
 
 def merged(ranges):
@@ -39,7 +38,7 @@ def merged(ranges):
 
 
 def ranges_where(accept):
-    return merged((first, last) for first, last, category, _, _ in records if accept(first, category))
+    return merged((code, code) for code in codes if accept(code))
 
 
 def table(declaration, rows):
@@ -62,33 +61,33 @@ def write(name, comment, structs, tables):
     )
 
 
-alphabetic = property_of("Alphabetic", "DerivedCoreProperties.txt") | property_of("Join_Control", "PropList.txt")
-is_word = lambda first, category: first in alphabetic or category[0] == "M" or category in ("Nd", "Pc")
+alphabetic = property_of("Alphabetic") | property_of("Join_Control")
+is_word = lambda code: code in alphabetic or category[code][0] == "M" or category[code] in ("Nd", "Pc")
 write(
     "unicode_classes.hpp",
-    "// Classes of characters after Unicode 15.0: letters (L), numbers (N), and what else a word may consist of\n"
+    f"// Classes of characters after Unicode {version}: letters (L), numbers (N), and what else a word may consist of\n"
     "// (UTS 18: Alphabetic, M, Nd, Pc, Join_Control).\n",
     "struct CodeRange {\n  char32_t first, last;\n};\n",
     [
-        table("CodeRange letters", ranges_where(lambda _, category: category[0] == "L")),
-        table("CodeRange numbers", ranges_where(lambda _, category: category[0] == "N")),
+        table("CodeRange letters", ranges_where(lambda code: category[code][0] == "L")),
+        table("CodeRange numbers", ranges_where(lambda code: category[code][0] == "N")),
         table(
-            "CodeRange numbers_of_words", ranges_where(lambda c, category: category[0] == "N" and is_word(c, category))
+            "CodeRange numbers_of_words", ranges_where(lambda code: category[code][0] == "N" and is_word(code))
         ),
         table(
-            "CodeRange others_of_words",
-            ranges_where(lambda c, category: category[0] not in "LN" and is_word(c, category)),
+            "CodeRange others_of_words", ranges_where(lambda code: category[code][0] not in "LN" and is_word(code))
         ),
     ],
 )
 
-excluded = property_of("Full_Composition_Exclusion", "DerivedNormalizationProps.txt")
+decomposition = {code: database.decomposition(chr(code)) for code in codes}
 canonical = [
-    (code, *(int(part, 16) for part in text.split())) for code, _, _, _, text in records if text and text[0] != "<"
+    (code, *(int(part, 16) for part in text.split())) for code, text in decomposition.items() if text and text[0] != "<"
 ]
+excluded = {row[0] for row in canonical if database.normalize("NFC", chr(row[0])) != chr(row[0])}
 write(
     "unicode_compositions.hpp",
-    "// Canonical decompositions, compositions and combining classes after Unicode 15.0, for normal form C. Hangul\n"
+    f"// Canonical decompositions, compositions and combining classes after Unicode {version}, for normal form C. Hangul\n"
     "// syllables, which follow from arithmetic, are left out.\n",
     "struct Composition {\n  char32_t composed, first, second;\n};\n\n"
     "struct Replacement {\n  char32_t from, to;\n};\n\n"
@@ -100,7 +99,7 @@ write(
         table("Replacement replacements", [row for row in canonical if len(row) == 2]),
         table(
             "ClassRange combining_classes",
-            merged((first, last, value) for first, last, _, value, _ in records if value),
+            merged((code, code, value) for code in codes if (value := database.combining(chr(code)))),
         ),
     ],
 )

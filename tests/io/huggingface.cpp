@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <tests/support/cases.hpp>
 #include <tests/support/fixture.hpp>
@@ -51,7 +52,8 @@ void saved_equals_loaded(const std::string& name) {
   const auto first = folder.path / "new" / "first", second = folder.path / "second";
   save_huggingface(load_huggingface<Net>(case_path(name)), first);
   CHECK(HeldTensors(first / "model.safetensors").tensors == HeldTensors(case_path(name) / "model.safetensors").tensors);
-  CHECK(Safetensors::open(first / "model.safetensors").metadata() == Metadata{{"format", "pt"}});
+  CHECK(Safetensors::open(first / "model.safetensors").metadata() ==
+        Metadata{{"format", "pt"}, {"config.json", detail::hash_of(read_text(first / "config.json"))}});
 
   save_huggingface(load_huggingface<Net>(first), second);
   for (const char* file : {"config.json", "model.safetensors"})
@@ -234,6 +236,151 @@ TEST_CASE("huggingface: missing folders, missing and damaged files") {
                    write_text(copy.path() / "model.safetensors", text);
                  }),
                  "must be an array of two integers, 0 or more"));
+}
+
+TEST_CASE("huggingface: folders of other formats are named in one sentence") {
+  const auto instead = [](const char* removed, const std::vector<const char*>& files) {
+    const std::string message = refusal([&](const CaseCopy& copy) {
+      std::filesystem::remove(copy.path() / removed);
+      for (const char* file : files) write_text(copy.path() / file, "{}");
+    });
+    CHECK(std::count(message.begin(), message.end(), '\n') == 0);
+    return message;
+  };
+  CHECK(contains(instead("model.safetensors", {"pytorch_model.bin"}),
+                 "holds its weights as 'pytorch_model.bin', a pickle of PyTorch's, and only safetensors are read"));
+  CHECK(contains(instead("model.safetensors", {"pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin"}),
+                 "'pytorch_model-00001-of-00002.bin'"));
+  CHECK(contains(instead("model.safetensors", {"consolidated.00.pth", "params.json"}), "'consolidated.00.pth'"));
+  CHECK(contains(instead("model.safetensors", {"optimizer.pt", "training_args.bin"}),
+                 "holds 'reference.safetensors', but neither"));
+  CHECK(contains(instead("model.safetensors", {"consolidated.safetensors"}),
+                 "holds 'consolidated.safetensors', but neither model.safetensors nor model.safetensors.index.json"));
+  CHECK(contains(instead("config.json", {"params.json"}), "of the original format of Meta or Mistral (params.json)"));
+  CHECK(contains(instead("config.json", {"adapter_config.json", "adapter_model.safetensors"}), "holds an adapter"));
+
+  const auto pointer = [](const char* file) {
+    return refusal([&](const CaseCopy& copy) {
+      write_text(copy.path() / file, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n");
+    });
+  };
+  for (const char* file : {"config.json", "model.safetensors", "model.safetensors.index.json"})
+    CHECK(contains(pointer(file), std::string(file) + "' is a pointer of Git LFS"));
+  CHECK(contains(refusal([](const CaseCopy& copy) {
+                   write_text(copy.path() / "config.json", R"({"d_model": 768, "n_layer": 24, "ssm_cfg": {}})");
+                   std::filesystem::remove(copy.path() / "model.safetensors");
+                   write_text(copy.path() / "pytorch_model.bin", "PK");
+                 }),
+                 "config.json is of the original format of mamba_ssm"));
+}
+
+TEST_CASE("huggingface: quantised weights are refused, whatever the tensors") {
+  const std::string message = refusal([](const CaseCopy& copy) {
+    auto config = nlohmann::json::parse(read_text(copy.path() / "config.json"));
+    config["quantization_config"] = {{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}};
+    write_text(copy.path() / "config.json", config.dump());
+  });
+  CHECK(contains(message, R"(quantization_config: the type has none, the file {"load_in_4bit":true,)"));
+}
+
+TEST_CASE("huggingface: the keys of config.json stay with the model") {
+  using nlohmann::json;
+  const CaseCopy copy("zamba");
+  json config = json::parse(read_text(copy.path() / "config.json"));
+  config.update({{"bos_token_id", 31},
+                 {"eos_token_id", {32, 50}},
+                 {"pad_token_id", nullptr},
+                 {"max_position_embeddings", 131072},
+                 {"my_own", {{"note", "kept"}}}});
+  config.erase("num_logits_to_keep");
+  write_text(copy.path() / "config.json", config.dump());
+  const auto saved = [&](const auto& model, const SaveOptions& options = {}) {
+    const TemporaryFolder folder;
+    save_huggingface(model, folder.path, options);
+    return json::parse(read_text(folder.path / "config.json"));
+  };
+  auto model = load_huggingface<ZambaCase>(copy.path());
+  CHECK(saved(model) == config);
+  CHECK(saved(model, {.max_shard_bytes = 40'000}) == config);
+  model = load_huggingface<ZambaCase>(copy.path());  // moved
+  json in_bf16 = config;
+  in_bf16["dtype"] = "bfloat16";
+  CHECK(saved(model.to<bf16>()) == in_bf16);
+  const std::string text = config.dump(), tensors = read_text(copy.path() / "model.safetensors");
+  CheckpointBytes memory{{"config", std::as_bytes(std::span(text))}, {{"tensors", std::as_bytes(std::span(tensors))}}};
+  CHECK(saved(load_huggingface<ZambaCase>(memory)) == config);
+  config.erase("dtype");
+  write_text(copy.path() / "config.json", config.dump());
+  config["dtype"] = config["torch_dtype"] = "float32";
+  CHECK(saved(load_huggingface<ZambaCase>(copy.path())) == config);
+
+  // Changed on the way, and a model that was not loaded.
+  config.update({{"eos_token_id", 7}, {"another", true}});
+  CHECK(saved(load_huggingface<ZambaCase>(copy.path()), {.config = R"({"eos_token_id": 7, "another": true})"}) ==
+        config);
+  const Model<ZambaCase> fresh(Seed{1});
+  CHECK(fresh.checkpoint_config().empty());
+  json of_fresh = saved(fresh);
+  CHECK(of_fresh["eos_token_id"] == 2);
+  of_fresh["eos_token_id"] = {5, 6};
+  CHECK(saved(fresh, {.config = R"({"eos_token_id": [5, 6]})"}) == of_fresh);
+}
+
+TEST_CASE("huggingface: a config.json that does not describe the model is not written") {
+  const TemporaryFolder folder;
+  auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  save_huggingface(model, folder.path);
+  const std::string before = read_text(folder.path / "config.json");
+  const auto refused = [&](const SaveOptions& options) {
+    const std::string message = message_of([&] { save_huggingface(model, folder.path, options); });
+    CHECK(read_text(folder.path / "config.json") == before);
+    return message;
+  };
+  const std::string differs =
+      "what config.json would say does not describe this model:\n  hidden_size: the type has 32";
+  CHECK(contains(refused({.config = R"({"hidden_size": 64})"}), differs + ", the file 64"));
+  CHECK(contains(refused({.config = R"({"quantization_config": {}})"}), "quantization_config"));
+  CHECK(contains(refused({.config = "[]"}), "SaveOptions::config: wanted a JSON object, came array"));
+  CHECK(contains(refused({.config = R"({"eos_token_id": )"}), "SaveOptions::config: not valid JSON"));
+  model.set_checkpoint_config(read_text(case_path("zamba-gqa") / "config.json"));
+  CHECK(contains(refused({}), "\n  hidden_size: the type has 32, the file 48"));
+}
+
+TEST_CASE("huggingface: pipes, devices and folders in place of files are refused at once, when loading and saving") {
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  for (const char* file : {"config.json", "model.safetensors", "model.safetensors.index.json"}) {
+    CAPTURE(file);
+    const auto with = [&](const std::function<void(const std::filesystem::path&)>& make) {
+      return [=](const CaseCopy& copy) {
+        std::filesystem::remove(copy.path() / file);
+        make(copy.path() / file);
+      };
+    };
+    const auto check = [&](const std::function<void(const std::filesystem::path&)>& make, const std::string& kind) {
+      CHECK(contains(refusal(with(make)), std::string(file) + "': wanted a regular file, came " + kind));
+      const CaseCopy copy("zamba");
+      with(make)(copy);
+      CHECK(contains(message_of([&] { save_huggingface(model, copy.path()); }), "wanted a regular file"));
+    };
+    check([](const auto& path) { REQUIRE(::mkfifo(path.c_str(), 0600) == 0); }, "a pipe");
+    check([](const auto& path) { std::filesystem::create_symlink("/dev/null", path); }, "a device");
+    check([](const auto& path) { std::filesystem::create_directory(path); }, "a folder");
+  }
+  const TemporaryFolder folder;
+  REQUIRE(::mkfifo((folder.path / "pipe").c_str(), 0600) == 0);
+  CHECK(contains(message_of([&] { load_huggingface<ZambaCase>(folder.path / "pipe"); }), "is not a folder"));
+  CHECK(contains(message_of([&] { save_huggingface(model, folder.path / "pipe"); }), "cannot make the folder"));
+}
+
+TEST_CASE("huggingface: further texts are saved with the model") {
+  const TemporaryFolder folder;
+  const auto model = load_huggingface<ZambaCase>(case_path("zamba"));
+  save_huggingface(model, folder.path, {.max_shard_bytes = 40'000, .texts = {{"generation_config.json", "{}"}}});
+  CHECK(read_text(folder.path / "generation_config.json") == "{}");
+  const auto files = ShardedSafetensors::open(folder.path, {"config.json", "generation_config.json"});
+  REQUIRE(files.text("generation_config.json"));
+  CHECK(*files.text("generation_config.json") == "{}");
+  CHECK(*files.text("config.json") == read_text(folder.path / "config.json"));
 }
 
 TEST_CASE("huggingface: a file of other sizes is refused by both numbers") {

@@ -94,6 +94,18 @@ TEST_SUITE("io/line_plot") {
     CHECK(has(zamba::svg({.curves = {{"a", {{0, 2}, {1, 2}}, false}}}), "M78.0 278.0 L932.0 278.0"));
   }
 
+  TEST_CASE("values that differ by roundings, and values beyond drawing, end") {
+    // Ticks at multiples of a step that is lost beside the value would never reach the end of the axis.
+    for (const double value : {2., 1e17, -3e40}) {
+      const double next = std::nextafter(value, 1e300);
+      CHECK(well_formed(zamba::svg({.curves = {{"a", {{0, value}, {1, next}}}}})));
+      CHECK(well_formed(zamba::svg({.curves = {{"a", {{value, 0}, {next, 1}}}}})));
+    }
+    CHECK(well_formed(zamba::svg({.curves = {{"a", {{0, 1e-320}, {1, -5e-321}}}}})));
+    CHECK_THROWS_WITH(zamba::svg({.title = "t", .curves = {{"a", {{0, -1e308}, {1, 1e308}}}}}),
+                      "zamba: LinePlot 't': values of 1e+308 are too large to draw");
+  }
+
   TEST_CASE("more points than pixels become the mean of each pixel column") {
     PlotCurve curve{"a", {}, false};
     for (int i = 0; i < 100'000; ++i) curve.points.push_back({i / 1000., i % 2 ? 1.5 : 2.5});

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 #include <zamba/io/sentencepiece.hpp>
 #include <zamba/io/text_stream.hpp>
+#include <zamba/random.hpp>
 
 #include "tests/support/temporary_folder.hpp"
 #include "tests/support/tokenizer_lines.hpp"
@@ -61,5 +62,29 @@ TEST_SUITE("io/sentencepiece") {
     zamba_test::write_text(folder.path / "tokenizer.model", "no model");
     CHECK_THROWS_AS(SentencePiece::load(folder.path), zamba::Error);
     CHECK_THROWS_AS(SentencePiece::parse(""), zamba::Error);
+    CHECK_THROWS_AS(SentencePiece::load(std::string(300, 'x')), zamba::Error);
+  }
+
+  TEST_CASE("damaged files are refused, or encode and decode") {
+    const std::string whole = zamba_test::read_text(zamba_test::tokenizer_data("llama.model"));
+    zamba::Random random(zamba::Seed{5});
+    const auto below = [&](std::size_t count) {
+      return static_cast<std::size_t>(random.below(static_cast<zamba::Index>(count)));
+    };
+    int accepted = 0, refused = 0;
+    for (int i = 0; i < 400; ++i) {
+      std::string bytes = whole;
+      for (int changes = 0; changes < 3; ++changes) bytes[below(bytes.size())] = static_cast<char>(below(256));
+      if (i % 4 == 0) bytes.resize(below(bytes.size()));
+      try {
+        const auto tokenizer = SentencePiece::parse(bytes, "damaged");
+        tokenizer.decode(tokenizer.encode("the river \xff\u0301 1984"));
+        ++accepted;
+      } catch (const zamba::Error&) {
+        ++refused;
+      }
+    }
+    CHECK(accepted > 0);
+    CHECK(refused > 0);
   }
 }

@@ -357,7 +357,7 @@ TEST_SUITE("io/tokenizer") {
     file["model"]["byte_fallback"] = false;
     file["model"]["unk_token"] = nullptr;
     CHECK_THROWS_WITH(Tokenizer::parse(file.dump()).encode("abc"),
-                      "zamba: Tokenizer: no token for 'c', and neither byte_fallback nor unk_token");
+                      "zamba: Tokenizer: no token for byte 0x63 at offset 2 of the text");
   }
 
   TEST_CASE("20,000 mutations of two files are refused, or encode and decode") {

@@ -18,10 +18,17 @@ namespace {
 
 using Llama = ConfigOfCase<LlamaCase>;
 
+/// What is said of the case as a mistral file in which a key is there, and null.
+std::string refusal_with_null(const Llama& llama, const std::string& key) {
+  json config = llama.config();
+  config.update({{"model_type", "mistral"}, {key, nullptr}});
+  return llama.refusal_of_text(config.dump());
+}
+
 }  // namespace
 
 TEST_CASE("llama_checkpoint: every key that matters is compared") {
-  Llama("llama").compares({{"model_type", "mistral"},
+  Llama("llama").compares({{"model_type", "mamba"},
                            {"vocab_size", 97},
                            {"hidden_size", 33},
                            {"num_hidden_layers", 5},
@@ -29,7 +36,7 @@ TEST_CASE("llama_checkpoint: every key that matters is compared") {
                            {"num_attention_heads", 8},
                            {"num_key_value_heads", 4},
                            {"head_dim", 16},
-                           {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 5e5}}},
+                           {"rope_parameters", {{"rope_type", "llama3"}, {"rope_theta", 10000.0}}},
                            {"attention_bias", true},
                            {"mlp_bias", true},
                            {"hidden_act", "gelu"},
@@ -41,9 +48,10 @@ TEST_CASE("llama_checkpoint: absent keys mean what they mean to transformers") {
   const Llama llama("llama");
   for (const char* key : {"head_dim", "rope_parameters", "attention_bias", "mlp_bias", "hidden_act", "rms_norm_eps"})
     CHECK(llama.refusal({{key, nullptr}}) == "");
-  CHECK(contains(llama.refusal({{"num_key_value_heads", nullptr}}), "the type has 2, the file 4"));
-  CHECK(contains(llama.refusal({{"tie_word_embeddings", nullptr}}), "the type has true, the file false"));
-  CHECK(contains(llama.refusal({{"hidden_size", nullptr}}), "the type has 32, the file 4096"));
+  CHECK(contains(llama.refusal({{"num_key_value_heads", nullptr}}), "the type has 2, the file none, which means 4"));
+  CHECK(contains(llama.refusal({{"tie_word_embeddings", nullptr}}),
+                 "the type has true, the file none, which means false"));
+  CHECK(contains(llama.refusal({{"hidden_size", nullptr}}), "the type has 32, the file none, which means 4096"));
 }
 
 TEST_CASE("llama_checkpoint: both spellings of how positions are turned") {
@@ -56,13 +64,56 @@ TEST_CASE("llama_checkpoint: both spellings of how positions are turned") {
   CHECK(refusal({{"rope_theta", 10000}}) == "");
   CHECK(refusal({{"rope_parameters", {{"rope_type", "default"}}}, {"rope_theta", 10000.0}}) == "");
   CHECK(refusal({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 1.0}}}}) == "");
-  for (const json& keys : {json{{"rope_theta", 500000.0}}, json{{"rope_theta", "10000"}},
-                           json{{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}},
-                           json{{"rope_scaling", {{"rope_type", "default"}, {"factor", 2.0}}}},
-                           json{{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}},
-                           json{{"rope_parameters", {{"rope_type", "llama3"}, {"rope_theta", 10000.0}}}},
-                           json{{"rope_parameters", 10000.0}}, json{{"rope_parameters", json::array({10000.0})}}})
-    CHECK(contains(refusal(keys), "rope_parameters: the type has {\"rope_theta\":10000.0,\"rope_type\":\"default\"}"));
+  CHECK(refusal({{"rope_theta", 10000.0}, {"rope_scaling", nullptr}}) == "");
+  for (const json& theta : {json(500000.0), json("10000")}) {
+    const std::string differs = "rope_theta: the type has 10000.0, the file " + theta.dump();
+    CHECK(contains(refusal({{"rope_theta", theta}}), differs));
+    CHECK(contains(refusal({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", theta}}}}), differs));
+    CHECK(contains(refusal({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 10000.0}}},
+                            {"rope_scaling", {{"rope_type", "default"}, {"rope_theta", theta}}}}),
+                   differs));
+  }
+  for (const json& rope : {json(10000.0), json::array({10000.0}), json{{"rope_type", "default"}, {"factor", 2.0}},
+                           json{{"rope_type", "default"}, {"partial_rotary_factor", 0.5}},
+                           json{{"rope_type", "default"}, {"type", "linear"}}})
+    for (const char* key : {"rope_parameters", "rope_scaling"})
+      CHECK(contains(refusal({{key, rope}}), key + (": the type has \"default\", the file " + rope.dump())));
+  CHECK(contains(refusal({{"partial_rotary_factor", 0.5}}), "partial_rotary_factor: the type has none, the file 0.5"));
+}
+
+TEST_CASE("llama_checkpoint: a rope of another type is refused by name, also beside one that fits") {
+  const Llama llama("llama");
+  const json fits{{"rope_type", "default"}, {"rope_theta", 10000.0}};
+  for (const std::string type : {"llama3", "yarn", "dynamic", "linear", "longrope"})
+    for (const json& other : {json{{"rope_type", type}, {"factor", 8.0}}, json{{"type", type}, {"factor", 8.0}}}) {
+      const std::string differs =
+          ": the type has \"default\", the file \"" + type + "\"; of rope's types only \"default\" is computed";
+      CHECK(contains(llama.refusal({{"rope_parameters", fits}, {"rope_scaling", other}}), "rope_scaling" + differs));
+      CHECK(contains(llama.refusal({{"rope_parameters", nullptr}, {"rope_scaling", other}}), "rope_scaling" + differs));
+      const std::string both = llama.refusal({{"rope_parameters", other}, {"rope_scaling", other}});
+      CHECK(contains(both, "rope_parameters" + differs));
+      CHECK(contains(both, "rope_scaling" + differs));
+      CHECK(contains(llama.refusal({{"rope_parameters", other}, {"rope_scaling", fits}}), "rope_parameters" + differs));
+    }
+  CHECK(llama.refusal({{"rope_parameters", fits}, {"rope_scaling", fits}}) == "");
+}
+
+TEST_CASE("llama_checkpoint: mistral is llama, without a window") {
+  const Llama llama("llama");
+  const auto refusal = [&](json keys) {
+    keys["model_type"] = "mistral";
+    return llama.refusal(keys);
+  };
+  CHECK(refusal_with_null(llama, "sliding_window") == "");
+  const std::string window = "; attention over a window is not computed";
+  CHECK(contains(refusal({}), "sliding_window: the type has none, the file none, which means 4096" + window));
+  CHECK(contains(refusal({{"sliding_window", 512}}), "sliding_window: the type has none, the file 512" + window));
+  CHECK(contains(llama.refusal({{"sliding_window", 512}}), "sliding_window: the type has none, the file 512" + window));
+  CHECK(contains(refusal({{"intermediate_size", nullptr}}), "the type has 64, the file none, which means 14336"));
+  CHECK(contains(refusal({{"num_key_value_heads", nullptr}}), "the type has 2, the file none, which means 8"));
+  CHECK(llama.refusal({{"layer_types", json::array({"full_attention", "full_attention"})}}) == "");
+  CHECK(contains(llama.refusal({{"layer_types", json::array({"full_attention", "sliding_attention"})}}),
+                 "layer_types: the type has none, the file [\"full_attention\",\"sliding_attention\"]"));
 }
 
 TEST_CASE("llama_checkpoint: loaded and saved again, files are the same") { Llama("llama").round_trip(); }
@@ -121,4 +172,39 @@ TEST_CASE("llama_checkpoint: the published Llama-2-7B") {
   for (const char* name : {"lm_head.weight", "model.norm.weight", "model.layers.31.self_attn.o_proj.weight",
                            "model.layers.0.mlp.up_proj.weight", "model.layers.9.post_attention_layernorm.weight"})
     CHECK(names.contains(name));
+}
+
+TEST_CASE("llama_checkpoint: further published sizes") {
+  const std::string llama3 = R"({
+    "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": 128001, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 8192, "model_type": "llama", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": null, "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    "use_cache": true, "vocab_size": 128256})";
+  CHECK(message_of([&] { check_config<Llama3_8B>(llama3); }) == "");
+  json stretched = json::parse(llama3);
+  stretched["rope_scaling"] = {{"factor", 8.0}, {"low_freq_factor", 1.0}, {"rope_type", "llama3"}};
+  CHECK(contains(message_of([&] { check_config<Llama3_8B>(stretched.dump()); }),
+                 "rope_scaling: the type has \"default\", the file \"llama3\""));
+
+  const std::string tiny = R"({
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5632, "max_position_embeddings": 2048,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 22, "num_key_value_heads": 4,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null, "tie_word_embeddings": false,
+    "torch_dtype": "float32", "use_cache": true, "vocab_size": 32000})";
+  CHECK(message_of([&] { check_config<TinyLlama_1_1B>(tiny); }) == "");
+
+  const std::string mistral = R"({
+    "architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": null,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true, "vocab_size": 32768})";
+  CHECK(message_of([&] { check_config<Mistral_7B_v0_3>(mistral); }) == "");
+
+  CHECK(parameter_count<Llama3_8B> == 8'030'261'248);
+  CHECK(parameter_count<TinyLlama_1_1B> == 1'100'048'384);
+  CHECK(parameter_count<Mistral_7B_v0_3> == 7'248'023'552);
 }

@@ -26,3 +26,6 @@ TEST_CASE("mamba_cases: mamba in float") { passes<MambaCase, float>("mamba"); }
 TEST_CASE("mamba_cases: mamba2 in double") { passes<Mamba2Case, double>("mamba2"); }
 TEST_CASE("mamba_cases: mamba2 in float") { passes<Mamba2Case, float>("mamba2"); }
 TEST_CASE("mamba_cases: mamba2 in bfloat16") { passes<Mamba2Case, bf16>("mamba2"); }
+TEST_CASE("mamba_cases: mamba2-groups in double") { passes<Mamba2GroupsCase, double>("mamba2-groups"); }
+TEST_CASE("mamba_cases: mamba2-groups in float") { passes<Mamba2GroupsCase, float>("mamba2-groups"); }
+TEST_CASE("mamba_cases: mamba2-groups in bfloat16") { passes<Mamba2GroupsCase, bf16>("mamba2-groups"); }

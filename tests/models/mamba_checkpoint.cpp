@@ -2,6 +2,8 @@
 // config.json of model_type mamba and mamba2 against the type, and the names of their tensors.
 #include <zamba/models/mamba_checkpoint.hpp>
 
+#include <limits>
+
 #include <doctest/doctest.h>
 
 #include <zamba/io/huggingface.hpp>
@@ -58,7 +60,8 @@ TEST_CASE("mamba_checkpoint: absent keys mean what they mean to transformers") {
   for (const char* key : {"intermediate_size", "state_size", "conv_kernel", "expand", "time_step_rank", "use_conv_bias",
                           "use_bias", "hidden_act", "layer_norm_epsilon", "tie_word_embeddings"})
     CHECK(mamba.refusal({{key, nullptr}}) == "");
-  CHECK(contains(mamba.refusal({{"vocab_size", nullptr}}), "vocab_size: the type has 96, the file 50280"));
+  CHECK(contains(mamba.refusal({{"vocab_size", nullptr}}),
+                 "vocab_size: the type has 96, the file none, which means 50280"));
   CHECK(mamba.refusal({{"time_step_rank", "auto"}}) == "");
   CHECK(contains(mamba.refusal({{"time_step_rank", "auto"}, {"hidden_size", 40}}),
                  "time_step_rank: the type has 2, the "
@@ -68,8 +71,9 @@ TEST_CASE("mamba_checkpoint: absent keys mean what they mean to transformers") {
   for (const char* key :
        {"conv_kernel", "expand", "use_conv_bias", "use_bias", "hidden_act", "layer_norm_epsilon", "time_step_limit"})
     CHECK(mamba2.refusal({{key, nullptr}}) == "");
-  CHECK(contains(mamba2.refusal({{"n_groups", nullptr}}), "n_groups: the type has 1, the file 8"));
-  CHECK(contains(mamba2.refusal({{"tie_word_embeddings", nullptr}}), "the type has true, the file false"));
+  CHECK(contains(mamba2.refusal({{"n_groups", nullptr}}), "n_groups: the type has 1, the file none, which means 8"));
+  CHECK(contains(mamba2.refusal({{"tie_word_embeddings", nullptr}}),
+                 "the type has true, the file none, which means false"));
 }
 
 TEST_CASE("mamba_checkpoint: the limit of dt, in every spelling of an infinite number") {
@@ -96,6 +100,7 @@ TEST_CASE("mamba_checkpoint: the limit of dt, in every spelling of an infinite n
 TEST_CASE("mamba_checkpoint: loaded and saved again, files are the same") {
   Mamba("mamba").round_trip();
   Mamba2("mamba2").round_trip();
+  ConfigOfCase<Mamba2GroupsCase>("mamba2-groups").round_trip();
 }
 
 TEST_CASE("mamba_checkpoint: a head of its own") {
@@ -117,4 +122,41 @@ TEST_CASE("mamba_checkpoint: the published sizes") {
     "num_hidden_layers": 64, "num_heads": 80, "head_dim": 64, "state_size": 128, "n_groups": 1, "conv_kernel": 4,
     "time_step_limit": [0.0, Infinity], "tie_word_embeddings": true})";
   CHECK(message_of([&] { check_config<Mamba2_2_8B>(mamba2); }) == "");
+  const std::string codestral = R"({"architectures": ["Mamba2ForCausalLM"], "bos_token_id": 0, "chunk_size": 256,
+    "conv_kernel": 4, "eos_token_id": 0, "expand": 2, "head_dim": 64, "hidden_act": "silu", "hidden_size": 4096,
+    "initializer_range": 0.1, "intermediate_size": 8192, "layer_norm_epsilon": 1e-05, "model_type": "mamba2",
+    "n_groups": 8, "norm_before_gate": true, "num_heads": 128, "num_hidden_layers": 64, "pad_token_id": 0,
+    "rescale_prenorm_residual": false, "residual_in_fp32": true, "rms_norm": true, "state_size": 128,
+    "tie_word_embeddings": false, "time_step_floor": 0.0001, "time_step_init_scheme": "random",
+    "time_step_limit": [0.0, Infinity], "time_step_max": 0.1, "time_step_min": 0.001, "time_step_rank": 256,
+    "time_step_scale": 1.0, "torch_dtype": "bfloat16", "use_bias": false, "use_cache": true, "use_conv_bias": true,
+    "vocab_size": 32768})";
+  CHECK(message_of([&] { check_config<MambaCodestral_7B>(codestral); }) == "");
+  CHECK(parameter_count<MambaCodestral_7B> == 7'285'403'648);
+}
+
+TEST_CASE("mamba_checkpoint: the original format of mamba_ssm is named") {
+  const std::string original = R"({"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {},
+    "rms_norm": true, "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8})";
+  const std::string message = message_of([&] { check_config<Mamba_130M>(original); });
+  CHECK(contains(message, "config.json is of the original format of mamba_ssm (d_model, n_layer, ssm_cfg)"));
+  CHECK(contains(message, "-hf"));
+  // The converted files keep those keys beside their own.
+  json converted = Mamba("mamba").config();
+  converted.update(json::parse(original));
+  converted["vocab_size"] = 96;
+  CHECK(Mamba("mamba").refusal_of_text(converted.dump()) == "");
+  converted["rms_norm"] = false;
+  CHECK(contains(Mamba("mamba").refusal_of_text(converted.dump()), "rms_norm: the type has true, the file false"));
+}
+
+TEST_CASE("mamba_checkpoint: a bare Infinity is saved as a number that every release reads") {
+  const CaseCopy copy("mamba2");
+  json config = json::parse(read_text(copy.path() / "config.json"));
+  config["time_step_limit"] = json::array({0.0, "HERE"});
+  std::string text = config.dump();
+  write_text(copy.path() / "config.json", text.replace(text.find("\"HERE\""), 6, "Infinity"));
+  save_huggingface(load_huggingface<Mamba2Case>(copy.path()), copy.path() / "saved");
+  config["time_step_limit"] = {0.0, std::numeric_limits<float>::max()};
+  CHECK(json::parse(read_text(copy.path() / "saved" / "config.json")) == config);
 }

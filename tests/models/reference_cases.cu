@@ -50,6 +50,9 @@ void passes_in_both(const std::string& name, std::size_t lines, double logits, d
 TEST_CASE("reference_cases on CUDA: llama") { passes_in_both<LlamaCase>("llama", 9, 0.01077, 0.01122, 0.01025); }
 TEST_CASE("reference_cases on CUDA: mamba") { passes_in_both<MambaCase>("mamba", 9, 0.00630, 0.00640, 0.01554); }
 TEST_CASE("reference_cases on CUDA: mamba2") { passes_in_both<Mamba2Case>("mamba2", 9, 0.01405, 0.01402, 0.02294); }
+TEST_CASE("reference_cases on CUDA: mamba2-groups") {
+  passes_in_both<Mamba2GroupsCase>("mamba2-groups", 9, 0.01344, 0.01296, 0.02597);
+}
 TEST_CASE("reference_cases on CUDA: zamba") { passes_in_both<ZambaCase>("zamba", 13, 0.01299, 0.01369, 0.03219); }
 TEST_CASE("reference_cases on CUDA: zamba-gqa") {
   passes_in_both<ZambaGqaCase>("zamba-gqa", 13, 0.01135, 0.01298, 0.02306);

@@ -2,7 +2,9 @@
 // config.json of model_type zamba2 against the type, and the names and copies of its tensors.
 #include <zamba/models/zamba2_checkpoint.hpp>
 
+#include <limits>
 #include <set>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -113,6 +115,16 @@ TEST_CASE("zamba2_checkpoint: theta in either spelling, and only where there is 
     CHECK(contains(theta({{"rope_parameters", {{"rope_theta", value}}}}), "rope_theta: the type has 10000.0"));
   }
   CHECK(contains(theta({{"rope_parameters", "default "}}), "rope_parameters"));
+  // Beside rope_parameters, rope_scaling must fit as well, and what changes angles in either counts.
+  const std::string type_differs = "rope_scaling: the type has \"default\", the file ";
+  CHECK(contains(theta({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}), type_differs + "\"linear\""));
+  CHECK(contains(theta({{"rope_scaling", {{"rope_type", "llama3"}}}}), type_differs + "\"llama3\""));
+  CHECK(contains(theta({{"rope_scaling", {{"factor", 2.0}}}}), type_differs + "{\"factor\":2.0}"));
+  CHECK(
+      contains(theta({{"rope_scaling", {{"rope_theta", 500.0}}}}), "rope_theta: the type has 10000.0, the file 500.0"));
+  CHECK(theta({{"rope_scaling", {{"rope_theta", 10000}, {"type", "default"}}}}) == "");
+  const json partial{{"rope_type", "default"}, {"rope_theta", 10000.0}, {"partial_rotary_factor", 0.5}};
+  CHECK(contains(theta({{"rope_parameters", partial}}), "rope_parameters: the type has \"default\", the file {"));
   CHECK(contains(theta({{"rope_parameters", nullptr}, {"rope_scaling", {{"type", "linear"}}}}), "the file \"linear\""));
   CHECK(refusal<Zamba2Case>({{"rope_parameters", {{"rope_theta", 7}, {"rope_type", "yarn"}}}}, "zamba2") == "");
   CHECK(refusal<Zamba2Case>({{"use_long_context", true}}, "zamba2") == "");
@@ -134,7 +146,7 @@ TEST_CASE("zamba2_checkpoint: absent keys mean the defaults of the family") {
     CAPTURE(key);
     const std::string message = refusal({{key, nullptr}});
     CHECK(contains(message, "\n  " + key + ": the type has "));
-    CHECK(contains(message, "the file " + item.value().dump()));
+    CHECK(contains(message, "the file none, which means " + item.value().dump()));
   }
   CHECK(contains(refusal({{"model_type", nullptr}}), "model_type: the type has \"zamba2\", the file none"));
 
@@ -146,7 +158,7 @@ TEST_CASE("zamba2_checkpoint: absent keys mean the defaults of the family") {
   for (const json& ids : {json({1, 3, 5, 9}), json({1, 3, 5, -1}), json({"1"}), json(5), json({1.0})})
     CHECK(contains(refusal({{"layers_block_type", nullptr}, {"hybrid_layer_ids", ids}}), "layers_block_type"));
   CHECK(contains(refusal({{"layers_block_type", nullptr}, {"hybrid_layer_ids", nullptr}}),
-                 "the file \"mmmmmmhmmmmmhmmmmmh"));
+                 "the file none, which means \"mmmmmmhmmmmmhmmmmmh"));
 }
 
 TEST_CASE("zamba2_checkpoint: the published sizes") {
@@ -219,6 +231,32 @@ TEST_CASE("zamba2_checkpoint: the saved config describes its own type, and no ot
   CHECK(config["rope_theta"] == 10000.0);  // as it is before it is stretched
   CHECK(config["rms_norm_eps"] == 1e-3);
   CHECK(config["time_step_min"] == 0.5);
+  CHECK(config["time_step_limit"] == json{0.5, std::numeric_limits<float>::max()});
+  CHECK(message_of([&] { check_config<Long>(config.dump()); }) == "");
+}
+
+TEST_CASE("zamba2_checkpoint: a limit of dt is the type's, or refused with both") {
+  for (const json& none : {json(nullptr), json{0.0, "Infinity"}, json{0.0, json{{"__float__", "Infinity"}}},
+                           json{0, std::numeric_limits<float>::max()}})
+    CHECK(refusal({{"time_step_limit", none}}) == "");
+  const std::string type = R"(time_step_limit: the type has [0.0,{"__float__":"Infinity"}], the file )";
+  for (const json& limit : {json{0.001, 0.1}, json{0.0, 0.001}, json{0.0, 100.0}})
+    CHECK(contains(refusal({{"time_step_limit", limit}}), type + limit.dump()));
+  CHECK(contains(refusal({{"time_step_limit", {0.001, "Infinity"}}}), type + R"([0.001,{"__float__":"Infinity"}])"));
+  CHECK(refusal({{"time_step_min", 0.5}}) == "");
+
+  using Limited = LanguageModel<
+      96, PatternStack<
+              "mmhmhm", Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8, .dt_min = 0.01}>,
+              SharedAttention<SharedAttentionConfig{.d_model = 32, .n_heads = 4, .d_ff = 64, .mlp_adapter_rank = 4}>>>;
+  CHECK(refusal<Limited>({{"time_step_limit", {0.01, "Infinity"}}}, "zamba2") == "");
+  CHECK(refusal<Limited>({{"time_step_min", 0.01}}, "zamba2") == "");
+  const std::string of_limited = R"(time_step_limit: the type has [0.01,{"__float__":"Infinity"}], the file )";
+  CHECK(contains(refusal<Limited>(json::object(), "zamba2"),
+                 of_limited + R"(none, which means [0.0,{"__float__":"Infinity"}])"));
+  CHECK(contains(refusal<Limited>({{"time_step_limit", {0.01, 0.1}}}, "zamba2"), of_limited + "[0.01,0.1]"));
+  CHECK(contains(refusal<Limited>({{"time_step_min", 0.01}, {"time_step_limit", {0.0, "Infinity"}}}, "zamba2"),
+                 of_limited));
 }
 
 TEST_CASE("zamba2_checkpoint: a head of its own") {
@@ -231,6 +269,48 @@ TEST_CASE("zamba2_checkpoint: a head of its own") {
   CHECK(layout.parameters.front().parts.front().name == "model.embed_tokens.weight");
   CHECK(layout.parameters.front().parts.front().copies.empty());
   CHECK(layout.parameters.back().parts.front().name == "lm_head.weight");
+}
+
+TEST_CASE("zamba2_checkpoint: under a head of its own, shared weights are saved at every layer that uses them") {
+  using Net = LanguageModel<96, Zamba2TwoBlocksCase::Stack, Head::own>;
+  const Model<Net> model(Seed{4});
+  const TemporaryFolder folder;
+  save_huggingface(model, folder.path / "whole");
+  save_huggingface(model, folder.path / "sharded", {.max_shard_bytes = 20'000});
+  HeldTensors saved(folder.path / "whole" / "model.safetensors");
+  // Layers 1, 5 and 3, 8 share a block; each holds its block's weights and the adapters of its block's uses.
+  const std::string adapter = feed_forward + "gate_up_proj_adapter_list.";
+  for (const auto& [first, second] :
+       {std::pair("model.layers.1", "model.layers.5"), std::pair("model.layers.3", "model.layers.8")}) {
+    std::size_t count = 0;
+    for (const auto& tensor : std::vector(saved.tensors)) {
+      if (!tensor.name.starts_with(std::string(first) + ".shared_transformer")) continue;
+      CHECK(saved[second + tensor.name.substr(14)].bytes == tensor.bytes);
+      ++count;
+    }
+    CHECK(count == 8 + 2 * 8);  // four products, two norms, gate_up and down; two factors of four adapters a use
+  }
+  CHECK(saved["model.layers.5" + adapter + "0.0.weight"].bytes ==
+        saved["model.layers.1" + adapter + "0.0.weight"].bytes);
+
+  const auto same = [&](const Model<Net>& loaded) {
+    for (const ParameterEntry& entry : model.entries())
+      if (loaded.read(entry) != model.read(entry)) return false;
+    return true;
+  };
+  CHECK(same(load_huggingface<Net>(folder.path / "whole")));
+  CHECK(same(load_huggingface<Net>(folder.path / "sharded")));
+  auto& copy = saved["model.layers.8" + feed_forward + "down_proj.weight"].element<float>(3);
+  const float right = std::exchange(copy, copy + 1);
+  saved.write(folder.path / "whole" / "model.safetensors");
+  CHECK(contains(message_of([&] { load_huggingface<Net>(folder.path / "whole"); }),
+                 "model.layers.8" + feed_forward + "down_proj.weight: wanted the same values as in model.layers.3"));
+  copy = right;
+  std::erase_if(saved.tensors, [](const auto& tensor) {
+    return tensor.name.starts_with("model.layers.5.shared") || tensor.name.starts_with("model.layers.8.shared");
+  });
+  saved.write(folder.path / "whole" / "model.safetensors");
+  CHECK(same(load_huggingface<Net>(folder.path / "whole")));
 }
 
 TEST_CASE("zamba2_checkpoint: what was loaded is saved byte by byte") {

@@ -2,10 +2,12 @@
 // config.json of model_type zamba against the type, and the names of its tensors.
 #include <zamba/models/zamba_checkpoint.hpp>
 
+#include <algorithm>
 #include <set>
 
 #include <doctest/doctest.h>
 
+#include <zamba/io/huggingface.hpp>
 #include <zamba/models/zamba_7b.hpp>
 
 #include <tests/support/cases.hpp>
@@ -107,6 +109,7 @@ TEST_CASE("zamba_checkpoint: absent keys, and other spellings of the same") {
   for (const char* key :
        {"model_type", "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"})
     CHECK(contains(refusal({{key, nullptr}}), "the file none"));
+  CHECK(contains(refusal({{"num_attention_heads", nullptr}}), "the type has 4, the file none, which means 16"));
   CHECK(refusal({{"mamba_dt_rank", "auto"}}) == "");
   CHECK(refusal({{"rms_norm_eps", 9.99999974737875e-06}}) == "");  // 1e-5 through float
   CHECK(refusal({{"layers_block_type",
@@ -253,4 +256,22 @@ TEST_CASE("zamba_checkpoint: the saved config describes its own type, and no oth
     REQUIRE(ours.contains(key));
     if (key != "layers_block_type" && key != "use_mamba_kernels") CHECK(ours[key] == item.value());
   }
+}
+
+TEST_CASE("zamba_checkpoint: under a head of its own, the shared block is saved at every layer that uses it") {
+  using Net = LanguageModel<96, ZambaCase::Stack, Head::own>;
+  const TemporaryFolder own, tied;
+  save_huggingface(Model<Net>(Seed{4}), own.path);
+  save_huggingface(Model<ZambaCase>(Seed{4}), tied.path);
+  const auto count = [](const TemporaryFolder& folder, const std::string& layer) {
+    const HeldTensors saved(folder.path / "model.safetensors");
+    return std::count_if(saved.tensors.begin(), saved.tensors.end(), [&](const auto& tensor) {
+      return tensor.name.starts_with("model.layers." + layer + ".shared_transf.");
+    });
+  };
+  CHECK(count(own, "2") == 9);  // four products, two norms, gate, up and down
+  CHECK(count(own, "7") == 9);
+  CHECK(count(tied, "2") == 9);
+  CHECK(count(tied, "7") == 0);
+  CHECK(message_of([&] { load_huggingface<Net>(own.path); }) == "");
 }

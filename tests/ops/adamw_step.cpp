@@ -3,6 +3,8 @@
 #include <zamba/ops/adamw_step.hpp>
 
 #include <cmath>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -115,6 +117,75 @@ TEST_CASE("adamw_step: no clipping below the norm allowed, and none when it is s
   free.step({0.1, 0.9, 0.95, 1e-8, 0.1, 1e300, 1}, 1e9, 1);
   CHECK(below.weight == free.weight);
   CHECK(off.weight == free.weight);
+}
+
+namespace {
+
+/// One element of a gradient is `large`, the others are 0, as is all that came before: clipped to a norm of 1.
+template <class W, class F>
+void clips_before_squaring(double large) {
+  for (const Index n : {1, 3, 70'001}) {
+    CAPTURE(large);
+    Problem<W, F> problem(n);
+    const auto at = static_cast<std::size_t>(n / 2);
+    for (auto* values : {&problem.gradient, &problem.m, &problem.v}) std::fill(values->begin(), values->end(), F(0));
+    problem.gradient[at] = static_cast<F>(large);
+    const double norm = std::abs(static_cast<double>(static_cast<F>(large))), before = problem.master[at];
+    const auto others = problem.master;
+    problem.step({1e-2, 0.9, 0.95, 1e-8, 0, 1, 1}, norm * norm, 2);
+    // Two roundings of float, and the 1e-6 of the clipping where the norm is small.
+    CHECK(problem.m[at] == doctest::Approx(large < 0 ? -0.1 : 0.1).epsilon(2e-6));
+    CHECK(problem.v[at] == doctest::Approx(0.05).epsilon(4e-6));
+    const double now = std::is_same_v<W, F> ? static_cast<double>(static_cast<float>(problem.weight[at]))
+                                            : static_cast<double>(problem.master[at]);
+    CHECK(now - before == doctest::Approx(large < 0 ? 1e-2 : -1e-2).epsilon(1e-4));  // weights near 1, in float
+    for (std::size_t i = 0; i < others.size(); ++i)
+      if (i != at) REQUIRE(static_cast<float>(problem.weight[i]) == static_cast<float>(static_cast<W>(others[i])));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("adamw_step: a gradient is clipped before it is squared, whatever its size") {
+  for (const double large : {3., 1e10, -1.8e19, 1.9e19, 1e20, -1e30, 3e38}) {
+    clips_before_squaring<float, float>(large);
+    clips_before_squaring<bf16, float>(large);
+    clips_before_squaring<double, double>(large);
+  }
+  for (const double large : {1e100, -1e150}) clips_before_squaring<double, double>(large);
+}
+
+TEST_CASE("adamw_step: many gradients near the largest float, whose clip is below the least") {
+  constexpr Index n = 10'000;
+  Problem<float, float> problem(n);
+  std::fill(problem.gradient.begin(), problem.gradient.end(), 3e38f);
+  std::fill(problem.m.begin(), problem.m.end(), 0.f);
+  std::fill(problem.v.begin(), problem.v.end(), 0.f);
+  const double norm = 100 * static_cast<double>(3e38f);
+  problem.step({1e-2, 0.9, 0.95, 1e-8, 0, 1, 1}, norm * norm, 2);
+  for (Index i = 0; i < n; i += 999) {
+    const auto at = static_cast<std::size_t>(i);
+    CHECK(problem.m[at] == doctest::Approx(0.1 / 100).epsilon(1e-6));
+    CHECK(problem.v[at] == doctest::Approx(0.05 / 1e4).epsilon(2e-6));
+  }
+}
+
+TEST_CASE("adamw_step: a norm that is not finite, or whose square v could not hold, changes nothing") {
+  constexpr double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  for (const auto& [clip, norm] : {std::pair{0., nan}, {0., inf}, {1., nan}, {1., inf}, {0., 2e19}, {1e20, 1e25}}) {
+    CAPTURE(clip);
+    CAPTURE(norm);
+    Problem<float, float> problem(5'000), as_it_was(5'000);
+    Problem<bf16, float> stored(5'000), stored_was(5'000);
+    const AdamWScalars scalars{1e-2, 0.9, 0.95, 1e-8, 0.1, clip, 3};
+    problem.step(scalars, norm * norm, 2);
+    stored.step(scalars, norm * norm, 2);
+    CHECK((problem.weight == as_it_was.weight && problem.m == as_it_was.m && problem.v == as_it_was.v));
+    CHECK((stored.master == stored_was.master && stored.m == stored_was.m && stored.v == stored_was.v));
+  }
+  Problem<double, double> wide(10), wide_was(10);
+  wide.step({1e-2, 0.9, 0.95, 1e-8, 0.1, 0, 3}, 4e38, 1);  // what float could not hold
+  CHECK(wide.weight != wide_was.weight);
 }
 
 TEST_CASE("sum_of_squares: summed in double, bit-equal for any number of threads") {

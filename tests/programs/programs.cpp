@@ -77,6 +77,20 @@ std::string continued(const std::string& prompt, Index count) {
   return ByteTokenizer().decode(tokens);
 }
 
+/// A copy of the model's folder in which eos_token_id of both files is as given; null: the file has none.
+std::string folder_with_ends(const std::string& name, const nlohmann::json& config,
+                             const nlohmann::json& generation_config) {
+  const auto to = folder() / name;
+  std::filesystem::remove_all(to);
+  std::filesystem::copy(model_folder(), to);
+  auto object = nlohmann::json::parse(read_text(to / "config.json"));
+  object["eos_token_id"] = config;
+  write_text(to / "config.json", object.dump());
+  if (!generation_config.is_null())
+    write_text(to / "generation_config.json", nlohmann::json{{"eos_token_id", generation_config}}.dump());
+  return to.string();
+}
+
 void refused(const Result& result, int status, const std::string& message) {
   CHECK(result.status == status);
   CHECK(result.out == "");
@@ -216,6 +230,114 @@ TEST_SUITE("programs/programs") {
     CHECK(read_text(output) == result.out);
   }
 
+  TEST_CASE("generate: every token that ends a text, of the tokenizer and of both files, ends it") {
+    const std::string none = folder_with_ends("ends-none", nullptr, nullptr);
+    const auto text = [](const std::string& m, const Arguments& more = {}) {
+      Arguments arguments{m, "--prompt", "hello", "-t", "0", "-n", "30", "-q"};
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      const Result result = generate(arguments);
+      CHECK_MESSAGE(result.status == 0, result.err);
+      return result.out;
+    };
+    const std::string whole = text(none);
+    std::vector<Token> tokens = continuation("hello", 30);
+    REQUIRE(whole == continued("hello", 30) + "\n");
+    REQUIRE(tokens.size() > 8);
+    const Token end = tokens[6];
+    const auto first = static_cast<std::size_t>(std::find(tokens.begin(), tokens.end(), end) - tokens.begin());
+    const std::string cut = ByteTokenizer().decode(std::span<const Token>(tokens).first(first)) + "\n";
+    // Ids that greedy decoding does not draw here, beside the one that it does.
+    Token other = 1;
+    while (std::find(tokens.begin(), tokens.end(), other) != tokens.end()) ++other;
+    using nlohmann::json;
+    CHECK(text(folder_with_ends("ends", end, nullptr)) == cut);
+    CHECK(text(folder_with_ends("ends", json{other, end}, nullptr)) == cut);
+    CHECK(text(folder_with_ends("ends", nullptr, end)) == cut);
+    CHECK(text(folder_with_ends("ends", other, json{end, other})) == cut);
+    CHECK(text(folder_with_ends("ends", json::array(), nullptr)) == whole);
+    CHECK(text(folder_with_ends("ends", other, nullptr)) == whole);
+    const std::string m = folder_with_ends("ends", other, json{end});
+    // Behind them it goes on if asked, and they are no text.
+    std::string without;
+    for (const Token token : tokens)
+      if (token != end && token != 0 && token != other) without += static_cast<char>(token);
+    CHECK(text(m, {"--ignore-end"}).starts_with(without));
+    const Result lines =
+        generate({m, "--batch", file("one.jsonl", "{\"prompt\": \"hello\"}\n"), "-t", "0", "-n", "30"});
+    CHECK(nlohmann::json::parse(lines.out)["end"] == "stop");
+    CHECK(nlohmann::json::parse(lines.out)["tokens"] == first + 1);
+    const auto bad = [&](const json& config, const json& generation_config, const std::string& message) {
+      refused(generate({folder_with_ends("bad-ends", config, generation_config), "--prompt", "a"}), 1, message);
+    };
+    bad("</s>", nullptr, "config.json: eos_token_id: wanted an integer of 0 to 255, came \"</s>\"");
+    bad(256, nullptr, "config.json: eos_token_id: wanted an integer of 0 to 255, came 256");
+    bad(nullptr, json{0, -1}, "generation_config.json: eos_token_id[1]: wanted an integer of 0 to 255, came -1");
+    write_text(std::filesystem::path(m) / "generation_config.json", "{");
+    refused(generate({m, "--prompt", "a"}), 1, "generation_config.json: not valid JSON");
+  }
+
+  TEST_CASE("generate: ids that stand for nothing are never drawn") {
+    // A tokenizer of all bytes but the upper case letters, for a model of 256 tokens.
+    nlohmann::json vocabulary;
+    const auto& alphabet = detail::ByteAlphabet::get();
+    for (int byte = 0; byte < 256; ++byte)
+      if (byte < 'A' || byte > 'Z') vocabulary[alphabet.write(std::string(1, static_cast<char>(byte)))] = byte;
+    const std::string m = folder_with_ends("holes", nullptr, nullptr);
+    write_text(std::filesystem::path(m) / "tokenizer.json",
+               nlohmann::json{{"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", nlohmann::json::array()}}},
+                              {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+                              {"decoder", {{"type", "ByteLevel"}}}}
+                   .dump());
+    std::string prompts;
+    for (int i = 0; i < 64; ++i) prompts += "{\"prompt\": \"hello " + std::to_string(i) + "\"}\n";
+    const Result result = generate({m, "--batch", file("many.jsonl", prompts), "-t", "5", "-n", "30", "--top-p", "1"});
+    CHECK_MESSAGE(result.status == 0, result.err);
+    std::istringstream lines(result.out);
+    int count = 0;
+    for (std::string line; std::getline(lines, line); ++count)
+      for (const char letter : nlohmann::json::parse(line)["text"].get<std::string>())
+        REQUIRE((letter < 'A' || letter > 'Z'));
+    CHECK(count == 64);
+  }
+
+  TEST_CASE("generate: a prompt whose logits are NaN is named, and the others are written") {
+    using zamba_test::Transformer;  // of 29 bytes
+    const auto whole = zamba_test::random_model<Transformer, float>();
+    auto state = whole.new_state({.batch = 2, .max_length = 16});
+    const std::vector<std::vector<Token>> prompts{{3, 1}, {4}};
+    const auto free = zamba::generate(whole, state, prompts, {.sampling = {.temperature = 0}, .max_new_tokens = 5});
+    Token bad = 5;  // one that these never read
+    while (zamba_apps::is_one_of(free[0], bad) || zamba_apps::is_one_of(free[1], bad)) ++bad;
+    const AnyModel model(zamba_test::nan_where_read<Transformer, float>(bad), "broken");
+    std::string lines;
+    for (const std::vector<Token>& prompt : {prompts[0], {bad}, prompts[1]})
+      lines += nlohmann::json{{"prompt", ByteTokenizer().decode(prompt)}}.dump() + "\n";
+    zamba_apps::GenerateOptions options;
+    options.batch = file("some.jsonl", lines);
+    options.output = (folder() / "some-answers.jsonl").string();
+    options.max_new_tokens = 5;
+    options.sampling = {.temperature = 0};
+    std::istringstream in;
+    std::ostringstream out, err;
+    zamba_apps::Console console{in, out, err};
+    zamba_apps::Statistics statistics;
+    CHECK_THROWS_WITH_AS(
+        zamba_apps::batch(model, zamba_apps::Text(folder() / "absent", 29), options, console, statistics),
+        ("zamba: " + options.batch +
+         ": the text of prompt 2 ended by an error; generate: 1 of 3 rows ended early: row 1, after 0 new tokens: "
+         "argmax: the logit of token 0 is NaN")
+            .c_str(),
+        Error);
+    std::istringstream written(read_text(options.output));
+    for (const std::vector<Token>& tokens : {free[0], {}, free[1]}) {
+      std::string line;
+      REQUIRE(std::getline(written, line));
+      const auto object = nlohmann::json::parse(line);
+      CHECK(object["text"] == ByteTokenizer().decode(tokens));
+      CHECK(object["end"] == (tokens.empty() ? "error" : "length"));
+    }
+  }
+
   TEST_CASE("generate: wrong input") {
     const std::string& m = model_folder();
     refused(generate({}), 2, "DIR is missing");
@@ -240,6 +362,13 @@ TEST_SUITE("programs/programs") {
     refused(batch("{\"prompt\": \"a\"}\n{\"prompt\": 3}\n"), 1,
             "bad.jsonl, line 2: field 'prompt': wanted a text, came 3");
     refused(batch("{\"prompt\": \"a\"}\n{\"prompt\": \"\"}\n"), 1, "bad.jsonl, prompt 2 is empty");
+    refused(batch("{\"prompt\": \"a\", \"prompt\": \"b\"}"), 1, "line 1: key 'prompt' occurs twice");
+    std::string keys;
+    for (int i = 0; i < 2000; ++i) keys += ", \"" + std::to_string(i) + "\": 0";
+    refused(batch("{\"prompt\": \"a\"" + keys + "}"), 1, "line 1: an object may have 1024 keys");
+    refused(generate({std::string(300, 'x'), "--prompt", "a"}), 1, "is not a folder");
+    CHECK(generate({m, "--batch", file("inf.jsonl", "{\"prompt\": \"a\", \"x\": Infinity}\n"), "-n", "1"}).status == 0);
+    refused(info({std::string(300, 'x')}), 1, "is no folder");
     refused(batch("{}"), 1, "bad.jsonl, line 1: field 'prompt': wanted a text, came none");
     refused(batch("[\"a\"]"), 1, "bad.jsonl, line 1: wanted a JSON object, came array");
     refused(batch(""), 1, "holds no prompts");

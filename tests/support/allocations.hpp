@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Counts allocations of the whole process. To be included by one file of a program: it replaces malloc and its
-// relatives, through which operator new, Eigen and the OpenMP runtime all go. Under sanitizers, which replace them
-// too, operator new alone is counted.
+// Counts allocations of the whole process, and lets them fail. To be included by one file of a program: it replaces
+// malloc and its relatives, through which operator new, Eigen and the OpenMP runtime all go. Under sanitizers, which
+// replace them too, operator new alone is counted.
 #pragma once
 
 #include <cerrno>
@@ -19,21 +19,20 @@ void* __libc_calloc(std::size_t, std::size_t);
 void* __libc_realloc(void*, std::size_t);
 void* __libc_memalign(std::size_t, std::size_t);
 
-void* malloc(std::size_t size) {
-  ++zamba_test::allocations;
-  return __libc_malloc(size);
+static void* no_memory() {
+  errno = ENOMEM;
+  return nullptr;
 }
+
+void* malloc(std::size_t size) { return zamba_test::may_allocate() ? __libc_malloc(size) : no_memory(); }
 void* calloc(std::size_t count, std::size_t size) {
-  ++zamba_test::allocations;
-  return __libc_calloc(count, size);
+  return zamba_test::may_allocate() ? __libc_calloc(count, size) : no_memory();
 }
 void* realloc(void* pointer, std::size_t size) {
-  ++zamba_test::allocations;
-  return __libc_realloc(pointer, size);
+  return zamba_test::may_allocate() ? __libc_realloc(pointer, size) : no_memory();
 }
 void* memalign(std::size_t alignment, std::size_t size) {
-  ++zamba_test::allocations;
-  return __libc_memalign(alignment, size);
+  return zamba_test::may_allocate() ? __libc_memalign(alignment, size) : no_memory();
 }
 void* aligned_alloc(std::size_t alignment, std::size_t size) { return memalign(alignment, size); }
 int posix_memalign(void** pointer, std::size_t alignment, std::size_t size) {
@@ -45,25 +44,25 @@ int posix_memalign(void** pointer, std::size_t alignment, std::size_t size) {
 #else
 
 void* operator new(std::size_t size) {
-  ++zamba_test::allocations;
-  if (void* pointer = std::malloc(size ? size : 1)) return pointer;
+  if (void* pointer = zamba_test::may_allocate() ? std::malloc(size ? size : 1) : nullptr) return pointer;
   throw std::bad_alloc();
 }
 void* operator new(std::size_t size, std::align_val_t alignment) {
-  ++zamba_test::allocations;
   void* pointer = nullptr;
-  if (posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0) return pointer;
+  if (zamba_test::may_allocate() && posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0)
+    return pointer;
   throw std::bad_alloc();
 }
 // A sanitizer keeps these two to itself, and would not let the delete below release what they gave.
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  ++zamba_test::allocations;
-  return std::malloc(size ? size : 1);
+  return zamba_test::may_allocate() ? std::malloc(size ? size : 1) : nullptr;
 }
 void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  ++zamba_test::allocations;
   void* pointer = nullptr;
-  return posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0 ? pointer : nullptr;
+  return zamba_test::may_allocate() &&
+                 posix_memalign(&pointer, static_cast<std::size_t>(alignment), size ? size : 1) == 0
+             ? pointer
+             : nullptr;
 }
 void operator delete(void* pointer) noexcept { std::free(pointer); }
 void operator delete(void* pointer, std::size_t) noexcept { std::free(pointer); }

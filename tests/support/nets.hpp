@@ -169,4 +169,16 @@ std::vector<double> values(const State<Net, T, Device>& state) {
 
 using zamba::testing::relative_error;
 
+/// A model in which what a token embeds as is NaN. Where the head is its own, rows without the token do not meet it.
+template <class Net, class T, class Device = cpu>
+Model<Net, T, Device> nan_where_read(Token token) {
+  auto model = random_model<Net, T, Device>();
+  const ParameterEntry& table = model.entries().front();
+  std::vector<double> values_of_table = model.read(table);
+  std::fill_n(values_of_table.begin() + token * table.shape[1], table.shape[1],
+              std::numeric_limits<double>::quiet_NaN());
+  model.write(table, values_of_table);
+  return model;
+}
+
 }  // namespace zamba_test

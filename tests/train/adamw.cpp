@@ -3,6 +3,9 @@
 // check_reference; the arithmetic of one is tested in tests/ops/adamw_step.cpp.
 #include <zamba/train/adamw.hpp>
 
+#include <cmath>
+#include <limits>
+
 #include <doctest/doctest.h>
 
 #include <tests/support/cases.hpp>
@@ -96,6 +99,124 @@ TEST_CASE("adamw: a step takes no new memory after the first, whatever the numbe
   for (const ParameterEntry& entry : model.entries()) REQUIRE(model.read(entry) == other.read(entry));
 }
 
+namespace {
+
+template <class T>
+std::vector<double> all_of(const Model<ZambaCase, T>& model, const AdamW<ZambaCase, T, cpu>& optimiser) {
+  std::vector<double> all{static_cast<double>(optimiser.steps())};
+  for (const ParameterEntry& entry : model.entries())
+    for (const double value : model.read(entry)) all.push_back(value);
+  for (const auto& part : {optimiser.first_moments(), optimiser.second_moments(), optimiser.master()})
+    all.insert(all.end(), part.data, part.data + part.size());
+  return all;
+}
+
+/// One gradient of `large` beside zeros moves its weight by the rate, as it would in PyTorch, and the next ones too.
+template <class T>
+void takes_exploding_gradients(double large) {
+  CAPTURE(large);
+  Model<ZambaCase, T> model(Seed{1});
+  auto gradients = model.new_gradients();
+  const ParameterEntry& entry = model.entries()[model.entries().size() / 2];
+  const Index at = entry.offset + entry.size / 2;
+  AdamW optimiser(model, {.weight_decay = 0});
+  using F = compute_t<T>;
+  gradients.values()[at] = static_cast<F>(large);
+  double m = 0, v = 0;
+  for (int t = 1; t <= 5; ++t) {  // the explosion, then gradients of 0.5
+    optimiser.step(model, gradients, 1e-2);
+    const double g = t == 1 ? 1 : 0.5;
+    m = 0.9 * m + 0.1 * g;
+    v = 0.95 * v + 0.05 * g * g;
+    REQUIRE(optimiser.first_moments()[at] == doctest::Approx(m).epsilon(1e-5));
+    REQUIRE(optimiser.second_moments()[at] == doctest::Approx(v).epsilon(1e-5));
+    gradients.values()[at] = static_cast<F>(0.5);
+  }
+  for (const double value : all_of(model, optimiser)) REQUIRE(std::isfinite(value));
+}
+
+/// A gradient that is not finite is no step, and the next good one is.
+template <class T>
+void refuses_gradients(double bad, double clip_norm) {
+  CAPTURE(bad);
+  CAPTURE(clip_norm);
+  Model<ZambaCase, T> model(Seed{1});
+  const auto good = gradients_of_one(model);
+  auto gradients = gradients_of_one(model);
+  AdamW optimiser(model, {.clip_norm = clip_norm});
+  optimiser.step(model, good, 1e-3);
+  const auto before = all_of(model, optimiser);
+  const ParameterEntry& entry = model.entries()[7];
+  gradients.values()[entry.offset + 5] = static_cast<compute_t<T>>(bad);
+  const std::string message = message_of([&] { optimiser.step(model, gradients, 1e-3); });
+  CHECK(contains(message, "AdamW: the norm of the gradients is "));
+  CHECK(contains(message, "element 5 of that of '" + entry.name + "'"));
+  CHECK(all_of(model, optimiser) == before);
+  optimiser.step(model, good, 1e-3);
+  CHECK(optimiser.steps() == 2);
+}
+
+}  // namespace
+
+TEST_CASE("adamw: gradients that are large and finite are clipped, not squared to infinity") {
+  for (const double large : {1e10, 1e18, 1.9e19, 1e20, 1e30, 3e38}) {
+    takes_exploding_gradients<float>(large);
+    takes_exploding_gradients<bf16>(large);
+    takes_exploding_gradients<double>(large);
+  }
+}
+
+TEST_CASE("adamw: with gradients that are not finite no step is taken, clipped or not, and they are named") {
+  for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL})
+    for (const double clip_norm : {0., 1., HUGE_VAL}) {
+      refuses_gradients<float>(bad, clip_norm);
+      refuses_gradients<bf16>(bad, clip_norm);
+      refuses_gradients<double>(bad, clip_norm);
+    }
+  // Finite, but no float holds its square, and nothing clips it.
+  Model<ZambaCase, float> model(Seed{1});
+  auto gradients = model.new_gradients();
+  gradients.values()[0] = 2e19f;
+  AdamW optimiser(model, {.clip_norm = 0});
+  const auto before = all_of(model, optimiser);
+  CHECK(contains(message_of([&] { optimiser.step(model, gradients, 1e-3); }),
+                 "the norm of the gradients is 2e+19, too large for second moments without clip_norm"));
+  CHECK(all_of(model, optimiser) == before);
+}
+
+TEST_CASE("adamw: a rate that no step should have") {
+  Model<ZambaCase, float> model(Seed{1});
+  const auto gradients = gradients_of_one(model);
+  AdamW optimiser(model);
+  const auto before = all_of(model, optimiser);
+  for (const double rate : {std::nan(""), HUGE_VAL, -HUGE_VAL, -1e-3})
+    CHECK(contains(message_of([&] { optimiser.step(model, gradients, rate); }),
+                   "AdamW: the learning rate must be finite and 0 or more, got "));
+  CHECK(contains(message_of([&] { optimiser.step(model, gradients, 1e38); }), "a learning rate of 1e+38 is too large"));
+  CHECK(contains(message_of([&] { optimiser.step(model, gradients, 10.5); }),
+                 "a learning rate of 10.5 and a weight_decay of 0.1 have a product above 1"));
+  CHECK(all_of(model, optimiser) == before);
+  CHECK_NOTHROW(optimiser.step(model, gradients, 0));
+  CHECK_THROWS_AS(optimiser.set_steps(-1), Error);
+  CHECK_THROWS_AS(optimiser.set_steps(std::numeric_limits<Index>::max()), Error);
+}
+
+TEST_CASE("adamw: zeroed gradients do not freeze a parameter: it decays, and its momentum goes on") {
+  Model<ZambaCase, double> model(Seed{1});
+  const ParameterEntry& embedding = model.entries().front();
+  model.write(embedding, std::vector<double>(embedding.size, 1.0));
+  auto gradients = gradients_of_one(model);
+  AdamW optimiser(model, {.clip_norm = 0});
+  optimiser.step(model, gradients, 0.1);
+  const double after_first = model.read(embedding)[0];
+  gradients.zero();
+  optimiser.step(model, gradients, 0.1);
+  // m and v of a gradient of 1, then of 0, with their bias corrections.
+  const double m = 0.09 / (1 - 0.81), v = 0.05 * 0.95 / (1 - 0.95 * 0.95);
+  CHECK(model.read(embedding)[0] ==
+        doctest::Approx(after_first * (1 - 0.1 * 0.1) - 0.1 * m / (std::sqrt(v) + 1e-8)).epsilon(1e-14));
+}
+
 TEST_CASE("adamw: options out of range") {
   const Model<ZambaCase, float> model(Seed{1});
   const auto message = [&](AdamWOptions options) {
@@ -107,4 +228,18 @@ TEST_CASE("adamw: options out of range") {
   CHECK(contains(message({.weight_decay = -1}), "weight_decay"));
   CHECK(contains(message({.clip_norm = std::nan("")}), "clip_norm"));
   CHECK(message({}) == "");
+  for (const double beta : {std::nan(""), HUGE_VAL, 1 - 1e-9}) {  // the last is 1 in float
+    CHECK(contains(message({.beta1 = beta}), "beta1 and beta2 must be in [0, 1)"));
+    CHECK(contains(message({.beta2 = beta}), "beta1 and beta2 must be in [0, 1)"));
+  }
+  for (const double eps : {std::nan(""), HUGE_VAL, 1e-300, 1e300, 1e-46, -1e-8})
+    CHECK(contains(message({.eps = eps}), "eps must be positive and a number of float"));
+  for (const double decay : {std::nan(""), HUGE_VAL, -0.1})
+    CHECK(contains(message({.weight_decay = decay}), "weight_decay must be finite and 0 or more, got "));
+  for (const double clip : {-HUGE_VAL, -1., 1e-320})
+    CHECK(contains(message({.clip_norm = clip}), "clip_norm must be 0"));
+  CHECK(message({.clip_norm = HUGE_VAL}) == "");  // a norm that is never reached
+  // What double holds and float does not.
+  const Model<ZambaCase, double> wide(Seed{1});
+  CHECK_NOTHROW(AdamW<ZambaCase, double, cpu>(wide, {.beta1 = 1 - 1e-9, .eps = 1e-300, .clip_norm = 1e-300}));
 }

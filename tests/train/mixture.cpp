@@ -172,7 +172,19 @@ TEST_SUITE("train/mixture") {
     CHECK_THROWS_WITH(Mixture({}), "zamba: Mixture: there is no source");
     CHECK_THROWS_WITH(Mixture({{TokenRange::whole(file), 0, "text"}}),
                       "zamba: Mixture: the weight of 'text' must be above 0, got 0; leave a source of weight 0 out");
-    CHECK_THROWS_AS(Mixture({{TokenRange::whole(file), std::nan(""), "text"}}), zamba::Error);
+    for (const double weight : {std::nan(""), HUGE_VAL, -1.})
+      CHECK_THROWS_AS(Mixture({{TokenRange::whole(file), weight, "text"}}), zamba::Error);
+    const auto two = [&](double a, double b) {
+      return Mixture({{TokenRange::whole(file), a, "a"}, {TokenRange::whole(file), b, "b"}});
+    };
+    CHECK_THROWS_AS(two(0, 0), zamba::Error);
+    CHECK_THROWS_WITH(two(1.7e308, 1.7e308), "zamba: Mixture: the weights add up to inf");
+    CHECK_THROWS_WITH(
+        two(1, 1e-20),
+        "zamba: Mixture: the weight of 'b', 1e-20 of 1 in all, is too small for anything to be drawn from "
+        "it");
+    CHECK_THROWS_AS(two(1e-20, 1), zamba::Error);
+    CHECK_NOTHROW(two(1, 1e-12));
     CHECK_THROWS_AS(Mixture({{{&file, 5, 11}, 1, "text"}}), zamba::Error);
     const Mixture mixture({{TokenRange::whole(file), 1, "text"}});
     PackedBatch batch;
@@ -182,5 +194,12 @@ TEST_SUITE("train/mixture") {
     CHECK_THROWS_AS(mixture.draw(Seed{1}, 0, 0, 0, 5, batch), zamba::Error);
     CHECK_THROWS_AS(mixture.draw(Seed{1}, 0, 0, 1, 0, batch), zamba::Error);
     CHECK_THROWS_AS(mixture.draw(Seed{1}, -1, 0, 1, 5, batch), zamba::Error);
+    for (const Index rows : {Index{1} << 61, Index{1} << 62, Index{1} << 31})  // times 8: over 2^63, or over memory
+      CHECK_THROWS_AS(mixture.draw(Seed{1}, 0, 0, rows, 8, batch), zamba::Error);
+    // Windows longer than any text, and more of them than there are, are as long and as many as there is text.
+    zamba::read_windows(TokenRange::whole(file), INT64_MAX, 0, INT64_MAX, batch);
+    CHECK(batch.tokens == counting(0, 9));
+    zamba::read_windows(TokenRange::whole(file), 4, 1, INT64_MAX, batch);
+    CHECK(batch.tokens == counting(4, 5));
   }
 }

@@ -149,6 +149,42 @@ TEST_SUITE("train/progress") {
     CHECK_THROWS_AS(StepLog{folder.path}, zamba::Error);
   }
 
+  TEST_CASE("text that is not UTF-8 is written with replacement characters") {
+    const zamba_test::TemporaryFolder folder;
+    const auto path = folder.path / "log.jsonl";
+    StepLog log(path);
+    log.append({{"step", 1}, {"phase", "caf\xe9"}});
+    CHECK(read_text(path) == "{\"step\":1,\"phase\":\"caf\xef\xbf\xbd\"}\n");
+    CHECK_THROWS_AS(log.append(nlohmann::ordered_json("\xe9")), zamba::Error);
+    CHECK_NOTHROW(StepLog{path});
+  }
+
+  TEST_CASE("a log that is removed or replaced while it is written to is missed at sync, and begun anew") {
+    const zamba_test::TemporaryFolder folder;
+    const auto path = folder.path / "log.jsonl";
+    StepLog log(path);
+    log.append({{"step", 1}});
+    CHECK_NOTHROW(log.sync());
+    for (const bool replaced : {false, true}) {
+      std::filesystem::remove(path);
+      if (replaced) write_text(path, "{\"step\":0}\n");
+      log.append({{"step", 2}});
+      CHECK_THROWS_WITH(
+          log.sync(),
+          ("zamba: StepLog: '" + path.string() + "' was removed or replaced while it was written to").c_str());
+      log.append({{"step", 3}});
+      CHECK_NOTHROW(log.sync());
+      CHECK(read_text(path) == (replaced ? "{\"step\":0}\n{\"step\":3}\n" : "{\"step\":3}\n"));
+    }
+  }
+
+  TEST_CASE("only a regular file is a log") {
+    const zamba_test::TemporaryFolder folder;
+    std::filesystem::create_symlink("/dev/null", folder.path / "null");
+    CHECK_THROWS_AS(StepLog{folder.path / "null"}, zamba::Error);
+    CHECK_THROWS_AS(StepLog{folder.path}, zamba::Error);
+  }
+
   TEST_CASE("what was appended survives SIGKILL") {
     const zamba_test::TemporaryFolder folder;
     const auto path = folder.path / "log.jsonl";

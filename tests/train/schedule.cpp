@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numbers>
 #include <tuple>
+#include <utility>
 
 #include <doctest/doctest.h>
 #include <zamba/train/schedule.hpp>
@@ -80,6 +81,18 @@ TEST_SUITE("train/schedule") {
     CHECK(LearningRate::constant(1).over({.tokens = 7}) != LearningRate::constant(1).over({.tokens = 8}));
   }
 
+  TEST_CASE("no value is above the peak, and all are finite") {
+    const auto rate = LearningRate::warm_up(3, {.tokens = 10}, 1e-300)
+                          .then(LearningRate::exponential(2, 1e-290).over({.fraction = 0.3}))
+                          .then(LearningRate::cosine(1e-290, 4).over({.fraction = 5e-324}))
+                          .then(LearningRate::linear(4, 0));
+    CHECK(rate.peak() == 4);
+    for (zamba::Index i = 0; i <= 100; ++i) {
+      CHECK(rate.at(i, 100) >= 0);
+      CHECK(rate.at(i, 100) <= 4);
+    }
+  }
+
   TEST_CASE("nonsense is refused, and the message says what came") {
     CHECK_THROWS_WITH(LearningRate::constant(-1),
                       "zamba: LearningRate: constant needs finite values of 0 or more, got -1 to -1");
@@ -87,6 +100,11 @@ TEST_SUITE("train/schedule") {
     CHECK_THROWS_AS(LearningRate::cosine(INFINITY, 0), zamba::Error);
     CHECK_THROWS_WITH(LearningRate::exponential(1, 0),
                       "zamba: LearningRate: exponential needs both ends above 0, got 1 to 0; linear or cosine reach 0");
+    // Each end is a number, and their ratio, which its values are powers of, is none.
+    for (const auto& [from, to] : {std::pair{1e-300, 1e300}, {1e300, 1e-300}, {5e-324, 1.}})
+      CHECK_THROWS_AS(LearningRate::exponential(from, to), zamba::Error);
+    CHECK_THROWS_AS(LearningRate::exponential(std::nan(""), 1), zamba::Error);
+    CHECK_THROWS_AS(LearningRate::warm_up(1, {.fraction = HUGE_VAL}), zamba::Error);
     const auto one = LearningRate::constant(1);
     CHECK_THROWS_AS(one.over({}), zamba::Error);
     CHECK_THROWS_AS(one.over({.tokens = -5}), zamba::Error);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
+#include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
+
 #include <tests/support/temporary_folder.hpp>
 #include <zamba/train/token_file.hpp>
 
@@ -61,6 +64,10 @@ TEST_SUITE("train/token_file") {
         TokenFile::open(path, TokenWidth::u32),
         ("zamba: TokenFile '" + path.string() + "': 6 bytes are not a whole number of 32-bit tokens").c_str());
     CHECK_THROWS_AS(TokenFile::open(path, TokenWidth::u16, -2), zamba::Error);
+    const auto pipe = folder.path / "pipe";
+    REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+    CHECK_THROWS_WITH(TokenFile::open(pipe, TokenWidth::u16),
+                      ("zamba: cannot read '" + pipe.string() + "': wanted a regular file, came a pipe").c_str());
   }
 
   TEST_CASE("an id too large for the width is refused, and the old file stays") {
@@ -87,6 +94,83 @@ TEST_SUITE("train/token_file") {
     CHECK_THROWS_AS(file.check_vocabulary(300), zamba::Error);
     zamba_test::write_text(path, "\xff\xff\xff\xff");  // negative as a Token, but no token id
     CHECK_THROWS_AS(TokenFile::open(path, TokenWidth::u32).check_vocabulary(2147483647), zamba::Error);
+  }
+
+  TEST_CASE("check_vocabulary finds an id anywhere, in both widths, and each part of a file is read once") {
+    const zamba_test::TemporaryFolder folder;
+    const auto path = folder.path / "a.bin";
+    for (const TokenWidth width : {TokenWidth::u16, TokenWidth::u32})
+      for (const Index at : {0, 1, 127, 128, 4095, 4096, 9'999, 10'000}) {
+        std::vector<Token> tokens(10'001);
+        for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<Token>(100 + i % 50);
+        tokens[static_cast<std::size_t>(at)] = 150;
+        zamba::write_token_file(path, tokens, width);
+        const TokenFile file = TokenFile::open(path, width);
+        CHECK_NOTHROW(file.check_vocabulary(151));
+        const std::string message = "zamba: TokenFile '" + path.string() + "': token " + std::to_string(at) +
+                                    " is 150, outside a vocabulary of 150; wrong width or wrong tokenizer?";
+        CHECK_THROWS_WITH(file.check_vocabulary(150), message.c_str());
+        CHECK_NOTHROW(file.check_vocabulary(150, 0, at));
+        CHECK_NOTHROW(file.check_vocabulary(150, at + 1, 10'001));
+        CHECK_THROWS_WITH(file.check_vocabulary(150, at, at + 1), message.c_str());
+        using zamba::check_vocabulary;
+        CHECK_NOTHROW(check_vocabulary({{&file, at + 1, 10'001}, {&file, 0, at}, {&file, at / 2, at}}, 150));
+        CHECK_THROWS_WITH(check_vocabulary({{&file, 0, 10'001}, {&file, 0, at}}, 150), message.c_str());
+      }
+  }
+
+  TEST_CASE("a file of 32-bit tokens is not opened as one of 16-bit tokens") {
+    const zamba_test::TemporaryFolder folder;
+    const auto path = folder.path / "a.bin";
+    const auto opens = [&](const std::vector<Token>& tokens, TokenWidth written, TokenWidth opened) {
+      zamba::write_token_file(path, tokens, written);
+      try {
+        TokenFile::open(path, opened);
+      } catch (const zamba::Error& error) {
+        CHECK(std::string(error.what()) ==
+              "zamba: TokenFile '" + path.string() +
+                  "': opened as 16-bit tokens, every second one is nearly 0, as where the tokens are of 32 bits; "
+                  "TokenWidth::u32?");
+        return false;
+      }
+      return true;
+    };
+    for (const Token vocabulary : {7, 256, 50'280, 65'536, 151'936, 1'000'000})
+      for (const Index size : {40, 3'000}) {
+        CAPTURE(vocabulary);
+        std::vector<Token> tokens(static_cast<std::size_t>(size));
+        for (std::size_t i = 0; i < tokens.size(); ++i)
+          tokens[i] = static_cast<Token>((i * 7'919 + i * i * 31) % static_cast<std::size_t>(vocabulary));
+        CHECK(!opens(tokens, TokenWidth::u32, TokenWidth::u16));
+        CHECK(opens(tokens, TokenWidth::u32, TokenWidth::u32));
+        if (vocabulary <= 65'536) CHECK(opens(tokens, TokenWidth::u16, TokenWidth::u16));
+      }
+    // Texts that only look a little like it.
+    CHECK(opens(std::vector<Token>(100, 0), TokenWidth::u16, TokenWidth::u16));
+    CHECK(opens(std::vector<Token>(100, 5), TokenWidth::u16, TokenWidth::u16));
+    CHECK(opens({7, 0, 8, 0, 9, 0}, TokenWidth::u16, TokenWidth::u16));
+    std::vector<Token> nearly(100, 0);
+    for (std::size_t i = 0; i < nearly.size(); i += 2) nearly[i] = 99;
+    nearly[51] = 77;
+    CHECK(opens(nearly, TokenWidth::u16, TokenWidth::u16));
+    zamba::write_token_file(path, nearly, TokenWidth::u16);
+    CHECK_THROWS_WITH(
+        TokenFile::open(path, TokenWidth::u16, 65'536),
+        ("zamba: TokenFile '" + path.string() + "': the document end is 65536, which 16 bits cannot hold").c_str());
+  }
+
+  TEST_CASE("a range has a target unless all but its last token are document ends") {
+    const zamba_test::TemporaryFolder folder;
+    const auto path = folder.path / "a.bin";
+    zamba::write_token_file(path, std::vector<Token>{0, 0, 0, 4, 0}, TokenWidth::u16);
+    const TokenFile file = TokenFile::open(path, TokenWidth::u16, 0), plain = TokenFile::open(path, TokenWidth::u16);
+    CHECK(TokenRange::whole(file).has_target());
+    CHECK(!TokenRange{&file, 0, 3}.has_target());
+    CHECK(!TokenRange{&file, 0, 4}.has_target());  // 4 is the last: nothing follows it here
+    CHECK(TokenRange{&file, 3, 5}.has_target());
+    CHECK(TokenRange{&plain, 0, 2}.has_target());
+    CHECK(!TokenRange{&plain, 0, 1}.has_target());
+    CHECK(!TokenRange{&plain, 2, 2}.has_target());
   }
 
   TEST_CASE("a split covers the range, and cuts between documents where it can") {

@@ -25,10 +25,10 @@ struct LowRankAdapter {
   };
 
   template <class P, class Visit>
-  static constexpr void visit_parameters(P& p, Visit visit) {
+  static constexpr void visit_parameters(P& p, Visit visit, double init_std = 0) {
     if (Rank == 0) return;
-    visit("a.weight", p.a, {{Rank, In}}, normal(0.02));
-    visit("b.weight", p.b, {{Out, Rank}}, normal(0.02));
+    visit("a.weight", p.a, {{Rank, In}}, fan_in(In, init_std));
+    visit("b.weight", p.b, {{Out, Rank}}, fan_in(Rank, init_std));
   }
 
   /// Adds to y (tokens, out), and returns what is kept.

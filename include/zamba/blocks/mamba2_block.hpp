@@ -39,6 +39,7 @@ struct Mamba2Config {
   bool proj_bias = false;  // of in_proj and out_proj
   double norm_eps = 1e-5;
   double gated_norm_eps = 0;  // 0: norm_eps
+  double init_std = 0;        // of normal initial weights; 0: by fan-in
 
   constexpr Index d_inner() const { return expand * d_model; }
   constexpr Index heads() const { return n_heads > 0 ? n_heads : d_inner() / 64; }
@@ -64,7 +65,7 @@ struct Mamba2Block {
   static constexpr Index d_model = C.d_model, D = C.d_inner(), H = C.heads(), N = C.d_state, G = C.n_groups,
                          K = C.d_conv;
   static constexpr Index conv_width = D + 2 * G * N, proj_width = D + conv_width + H;
-  static constexpr double norm_eps = C.norm_eps;
+  static constexpr double norm_eps = C.norm_eps, init_std = C.init_std;
 
   template <class W, class F>
   struct Parameters {
@@ -84,15 +85,16 @@ struct Mamba2Block {
   template <class Params, class Visit>
   static constexpr void visit_parameters(Params& p, Visit visit) {
     visit("norm.weight", p.norm, {{d_model}}, constant(1), Decay::no);
-    visit("in_proj.weight", p.in_proj, {{proj_width, d_model}}, normal(0.02));
+    visit("in_proj.weight", p.in_proj, {{proj_width, d_model}}, fan_in(d_model, init_std));
     if (C.proj_bias) visit("in_proj.bias", p.in_proj_bias, {{proj_width}}, constant(0), Decay::no);
-    visit("conv1d.weight", p.conv_weight, {{conv_width, K}}, normal(0.02), Decay::no);
-    if (C.conv_bias) visit("conv1d.bias", p.conv_bias, {{conv_width}}, constant(0), Decay::no);
+    visit("conv1d.weight", p.conv_weight, {{conv_width, K}}, fan_in(K, init_std), Decay::no);
+    if (C.conv_bias)
+      visit("conv1d.bias", p.conv_bias, {{conv_width}}, init_std > 0 ? constant(0) : fan_in(K), Decay::no);
     visit("dt_bias", p.dt_bias, {{H}}, inverse_softplus_dt(), Decay::no);
     visit("A_log", p.A_log, {{H}}, log_arange(), Decay::no);
     visit("D", p.skip, {{H}}, constant(1), Decay::no);
     visit("gated_norm.weight", p.gated_norm, {{D}}, constant(1), Decay::no);
-    visit("out_proj.weight", p.out_proj, {{d_model, D}}, normal(0.02));
+    visit("out_proj.weight", p.out_proj, {{d_model, D}}, residual_fan_in(D, init_std));
     if (C.proj_bias) visit("out_proj.bias", p.out_proj_bias, {{d_model}}, constant(0), Decay::no);
   }
 

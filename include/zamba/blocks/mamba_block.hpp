@@ -35,6 +35,7 @@ struct MambaConfig {
   bool conv_bias = true;
   bool proj_bias = false;  // of in_proj and out_proj
   double norm_eps = 1e-5;
+  double init_std = 0;  // of normal initial weights; 0: by fan-in
 
   constexpr Index d_inner() const { return expand * d_model; }
   constexpr Index head_dim() const { return d_inner() / n_heads; }
@@ -54,7 +55,7 @@ struct MambaBlock {
   static constexpr bool by_operators = true;
   static constexpr Index d_model = C.d_model, D = C.d_inner(), H = C.n_heads, P = C.head_dim(), N = C.d_state,
                          R = C.rank(), K = C.d_conv;
-  static constexpr double norm_eps = C.norm_eps;
+  static constexpr double norm_eps = C.norm_eps, init_std = C.init_std;
 
   template <class W, class F>
   struct Parameters {
@@ -75,16 +76,16 @@ struct MambaBlock {
   template <class Params, class Visit>
   static constexpr void visit_parameters(Params& p, Visit visit) {
     visit("norm.weight", p.norm, {{d_model}}, constant(1), Decay::no);
-    visit("in_proj.weight", p.in_proj, {{2 * D, d_model}}, normal(0.02));
+    visit("in_proj.weight", p.in_proj, {{2 * D, d_model}}, fan_in(d_model, init_std));
     if (C.proj_bias) visit("in_proj.bias", p.in_proj_bias, {{2 * D}}, constant(0), Decay::no);
-    visit("conv1d.weight", p.conv_weight, {{D, K}}, normal(0.02), Decay::no);
-    if (C.conv_bias) visit("conv1d.bias", p.conv_bias, {{D}}, constant(0), Decay::no);
-    visit("x_proj.weight", p.x_proj, {{H, R + 2 * N, P}}, normal(0.02));
-    visit("dt_proj.weight", p.dt_proj, {{H, P, R}}, uniform(dt_bound()));
+    visit("conv1d.weight", p.conv_weight, {{D, K}}, fan_in(K, init_std), Decay::no);
+    if (C.conv_bias) visit("conv1d.bias", p.conv_bias, {{D}}, init_std > 0 ? constant(0) : fan_in(K), Decay::no);
+    visit("x_proj.weight", p.x_proj, {{H, R + 2 * N, P}}, fan_in(P, init_std));
+    visit("dt_proj.weight", p.dt_proj, {{H, P, R}}, fan_in(R));
     visit("dt_proj.bias", p.dt_bias, {{H, P}}, inverse_softplus_dt(), Decay::no);
     visit("A_log", p.A_log, {{H, P, N}}, log_arange(), Decay::no);
     visit("D", p.skip, {{H, P}}, constant(1), Decay::no);
-    visit("out_proj.weight", p.out_proj, {{d_model, D}}, normal(0.02));
+    visit("out_proj.weight", p.out_proj, {{d_model, D}}, residual_fan_in(D, init_std));
     if (C.proj_bias) visit("out_proj.bias", p.out_proj_bias, {{d_model}}, constant(0), Decay::no);
   }
 
@@ -182,13 +183,6 @@ struct MambaBlock {
   }
 
  private:
-  /// The deviation 1 / sqrt(R) that Mamba's initialisation of dt_proj asks for, at compile time.
-  static constexpr double dt_bound() {
-    double root = static_cast<double>(R);
-    for (int i = 0; i < 60; ++i) root = 0.5 * (root + static_cast<double>(R) / root);
-    return 1 / root;
-  }
-
   template <class W, class F, class A>
   static SelectiveScanInputs<A, F> scan_inputs(const Parameters<const W, const F>& p, const Saved<A, F>& s) {
     return {s.u,

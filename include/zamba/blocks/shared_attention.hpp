@@ -40,8 +40,9 @@ struct SharedAttentionConfig {
   double softmax_scale = 0;    // 0: (head_dim / 2)^-1/2
   double norm_eps = 1e-5;
   double context_stretch = 1;  // of rope: theta *= context_stretch^(head_dim / (head_dim - 2))
-  // 8 is the long context of Zamba2. No field of another type may follow: clang 14 misreads template arguments that
-  // have padding both inside and at their end.
+  double init_std = 0;         // of normal initial weights; 0: by fan-in
+  // A context_stretch of 8 is the long context of Zamba2. No field of another type may follow: clang 14 misreads
+  // template arguments that have padding both inside and at their end.
 
   constexpr Index kv_heads() const { return n_kv_heads > 0 ? n_kv_heads : n_heads; }
   constexpr Index head_dim() const { return 2 * d_model / n_heads; }
@@ -90,13 +91,13 @@ struct SharedAttention {
   template <class Params, class Visit>
   static constexpr void visit_parameters(Params& p, Visit visit) {
     visit("input_norm.weight", p.input_norm, {{width}}, constant(1), Decay::no);
-    visit("q_proj.weight", p.q_proj, {{q_width, width}}, normal(0.02));
-    visit("k_proj.weight", p.k_proj, {{kv_width, width}}, normal(0.02));
-    visit("v_proj.weight", p.v_proj, {{kv_width, width}}, normal(0.02));
-    visit("o_proj.weight", p.o_proj, {{d_model, q_width}}, normal(0.02));
+    visit("q_proj.weight", p.q_proj, {{q_width, width}}, fan_in(width, C.init_std));
+    visit("k_proj.weight", p.k_proj, {{kv_width, width}}, fan_in(width, C.init_std));
+    visit("v_proj.weight", p.v_proj, {{kv_width, width}}, fan_in(width, C.init_std));
+    visit("o_proj.weight", p.o_proj, {{d_model, q_width}}, fan_in(q_width, C.init_std));
     visit("pre_ff_norm.weight", p.pre_ff_norm, {{d_model}}, constant(1), Decay::no);
-    visit("gate_up.weight", p.gate_up, {{2 * d_ff, d_model}}, normal(0.02));
-    visit("down_proj.weight", p.down_proj, {{d_model, d_ff}}, normal(0.02));
+    visit("gate_up.weight", p.gate_up, {{2 * d_ff, d_model}}, fan_in(d_model, C.init_std));
+    visit("down_proj.weight", p.down_proj, {{d_model, d_ff}}, fan_in(d_ff, C.init_std));
   }
 
   using QAdapter = LowRankAdapter<width, q_width, C.qkv_adapter_rank>;
@@ -113,10 +114,10 @@ struct SharedAttention {
 
   template <class Params, class Visit>
   static constexpr void visit_use_parameters(Params& p, Visit visit) {
-    QAdapter::visit_parameters(p.q_adapter, visit.scope("q_adapter"));
-    KvAdapter::visit_parameters(p.k_adapter, visit.scope("k_adapter"));
-    KvAdapter::visit_parameters(p.v_adapter, visit.scope("v_adapter"));
-    MlpAdapter::visit_parameters(p.gate_up_adapter, visit.scope("gate_up_adapter"));
+    QAdapter::visit_parameters(p.q_adapter, visit.scope("q_adapter"), C.init_std);
+    KvAdapter::visit_parameters(p.k_adapter, visit.scope("k_adapter"), C.init_std);
+    KvAdapter::visit_parameters(p.v_adapter, visit.scope("v_adapter"), C.init_std);
+    MlpAdapter::visit_parameters(p.gate_up_adapter, visit.scope("gate_up_adapter"), C.init_std);
   }
 
   template <class S, class F>

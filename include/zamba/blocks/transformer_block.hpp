@@ -31,6 +31,7 @@ struct TransformerConfig {
   Index d_ff = 0;        // 0: 4 d_model
   double rope_theta = 10000;
   double norm_eps = 1e-5;
+  double init_std = 0;  // of normal initial weights; 0: by fan-in
 
   constexpr Index kv_heads() const { return n_kv_heads > 0 ? n_kv_heads : n_heads; }
   constexpr Index head_dim() const { return d_model / n_heads; }
@@ -50,7 +51,7 @@ struct TransformerBlock {
   static constexpr bool by_operators = true;
   static constexpr Index d_model = C.d_model, head_dim = C.head_dim(), kv_width = C.kv_heads() * head_dim,
                          d_ff = C.ff();
-  static constexpr double norm_eps = C.norm_eps;
+  static constexpr double norm_eps = C.norm_eps, init_std = C.init_std;
 
   template <class W, class F>
   struct Parameters {
@@ -67,13 +68,13 @@ struct TransformerBlock {
   template <class Params, class Visit>
   static constexpr void visit_parameters(Params& p, Visit visit) {
     visit("norm.weight", p.norm, {{d_model}}, constant(1), Decay::no);
-    visit("q_proj.weight", p.q_proj, {{d_model, d_model}}, normal(0.02));
-    visit("k_proj.weight", p.k_proj, {{kv_width, d_model}}, normal(0.02));
-    visit("v_proj.weight", p.v_proj, {{kv_width, d_model}}, normal(0.02));
-    visit("o_proj.weight", p.o_proj, {{d_model, d_model}}, normal(0.02));
+    visit("q_proj.weight", p.q_proj, {{d_model, d_model}}, fan_in(d_model, init_std));
+    visit("k_proj.weight", p.k_proj, {{kv_width, d_model}}, fan_in(d_model, init_std));
+    visit("v_proj.weight", p.v_proj, {{kv_width, d_model}}, fan_in(d_model, init_std));
+    visit("o_proj.weight", p.o_proj, {{d_model, d_model}}, residual_fan_in(d_model, init_std));
     visit("ff_norm.weight", p.ff_norm, {{d_model}}, constant(1), Decay::no);
-    visit("gate_up.weight", p.gate_up, {{2 * d_ff, d_model}}, normal(0.02));
-    visit("down_proj.weight", p.down_proj, {{d_model, d_ff}}, normal(0.02));
+    visit("gate_up.weight", p.gate_up, {{2 * d_ff, d_model}}, fan_in(d_model, init_std));
+    visit("down_proj.weight", p.down_proj, {{d_model, d_ff}}, residual_fan_in(d_ff, init_std));
   }
 
   template <class S, class F>

@@ -34,8 +34,9 @@ struct AttentionStream {
     const Scratch<A> memory = scratch<A>(ctx, most_keys, sequences);
     ctx.parallel_for(sequences.rows * pieces, [&](Index task, int worker) {
       const Index row = task / pieces, part = task % pieces, first = part * piece;
+      if (sequences.length(row) != 1) return;
       const auto keys = source(row, 0);
-      if (sequences.length(row) != 1 || first > keys.past) return;
+      if (first > keys.past) return;
       const Index n = std::min(piece, keys.past + 1 - first);
       A *query = memory.of_worker[worker].data, *scores = query + width;  // (heads, head_dim); (heads, piece)
       detail::scale(&q(sequences.begin(row), 0), static_cast<A>(scale), width, query);

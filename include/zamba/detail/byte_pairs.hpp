@@ -2,7 +2,8 @@
 // BytePairs: the model of a tokenizer.json, byte-pair encoding by ranked merges (Sennrich et al. 2016,
 // arxiv.org/abs/1508.07909).
 //
-//   symbols of a word   one a character that is a token; with byte_fallback, one a byte of any other; else unk
+//   symbols of a word   one a character that is a token; with byte_fallback, one a byte of any other; else unk, or what
+//                       stands for it
 //   repeat              of the adjacent pairs that have a merge, the one of least rank, the leftmost of equals, becomes
 //                       one symbol
 //
@@ -98,6 +99,8 @@ class BytePairs {
     };
     std::vector<Symbol> symbols;
     std::vector<std::uint64_t> heap;  // rank, position: the least is the next merge
+    bool refuse_unknown = false;      // nothing may stand for a character without a token
+    std::string unknown = {};         // the first character that was left out, because nothing stands for it
   };
 
   BytePairs() = default;
@@ -113,11 +116,13 @@ class BytePairs {
   }
   const TokenIds& ids() const { return ids_; }
   bool byte_fallback() const { return byte_fallback_; }
+  /// Whether the tokens of these characters can stand for one without a token; where there is no unk, they do from now.
+  bool replace_unknown_by(std::string_view text);
   std::optional<Token> unk() const { return unk_ == no_token ? std::nullopt : std::optional(unk_); }
 
  private:
   void read_merges(const JsonPart& merges);
-  void read_symbols(std::string_view part, std::vector<Scratch::Symbol>& symbols) const;
+  void read_symbols(std::string_view part, Scratch& scratch) const;
   void encode_part(std::string_view part, std::vector<Token>& to, Scratch& scratch) const;
   Token symbol(char32_t code) const;
 
@@ -128,6 +133,7 @@ class BytePairs {
   MergeTable merges_;
   std::vector<Token> merged_;  // by rank
   Token unk_ = no_token;
+  std::vector<Token> for_unknown_;  // the symbols that stand for a character without a token; unk, where there is one
   bool byte_fallback_ = false, fuse_unk_ = false, ignore_merges_ = false;
   bool parts_ = false;  // no merge joins a space mark to what is before it, unless that is one too
 };
@@ -179,10 +185,21 @@ inline BytePairs::BytePairs(const JsonPart& model) {
     const auto found = id(unk.text());
     require(found.has_value(), unk.place(), ": ", quote(unk.text()), " is not in the vocabulary");
     unk_ = *found;
+    for_unknown_ = {unk_};
   }
-  fuse_unk_ = model["fuse_unk"].flag(false);
+  fuse_unk_ = model["fuse_unk"].flag(false) && unk_ != no_token;
   ignore_merges_ = model["ignore_merges"].flag(false);
   read_merges(model["merges"]);
+}
+
+inline bool BytePairs::replace_unknown_by(std::string_view text) {
+  if (unk_ != no_token) return true;
+  for_unknown_.clear();
+  for (std::size_t at = 0; at < text.size(); at += character_at(text, at).size)
+    for_unknown_.push_back(symbol(character_at(text, at).code));
+  if (std::find(for_unknown_.begin(), for_unknown_.end(), no_token) == for_unknown_.end()) return true;
+  for_unknown_.clear();
+  return false;
 }
 
 inline void BytePairs::read_merges(const JsonPart& merges) {
@@ -236,9 +253,10 @@ inline Token BytePairs::symbol(char32_t code) const {
   return at == symbols_.end() ? no_token : at->second;
 }
 
-inline void BytePairs::read_symbols(std::string_view part, std::vector<Scratch::Symbol>& symbols) const {
+inline void BytePairs::read_symbols(std::string_view part, Scratch& scratch) const {
   require(part.size() <= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()),
           "Tokenizer: a word may have 2147483647 bytes, came ", part.size());
+  auto& symbols = scratch.symbols;
   symbols.clear();
   bool after_unk = false;
   const auto add = [&](Token id) {
@@ -252,21 +270,21 @@ inline void BytePairs::read_symbols(std::string_view part, std::vector<Scratch::
       add(id);
     } else if (byte_fallback_) {
       for (const char byte : part.substr(at, character.size)) add(bytes_[static_cast<unsigned char>(byte)]);
-    } else {
-      require(unk_ != no_token, "Tokenizer: no token for ", quote(part.substr(at, character.size)),
-              ", and neither byte_fallback nor unk_token");
-      if (!after_unk || !fuse_unk_) add(unk_);
+    } else if (for_unknown_.empty() || scratch.refuse_unknown) {
+      if (scratch.unknown.empty()) scratch.unknown = part.substr(at, character.size);
+    } else if (!after_unk || !fuse_unk_) {
+      for (const Token stands_for_it : for_unknown_) add(stands_for_it);
     }
     after_unk = id == no_token && !byte_fallback_;
     at += character.size;
   }
-  symbols.back().next = -1;
+  if (!symbols.empty()) symbols.back().next = -1;
 }
 
 inline void BytePairs::encode_part(std::string_view part, std::vector<Token>& to, Scratch& scratch) const {
   auto& symbols = scratch.symbols;
   auto& heap = scratch.heap;
-  read_symbols(part, symbols);
+  read_symbols(part, scratch);
   heap.clear();
   const auto at = [&symbols](std::int32_t position) -> Scratch::Symbol& {
     return symbols[static_cast<std::size_t>(position)];

@@ -13,14 +13,15 @@ namespace zamba {
 /// next one's.
 struct GenerationRows {
   Index rows = 0;
-  Vector<Index> offsets;        // (rows + 1): a row that has ended has no token
-  Vector<Index> starts;         // (rows)
-  Vector<Token> tokens;         // (rows); those beyond offsets[rows] are any tokens
-  Vector<Index> left;           // (rows): tokens that a row may still get, 0 where it has ended
-  Vector<Index> turn;           // (1): 0 or 1
-  Vector<std::uint32_t> stops;  // (ceil(V / 32)): bits of the tokens that end a row
-  Matrix<std::uint32_t> seen;   // (rows, ceil(V / 32)): bits of the tokens of each row's prompt and output
-  Vector<Drawn> drawn;          // (rows)
+  Vector<Index> offsets;           // (rows + 1): a row that has ended has no token
+  Vector<Index> starts;            // (rows)
+  Vector<Token> tokens;            // (rows); those beyond offsets[rows] are any tokens
+  Vector<Index> left;              // (rows): tokens that a row may still get, 0 where it has ended
+  Vector<Index> turn;              // (1): 0 or 1
+  Vector<std::uint32_t> stops;     // (ceil(V / 32)): bits of the tokens that end a row
+  Matrix<std::uint32_t> seen;      // (rows, ceil(V / 32)): bits of the tokens of each row's prompt and output
+  Vector<Drawn> drawn;             // (rows)
+  Vector<std::uint32_t> excluded;  // (ceil(V / 32)): bits of the tokens that are never drawn
 };
 
 /// The step of advance_rows on a device.
@@ -32,7 +33,7 @@ struct AdvanceRows {
 };
 
 /// After a draw: starts go past the tokens of the step before, and tokens and offsets become what was drawn for the
-/// rows that run on. A row ends with a stop token or when nothing is left; all do where the draw of one failed.
+/// rows that run on. A row ends with a stop token, when nothing is left, or where its draw failed.
 template <class Device>
 void advance_rows(Context<Device>& ctx, const GenerationRows& rows) {
   AdvanceRows<Device>::advance(ctx, rows);
@@ -57,16 +58,21 @@ GenerationRows generation_rows(Context<Device>& ctx, std::span<const Index> leng
                              arena.template tensor<Index>(1),
                              arena.template tensor<std::uint32_t>(words),
                              arena.template tensor<std::uint32_t>(rows, words),
-                             arena.template tensor<Drawn>(rows)};
+                             arena.template tensor<Drawn>(rows),
+                             arena.template tensor<std::uint32_t>(words)};
   ctx.zero(there.offsets);
   ctx.zero(there.tokens);
   ctx.zero(there.turn);
   ctx.zero(there.drawn);
   ctx.upload(lengths.data(), there.starts);
   ctx.upload(left.data(), there.left);
-  std::vector<std::uint32_t> bits(static_cast<std::size_t>(words), 0);
-  for (const Token token : options.stop_tokens) set_bit(bits.data(), token);
-  ctx.upload(bits.data(), there.stops);
+  std::vector<std::uint32_t> bits;
+  for (const auto& [tokens, to] :
+       {std::pair(&options.stop_tokens, there.stops), std::pair(&options.excluded_tokens, there.excluded)}) {
+    bits.assign(static_cast<std::size_t>(words), 0);
+    for (const Token token : *tokens) set_bit(bits.data(), token);
+    ctx.upload(bits.data(), to);
+  }
   bits.assign(static_cast<std::size_t>(rows * words), 0);
   for (Index row = 0; row < rows; ++row)
     for (const Token token : prompts[static_cast<std::size_t>(row)]) set_bit(bits.data() + row * words, token);
@@ -90,7 +96,8 @@ BatchSampler batch_sampler(Context<Device>& ctx, const GenerationRows& there, co
           nullptr,
           there.drawn.data,
           posted,
-          there.turn.data};
+          there.turn.data,
+          options.excluded_tokens.empty() ? nullptr : there.excluded.data};
 }
 
 }  // namespace detail
@@ -101,7 +108,7 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
     const GenerationOptions& options, const TokenFunction& callback) const requires draws<Device> {
   detail::check_generation(state, prompts, Net::vocabulary, options);
   options.sampling.check();
-  static constexpr char programs[2] = {};  // greedy, and not
+  static constexpr char programs[2][2] = {};  // greedy or not, with excluded tokens or without
   const Index rows = state.batch();
   std::vector<std::vector<Token>> output(static_cast<std::size_t>(rows));
   std::vector<Token> tokens;
@@ -111,7 +118,8 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
     tokens.insert(tokens.end(), prompt.begin(), prompt.end());
     lengths.push_back(static_cast<Index>(prompt.size()));
     left.push_back(std::min(options.max_new_tokens, state.max_length() - state.length(row) - lengths.back()));
-    output[static_cast<std::size_t>(row)].reserve(static_cast<std::size_t>(left.back()));
+    output[static_cast<std::size_t>(row)].reserve(
+        std::min(static_cast<std::size_t>(left.back()), detail::most_reserved));
   }
   ArenaScope scope(ctx.arena());
   extend(ctx, state, Tokens(tokens, lengths));
@@ -126,8 +134,9 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
   sample_rows(ctx, samplers, rows, Matrix<const A>(logits), greedy);
   ctx.note(0);
   samplers.places = there.offsets.data;
-  const ReplayKey key{
-      &programs[greedy], {buffer_.data(), state.data(), logits.data, there.offsets.data}, {rows, state.max_length()}};
+  const ReplayKey key{&programs[greedy][samplers.excluded != nullptr],
+                      {buffer_.data(), state.data(), logits.data, there.offsets.data},
+                      {rows, state.max_length()}};
   const auto step = [&](int turn) {
     ctx.replay(key, {}, [&](const std::byte*) {
       ArenaScope step_scope(ctx.arena());
@@ -140,13 +149,21 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
     ctx.note(turn);
   };
 
+  detail::FailedRows failed;
   for (int turn = 0;; turn ^= 1) {
     const bool ahead = !callback && most_left() > 1;
     if (ahead) step(turn ^ 1);
     ctx.wait_for(turn);
     for (Index row = 0; row < rows; ++row) {
       if (left[row] == 0) continue;
-      const Token token = posted[turn * rows + row].checked();
+      Token token;
+      try {
+        token = posted[turn * rows + row].checked();
+      } catch (const detail::NoToken& why) {
+        failed.add(row, output[static_cast<std::size_t>(row)].size(), why);
+        left[row] = 0;
+        continue;
+      }
       output[static_cast<std::size_t>(row)].push_back(token);
       const auto& stops = options.stop_tokens;
       // The device comes to the same; only a callback's wish it has to be told.
@@ -156,11 +173,13 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
       left[row] = 0;
       ctx.upload(&left[row], there.left.slice(row, 1));
     }
-    if (most_left() == 0) return output;
+    if (most_left() == 0) break;
     if (!ahead) step(turn ^ 1);
     for (Index row = 0; row < rows; ++row)
       if (left[row] > 0) state.advance(row, std::span(&output[static_cast<std::size_t>(row)].back(), 1));
   }
+  failed.check("generate", output);
+  return output;
 }
 
 template <class Net, class T, class Device>

@@ -33,8 +33,9 @@ class Arena<detail::DryRun<Device>> {
 
   template <class T, class... Extents>
   Tensor<T, static_cast<int>(sizeof...(Extents))> tensor(Extents... extents) {
-    const std::size_t count = (static_cast<std::size_t>(extents) * ... * std::size_t{1}), at = used_;
-    used_ += align_up(std::max<std::size_t>(count * sizeof(T), 1));
+    const std::size_t at = used_;
+    used_ += align_up(std::max<std::size_t>(detail::checked_bytes(sizeof(T), extents...), 1));
+    require(used_ < std::size_t{1} << 62, "workspace: more memory than can be addressed");
     peak_ = std::max(peak_, used_);
     return {reinterpret_cast<T*>(alignment + at), extents...};
   }
@@ -67,6 +68,13 @@ class Context<detail::DryRun<Device>> {
   void fill(Tensor<T, Rank>, T) {}
   template <class T, int Rank>
   void zero(Tensor<T, Rank>) {}
+  template <class F>
+  void parallel_for(Index, F&&) {
+    static_assert(
+        detail::no_version_for<F>,
+        "zamba::Context: a block that says 'by_operators = true' calls parallel_for: that is computing of its "
+        "own, which belongs into an operator");
+  }
 
  private:
   int threads_;

@@ -6,9 +6,12 @@
 //   head                    lm_head.weight                    where it is tied: absent, or equal
 //   final norm              model.final_layernorm.weight
 //   layer i, plain          model.layers.i.{input_layernorm.weight, mamba.*}
-//   layer i, hybrid         model.layers.i.linear.weight, model.layers.i.mamba_decoder.{input_layernorm.weight,
-//   mamba.*} shared block            model.layers.i.SHARED.*           i: its first hybrid layer, perhaps again at its
-//   others
+//   layer i, hybrid         model.layers.i.linear.weight,
+//                           model.layers.i.mamba_decoder.{input_layernorm.weight, mamba.*}
+//   shared block            model.layers.i.SHARED.*           i: its first hybrid layer, perhaps again at its others
+//
+// Where the head is tied, transformers ties shared blocks, too, and they are saved once. Where it is not, transformers
+// 5 gives each layer a block of its own and draws what the file lacks at random: they are saved at every layer.
 #pragma once
 
 #include <string>
@@ -57,7 +60,7 @@ class HybridNames {
 
   /// A tensor of shared block number `block`.
   CheckpointTensor of_block(Index block, const std::string& own, std::vector<Index> shape) const {
-    CheckpointTensor tensor{"", std::move(shape)};
+    CheckpointTensor tensor{.name = "", .shape = std::move(shape), .save_copies = !tied_};
     for (Index layer = 0; layer < static_cast<Index>(pattern_.size()); ++layer) {
       if (!hybrid(layer) || this->block(layer) != block) continue;
       std::string name = of_layer(layer) + shared_ + "." + own;

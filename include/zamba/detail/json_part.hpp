@@ -25,9 +25,12 @@ class JsonPart {
   /// The value under a key; null where there is none.
   JsonPart operator[](const char* key) const {
     static const json none;
-    if (is_null()) return {none, place_ + ": " + key};
+    constexpr std::size_t longest = 120;  // of the key, in messages
+    std::string place = place_ + ": ";
+    place += std::string_view(key).substr(0, longest);
+    if (is_null()) return {none, std::move(place)};
     const auto at = object().find(key);
-    return {at == value_->end() ? none : *at, place_ + ": " + key};
+    return {at == value_->end() ? none : *at, std::move(place)};
   }
 
   bool is_null() const { return value_->is_null(); }

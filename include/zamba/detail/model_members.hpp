@@ -2,83 +2,10 @@
 // The members of Model; included by model.hpp.
 #pragma once
 
-#include <zamba/detail/dry_run.hpp>
+#include <zamba/detail/model_parts.hpp>
 #include <zamba/model.hpp>
 
 namespace zamba {
-
-namespace detail {
-
-/// Tokens that extend() computes at once: bounds its workspace, and is wide enough for full-rate products.
-template <class Device>
-inline constexpr Index prefill_chunk = 512;
-template <>
-inline constexpr Index prefill_chunk<cuda> = 2048;
-
-inline void check_vocabulary(std::span<const Token> tokens, Index vocabulary, const char* what, bool negative_allowed) {
-  for (std::size_t i = 0; i < tokens.size(); ++i)
-    require((tokens[i] >= 0 || negative_allowed) && tokens[i] < vocabulary, what, ": token ", tokens[i],
-            " at position ", i, " is outside the vocabulary of ", vocabulary);
-}
-
-/// What extend() takes for itself.
-template <class A>
-struct ExtendRoom {
-  Vector<Index> first;    // (rows + 1) of each row's tokens among all
-  Vector<Index> done;     // (rows) of them computed
-  Vector<Index> offsets;  // (rows + 1) of the rows of a chunk
-  Vector<Index> starts;   // (rows)
-  Vector<Token> chunk;    // (tokens of a chunk)
-  Matrix<A> last;         // (rows, d) that left the stack at each row's last token
-
-  template <class Ctx>
-  ExtendRoom(Ctx& ctx, Index rows, Index tokens, Index d)
-      : first(ctx.host_arena().template tensor<Index>(rows + 1)),
-        done(ctx.host_arena().template tensor<Index>(rows)),
-        offsets(ctx.host_arena().template tensor<Index>(rows + 1)),
-        starts(ctx.host_arena().template tensor<Index>(rows)),
-        chunk(ctx.host_arena().template tensor<Token>(tokens)),
-        last(ctx.arena().template tensor<A>(rows, d)) {}
-};
-
-/// Bytes of the arena for a chunk of so many tokens of all rows, no row having more than `longest`; 0 where Net does
-/// not run dry.
-template <class Net, class T, class Device, class Views>
-std::size_t scratch_bytes(const Views& parameters, int threads, StateOptions options, Index tokens, Index longest) {
-  if constexpr (by_operators<Net>) {
-    using A = activation_t<T, Device>;
-    Context<DryRun<Device>> ctx(threads);
-    typename Net::template State<T, compute_t<T>> state;
-    visit_state<Net>(state, [&]<class Element>(const Name&, Tensor<Element, 3>& tensor, Index rows, Index width) {
-      tensor = {reinterpret_cast<Element*>(alignment), options.batch, rows == per_position ? options.max_length : rows,
-                width};
-    });
-    const ExtendRoom<A> room(ctx, options.batch, tokens, Net::d_model);
-    const Sequences sequences{ctx.readable(room.offsets.data, options.batch + 1),
-                              ctx.readable(room.starts.data, options.batch), options.batch, tokens, longest};
-    const auto s = Net::template forward<A>(ctx, parameters, ctx.readable(room.chunk.data, tokens), sequences, state,
-                                            Keep::nothing);
-    const auto logits = [&](Matrix<const A> x) {
-      Net::logits(ctx, parameters, x, Matrix<A>(reinterpret_cast<A*>(alignment), x.rows(), Net::vocabulary));
-    };
-    logits(s.x);
-    logits(room.last);
-    return ctx.arena().peak();
-  } else {
-    return 0;
-  }
-}
-
-/// How many threads' scratch a context wants.
-template <class Device>
-int threads_of(const Context<Device>& ctx) {
-  if constexpr (requires { ctx.threads(); })
-    return ctx.threads();
-  else
-    return 1;
-}
-
-}  // namespace detail
 
 template <class Net, class T, class Device>
 Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<Net, T>()) {
@@ -95,15 +22,7 @@ Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<N
 
 template <class Net, class T, class Device>
 Model<Net, T, Device>::Model(Seed seed) : Model(Uninitialised{}) {
-  std::vector<double> values;
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    const ParameterEntry& entry = entries_[i];
-    Random random(seed, i);
-    values.resize(static_cast<std::size_t>(entry.size));
-    for (Index k = 0; k < entry.size; ++k)
-      values[k] = entry.initializer.draw(random, entry.initializer.argument, k, entry.shape.back());
-    write(entry, values);
-  }
+  for (std::size_t i = 0; i < entries_.size(); ++i) write(entries_[i], detail::initial_values(entries_[i], i, seed));
 }
 
 template <class Net, class T, class Device>
@@ -111,6 +30,7 @@ template <class U, class OtherDevice>
 Model<Net, U, OtherDevice> Model<Net, T, Device>::to() const {
   Model<Net, U, OtherDevice> other{Uninitialised{}};
   for (std::size_t i = 0; i < entries_.size(); ++i) other.write(other.entries()[i], read(entries_[i]));
+  other.set_checkpoint_config(checkpoint_config_);
   return other;
 }
 
@@ -148,6 +68,34 @@ void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const d
 }
 
 template <class Net, class T, class Device>
+std::uint64_t Model<Net, T, Device>::fingerprint() const {
+  std::uint64_t hash = mark_.fingerprint();
+  if (hash != 0) return hash;
+  for (const ParameterEntry& entry : entries_) hash = detail::hash_sample<Device>(data(entry), bytes(entry), hash);
+  hash |= 1;  // 0 says that it is not known
+  mark_.set_fingerprint(hash);
+  return hash;
+}
+
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::state_from_bytes(std::span<const std::byte> bytes) const -> StateType {
+  StateType state = StateType::from_bytes(bytes);
+  check_weights("state_from_bytes", state, {});
+  return state;
+}
+
+/// Throws unless the state is of these weights, or of what the weights of one of the numbered models were.
+template <class Net, class T, class Device>
+void Model<Net, T, Device>::check_weights(const char* call, const StateType& state,
+                                          std::initializer_list<std::uint64_t> models) const {
+  const WeightsId of = state.weights();
+  if (of.fingerprint == fingerprint() || state.empty()) return;
+  require(std::find(models.begin(), models.end(), of.model) != models.end(), call,
+          ": the state was computed with other weights: theirs have the fingerprint ", of.fingerprint,
+          ", this model's ", fingerprint());
+}
+
+template <class Net, class T, class Device>
 auto Model<Net, T, Device>::new_state(StateOptions options) const -> StateType {
   try {
     return StateType(options);
@@ -161,6 +109,7 @@ auto Model<Net, T, Device>::new_state(StateOptions options) const -> StateType {
 
 template <class Net, class T, class Device>
 std::size_t Model<Net, T, Device>::workspace_bytes(StateOptions options, int threads) requires by_operators<Net> {
+  StateType::check("workspace_bytes", options);
   if constexpr (std::is_same_v<Device, cpu>) threads = Context<cpu>(threads).threads();
   Views views;
   detail::bind_parameters<Net>(views, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
@@ -172,7 +121,7 @@ std::size_t Model<Net, T, Device>::workspace_bytes(StateOptions options, int thr
   std::size_t bytes = std::max(scratch(options.batch, 1), scratch(most, most));
   // A way for few tokens may take more than that for many; it ends at a power of two.
   for (Index tokens = 1; tokens < most; tokens *= 2) bytes = std::max(bytes, scratch(tokens, tokens));
-  return bytes + static_cast<std::size_t>(options.batch * Net::vocabulary) * sizeof(A);
+  return bytes + detail::checked_bytes(sizeof(A), options.batch, Net::vocabulary);
 }
 
 /// Before anything is computed: the scratch, and room for logits of so many rows.
@@ -192,11 +141,14 @@ template <class Net, class T, class Device>
 void Model<Net, T, Device>::fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const {
   const double state =
       detail::state_bytes<Net, T>(static_cast<double>(options.batch), static_cast<double>(options.max_length));
-  std::ostringstream numbers;
-  numbers << std::fixed << std::setprecision(0)
-          << state + static_cast<double>(buffer_.size()) + static_cast<double>(workspace) << " bytes in all, weights "
-          << buffer_.size() << " + state " << state << " + workspace " << workspace;
-  detail::throw_error<OutOfMemory>(call, ": out of memory on ", Device::name, ": ", numbers.str(), "; ",
+  const std::string numbers = detail::or_out_of_memory(call, [&] {
+    std::ostringstream text;
+    text << std::fixed << std::setprecision(0)
+         << state + static_cast<double>(buffer_.size()) + static_cast<double>(workspace) << " bytes in all, weights "
+         << buffer_.size() << " + state " << state << " + workspace " << workspace;
+    return text.str();
+  });
+  detail::throw_error<OutOfMemory>(call, ": out of memory on ", Device::name, ": ", numbers, "; ",
                                    Memory<Device>::free_bytes(), " are free beside what is held already");
 }
 
@@ -229,6 +181,7 @@ void Model<Net, T, Device>::check(const StateType& state, const Tokens& tokens) 
             " positions and would get ", added, " more, over max_length ", state.max_length());
   }
   detail::check_vocabulary(tokens.tokens, Net::vocabulary, "extend", false);
+  check_weights("extend", state, {});
 }
 
 template <class Net, class T, class Device>
@@ -248,7 +201,9 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const detail::ExtendRoom<A> room(ctx, rows, at_once, Net::d_model);
-  const auto [first, done, offsets, starts, chunk, x_last] = room;
+  const Vector<Index>&first = room.first, &done = room.done, &offsets = room.offsets, &starts = room.starts;
+  const Vector<Token>& chunk = room.chunk;
+  const Matrix<A>& x_last = room.last;
   first[0] = 0;
   for (Index row = 0; row < rows; ++row) {
     first[row + 1] = first[row] + (tokens.lengths.empty() ? count : tokens.lengths[row]);
@@ -256,7 +211,7 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   }
   if (positions == Positions::last) ctx.fill(x_last, static_cast<A>(std::numeric_limits<F>::quiet_NaN()));
 
-  for (Index computed = 0; computed < count; computed += offsets[rows]) {
+  const auto compute_chunk = [&] {
     Sequences sequences{offsets.data, starts.data, rows, 0, 0};
     offsets[0] = 0;
     for (Index row = 0; row < rows; ++row) {
@@ -264,7 +219,7 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
           std::min(first[row + 1] - first[row] - done[row], detail::prefill_chunk<Device> - offsets[row]);
       std::copy_n(tokens.tokens.data() + first[row] + done[row], taken, chunk.data + offsets[row]);
       offsets[row + 1] = offsets[row] + taken;
-      starts[row] = state.length(row);
+      starts[row] = state.length(row) + done[row];
       sequences.longest = std::max(sequences.longest, taken);
     }
     sequences.tokens = offsets[rows];
@@ -282,11 +237,27 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
       else
         ctx.copy(s.x[begin + taken - 1], x_last[row]);
       done[row] += taken;
-      state.advance(row, std::span(chunk.data + begin, static_cast<std::size_t>(taken)));
     }
-  }
-  if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(x_last), logits);
+  };
+  keeping_state(ctx, state, [&] {
+    for (Index computed = 0; computed < count; computed += offsets[rows]) compute_chunk();
+    if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(x_last), logits);
+  });
+  state.set_weights(weights());
+  for (Index row = 0; row < rows; ++row)
+    state.advance(row, tokens.tokens.subspan(static_cast<std::size_t>(first[row]),
+                                             static_cast<std::size_t>(first[row + 1] - first[row])));
   return logits;
+}
+
+/// compute(); where what it takes is not known before, an error puts the state back.
+template <class Net, class T, class Device>
+template <class Compute>
+void Model<Net, T, Device>::keeping_state(Context<Device>& ctx, StateType& state, Compute&& compute) const {
+  if constexpr (by_operators<Net>)
+    compute();
+  else
+    detail::keeping_state<Net, F>(ctx, state.views(), compute);
 }
 
 /// One token a row: always the same work on the same memory, so a device may record it.
@@ -297,7 +268,8 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
   const Index rows = state.batch();
   const Matrix<A> logits = make_room(ctx, state, 0, rows);
   const ReplayKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
-  if (!ctx.repeats(key))
+  const bool repeats = ctx.repeats(key);
+  if (!repeats)
     make_room(
         ctx, state,
         detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, rows, 1),
@@ -312,14 +284,22 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
   std::iota(offsets, offsets + rows + 1, Index{0});
   std::copy_n(state.lengths().data(), rows, offsets + rows + 1);
   std::copy_n(tokens.data(), rows, reinterpret_cast<Token*>(offsets + words));
-  ctx.replay(key, std::span<const std::byte>(input.data, static_cast<std::size_t>(size)), [&](const std::byte* there) {
-    ArenaScope step_scope(ctx.arena());
-    const Index* numbers = reinterpret_cast<const Index*>(there);
-    const Sequences sequences{numbers, numbers + rows + 1, rows, rows, 1};
-    const auto s = Net::template forward<A>(ctx, views_, reinterpret_cast<const Token*>(numbers + words), sequences,
-                                            state.views(), Keep::nothing);
-    Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
-  });
+  const auto run = [&] {
+    const std::span<const std::byte> bytes(input.data, static_cast<std::size_t>(size));
+    ctx.replay(key, bytes, [&](const std::byte* there) {
+      ArenaScope step_scope(ctx.arena());
+      const Index* numbers = reinterpret_cast<const Index*>(there);
+      const Sequences sequences{numbers, numbers + rows + 1, rows, rows, 1};
+      const auto s = Net::template forward<A>(ctx, views_, reinterpret_cast<const Token*>(numbers + words), sequences,
+                                              state.views(), Keep::nothing);
+      Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
+    });
+  };
+  if (repeats)
+    run();  // which takes no memory
+  else
+    keeping_state(ctx, state, run);
+  state.set_weights(weights());
   for (Index row = 0; row < rows; ++row) state.advance(row, tokens.subspan(static_cast<std::size_t>(row), 1));
   return logits;
 }
@@ -353,6 +333,8 @@ void Model<Net, T, Device>::check(const TrainingBatch& batch, const StateType* s
   }
   require(!d_state || (state && d_state->batch() == state->batch() && d_state->max_length() == state->max_length()),
           "loss: gradients of a state need that state, of the same batch and max_length");
+  require(!d_state || static_cast<const void*>(d_state) != state,
+          "loss: the gradients of a state are the state itself");
   detail::check_vocabulary(batch.tokens, Net::vocabulary, "loss", false);
   detail::check_vocabulary(batch.targets, Net::vocabulary, "loss: targets", true);
 }
@@ -375,11 +357,10 @@ Sequences sequences_of(Context<Device>& ctx, const TrainingBatch& batch, const S
 }
 
 template <class StateType>
-void advance_all(StateType* state, const TrainingBatch& batch) {
-  if (!state) return;
-  for (Index row = 0; row < state->batch(); ++row)
-    state->advance(row, batch.tokens.subspan(static_cast<std::size_t>(batch.offsets[row]),
-                                             static_cast<std::size_t>(batch.offsets[row + 1] - batch.offsets[row])));
+void advance_all(StateType& state, const TrainingBatch& batch) {
+  for (Index row = 0; row < state.batch(); ++row)
+    state.advance(row, batch.tokens.subspan(static_cast<std::size_t>(batch.offsets[row]),
+                                            static_cast<std::size_t>(batch.offsets[row + 1] - batch.offsets[row])));
 }
 
 }  // namespace detail
@@ -388,15 +369,20 @@ template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
                                     StateType* state) const requires trains<Device> {
   check(batch, state, nullptr);
+  if (state) check_weights("loss", *state, {mark_.model()});
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, state);
   const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
   const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
-  const auto views = state ? state->views() : typename StateType::Views{};
-  const auto s = Net::template forward<A>(ctx, views_, tokens, sequences, views, Keep::nothing);
-  const LossSum sum = Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
-  detail::advance_all(state, batch);
+  const auto compute = [&](const typename StateType::Views& views) {
+    const auto s = Net::template forward<A>(ctx, views_, tokens, sequences, views, Keep::nothing);
+    return Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
+  };
+  if (!state) return compute({});
+  const LossSum sum = detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
+  state->set_weights(weights());
+  detail::advance_all(*state, batch);
   return sum;
 }
 
@@ -410,23 +396,28 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
                                                   GradientsType& gradients,
                                                   const GradientOptions& options) const requires trains<Device> {
   check(batch, options.state, options.d_state);
+  if (options.state) check_weights("loss", *options.state, {mark_.model(), 0});
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
   const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
   const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
-  const auto views = options.state ? options.state->views() : typename StateType::Views{};
   const auto d_views = options.d_state ? options.d_state->views() : typename StateGradients::Views{};
   double scale = options.scale;
   if (scale == 0) {
     const auto wanted = std::count_if(batch.targets.begin(), batch.targets.end(), [](Token t) { return t >= 0; });
     scale = 1 / static_cast<double>(std::max<Index>(wanted, 1));
   }
-  const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views,
-                                              options.recompute ? Keep::layer_inputs : Keep::everything);
+  const auto compute = [&](const typename StateType::Views& views) {
+    const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views,
+                                                options.recompute ? Keep::layer_inputs : Keep::everything);
+    return Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
+  };
+  if (!options.state) return compute({});
   const LossSum sum =
-      Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
-  detail::advance_all(options.state, batch);
+      detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { return compute(options.state->views()); });
+  options.state->set_weights(weights());
+  detail::advance_all(*options.state, batch);
   return sum;
 }
 

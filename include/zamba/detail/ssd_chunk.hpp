@@ -99,9 +99,9 @@ struct SsdChunk {
     });
   }
 
-  /// The rest, for the backward pass.
+  /// The rest, for the backward pass. products: scratch of add_product.
   template <class Inputs>
-  void prepare_products(const Inputs& in) const {
+  void prepare_products(const Inputs& in, T* products) const {
     for_packs<T>(block.heads, [&](Index h, auto n) {
       Pack<T> product = broadcast<T>(1);
       for (Index t = 0; t < count; ++t) {
@@ -118,7 +118,7 @@ struct SsdChunk {
       std::copy_n(&in.B(first + t, block.group, 0), B.cols(), &B(t, 0));
       std::copy_n(&in.C(first + t, block.group, 0), C.cols(), &C(t, 0));
     }
-    map(CB.columns(0, count)).noalias() = map(C) * map(B).transpose();
+    set_product(CB.columns(0, count), C, transposed(B), products);
   }
 
   /// K of head h, rows of whole registers; 0 for j > t.

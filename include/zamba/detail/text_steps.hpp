@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What happens to a text before merging: Normalizer changes it, PreTokenizer splits it into words, beyond whose ends
-// nothing merges.
+// nothing merges. A file may let a text grow, but within bounds: a few steps that each double it would fill any memory.
 //
 //   Prepend     "the river" -> "▁the river"          never a text that is empty
 //   Replace     "▁the river" -> "▁the▁river"
@@ -22,15 +22,34 @@
 
 namespace zamba::detail {
 
-/// Every `from` that is met from left to right as `to`.
-inline std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+/// How many times as long steps may make a text, and how many steps there may be.
+inline constexpr std::size_t most_growth = 64, most_steps = 64;
+
+/// A bound on what steps make of a text.
+struct Growth {
+  const std::string& place;  // of the steps, for the message
+  std::size_t given;         // bytes of the text
+
+  void check(std::size_t size) const {
+    require(size / most_growth <= given, place, ": would make more than ", most_growth, " times as much of a text of ",
+            given, " bytes");
+  }
+};
+
+/// Every `from` that is met from left to right as `to`; check(size) is called before the result grows to that.
+template <class Check>
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to, Check&& check) {
   std::string result;
   std::size_t done = 0;
   for (std::size_t at = text.find(from); at != text.npos; at = text.find(from, done)) {
+    check(result.size() + at - done + to.size());
     result.append(text.substr(done, at - done)).append(to);
     done = at + from.size();
   }
   return result.append(text.substr(done));
+}
+inline std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+  return replace_all(text, from, to, [](std::size_t) {});
 }
 
 /// {"type": "Replace", "pattern": {"String": from}, "content": to}, of a normalizer or a decoder.
@@ -44,14 +63,21 @@ class Normalizer {
  public:
   Normalizer() = default;
   /// The value of "normalizer".
-  explicit Normalizer(const JsonPart& part) { read(part); }
+  explicit Normalizer(const JsonPart& part) : place_(part.place()) {
+    read(part);
+    require(steps_.size() <= most_steps, place_, ": at most ", most_steps, " steps are supported, came ",
+            steps_.size());
+  }
 
   std::string operator()(std::string_view given) const {
     std::string text(given);
+    const Growth growth{place_, given.size()};
+    const auto check = [&](std::size_t size) { growth.check(size); };
     for (const Step& step : steps_) {
       if (step.kind == prepend && !text.empty()) text.insert(0, step.to);
-      if (step.kind == replace) text = replace_all(text, step.from, step.to);
+      if (step.kind == replace) text = replace_all(text, step.from, step.to, check);
       if (step.kind == nfc) text = NormalFormC::of(text);
+      check(text.size());
     }
     return text;
   }
@@ -81,6 +107,7 @@ class Normalizer {
   }
 
   std::vector<Step> steps_;
+  std::string place_;
 };
 
 /// One of: nothing, Metaspace (Llama), ByteLevel (GPT-2).
@@ -89,6 +116,13 @@ class PreTokenizer {
   PreTokenizer() = default;
   /// The value of "pre_tokenizer".
   explicit PreTokenizer(const JsonPart& part) { read(part); }
+
+  /// Whether words are bytes written as characters, and so a character there is a byte of the text.
+  bool by_bytes() const { return kind_ == byte_level; }
+  /// A text as words have it.
+  std::string written(std::string_view text) const {
+    return by_bytes() ? ByteAlphabet::get().write(text) : std::string(text);
+  }
 
   /// Calls f(word) with each word of the text, from left to right. `first`: the text begins with the whole one.
   template <class F>

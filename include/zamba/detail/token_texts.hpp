@@ -44,9 +44,11 @@ class TokenTexts {
 
   TokenTexts() = default;
   /// The value of "decoder".
-  explicit TokenTexts(const JsonPart& part) {
+  explicit TokenTexts(const JsonPart& part) : place_(part.place()) {
     if (part.is_null()) separator_ = " ";  // tokens are words
     read(part);
+    require(kinds_.size() <= most_steps, place_, ": at most ", most_steps, " steps are supported, came ",
+            kinds_.size());
     const auto count = [&](Kind kind) { return std::count(kinds_.begin(), kinds_.end(), kind); };
     const auto begins_with = [&](Kind a, Kind b) {
       const auto at = std::find(kinds_.begin(), kinds_.end(), b);
@@ -66,7 +68,9 @@ class TokenTexts {
   /// What a token stands for. `literal`: it stands for its own text in bytes, whatever ByteLevel makes of others.
   std::string text_of(std::string_view token, bool literal) const {
     std::string text(token);
-    for (const auto& [from, to] : replacements_) text = replace_all(text, from, to);
+    const Growth growth{place_, token.size()};
+    for (const auto& [from, to] : replacements_)
+      text = replace_all(text, from, to, [&](std::size_t size) { growth.check(size); });
     if (has(byte_level) && !literal) return ByteAlphabet::get().read(text);
     if (has(metaspace)) return replace_all(text, mark_, " ");
     unsigned byte = 0;
@@ -128,6 +132,7 @@ class TokenTexts {
     }
   }
 
+  std::string place_;
   std::vector<Kind> kinds_;  // in the order of the file
   std::vector<std::pair<std::string, std::string>> replacements_;
   std::size_t strip_ = 0;

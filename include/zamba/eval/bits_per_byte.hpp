@@ -16,11 +16,15 @@
 namespace zamba {
 
 /// The loss of all tokens of a range, `rows` windows of `length` at a time. `batch` is scratch, and may be used again.
+/// Throws before anything is computed where an id is outside the vocabulary, or no token of the range has a target.
 template <class Net, class T, class Device>
 LossSum held_out_loss(Context<Device>& ctx, const Model<Net, T, Device>& model, const TokenRange& range, Index length,
                       Index rows, PackedBatch& batch) {
   const Index windows = window_count(range, length);
   require(windows > 0, "held_out_loss: the range has ", range.size(), " tokens, at least 2 are needed");
+  require(range.has_target(), "held_out_loss: '", range.file->path().string(), "' has nothing but document ends in [",
+          range.first, ", ", range.last, "), so no target");
+  range.file->check_vocabulary(Net::vocabulary, range.first, range.last);
   LossSum total;
   for (Index window = 0; window < windows; window += rows) {
     read_windows(range, length, window, rows, batch);
@@ -33,6 +37,7 @@ LossSum held_out_loss(Context<Device>& ctx, const Model<Net, T, Device>& model, 
 
 /// bytes_per_token: the bytes of the text over its tokens; 1 for a byte tokenizer.
 inline double bits_per_byte(const LossSum& loss, double bytes_per_token = 1) {
+  require(bytes_per_token > 0, "bits_per_byte: bytes_per_token must be positive, got ", bytes_per_token);
   return loss.mean() / std::numbers::ln2 / bytes_per_token;
 }
 

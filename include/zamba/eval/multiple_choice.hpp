@@ -25,6 +25,7 @@
 
 #include <zamba/eval/callback.hpp>
 #include <zamba/eval/log_likelihood.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -161,10 +162,10 @@ inline EncodedItem encode_item(const MultipleChoiceItem& item, const std::string
   return result;
 }
 
-/// The choices' scores. `state` holds the first `known` tokens of all rows.
+/// The choices' scores. `state` holds the first `known` tokens of all rows; `name` is that of the item, for messages.
 template <InferenceModel M>
 std::vector<ChoiceScore> score_item(const M& model, const typename M::StateType& known_state, std::size_t known,
-                                    const EncodedItem& item) {
+                                    const EncodedItem& item, const std::string& name) {
   auto shared = known_state;
   if (item.common > known)
     model.extend(shared, std::span<const Token>(item.rows.front()).subspan(known, item.common - known));
@@ -179,12 +180,14 @@ std::vector<ChoiceScore> score_item(const M& model, const typename M::StateType&
       targets.push_back(i + 1 < item.prompts[r] ? -1 : row[i + 1]);
     }
   }
-  const auto values = log_likelihoods(model, rows, {tokens, lengths}, targets);
+  const auto values = log_likelihoods_or_nan(model, rows, {tokens, lengths}, targets);
   std::vector<ChoiceScore> scores;
   auto value = values.begin();
   for (std::size_t r = 0; r < item.rows.size(); value += lengths[r++]) {
     scores.push_back({0, static_cast<Index>(item.rows[r].size() - item.prompts[r])});
     for (auto at = value; at != value + lengths[r]; ++at) scores.back().log_likelihood += *at;
+    require(!is_nan(scores.back().log_likelihood), "multiple_choice: item ", name, ": a logit of choice ", r,
+            " is NaN");
   }
   return scores;
 }
@@ -195,12 +198,14 @@ inline Index character_count(std::string_view text) {  // the bytes that do not 
 
 }  // namespace detail
 
-/// Asks every item after n shots. `shots` may hold more than are used; the items are none of them.
+/// Asks every item after n shots. An Error names an item whose logits hold a NaN. `shots` may hold more than are used;
+/// the items are none of them.
 template <InferenceModel M, EvaluationCallback Callback = GoOn>
 std::vector<ItemResult> multiple_choice(const M& model, const Encode& encode, std::span<const MultipleChoiceItem> items,
                                         std::span<const MultipleChoiceItem> shots, Index n,
                                         const MultipleChoiceOptions& options, Callback&& callback = {}) {
   require(!items.empty(), "multiple_choice: there are no items");
+  require(encode != nullptr, "multiple_choice: there is no way to encode texts, `encode` is empty");
   require(n >= 0, "multiple_choice: the number of shots must be 0 or more, got ", n);
   for (const auto& list : {items, shots})
     for (const MultipleChoiceItem& item : list) check(item);
@@ -218,7 +223,8 @@ std::vector<ItemResult> multiple_choice(const M& model, const Encode& encode, st
     auto state = model.new_state({.batch = 1, .max_length = static_cast<Index>(longest)});
     if (known > 0) model.extend(state, std::span<const Token>(run.front().rows[0]).first(known));
     for (std::size_t i = first; i < end; ++i) {
-      results.push_back({items[i].name, items[i].answer, detail::score_item(model, state, known, run[i - first])});
+      results.push_back(
+          {items[i].name, items[i].answer, detail::score_item(model, state, known, run[i - first], items[i].name)});
       for (std::size_t c = 0; c < items[i].choices.size(); ++c)
         results.back().choices[c].characters = detail::character_count(items[i].choices[c].text);
       const auto done = static_cast<Index>(results.size()), all = static_cast<Index>(items.size());

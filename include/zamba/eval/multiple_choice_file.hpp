@@ -22,6 +22,7 @@
 
 #include <nlohmann/json.hpp>
 #include <zamba/detail/json_object.hpp>
+#include <zamba/detail/text_steps.hpp>
 #include <zamba/eval/multiple_choice.hpp>
 #include <zamba/io/json_lines.hpp>
 
@@ -53,12 +54,17 @@ class ItemReader {
            "(sol1) or Winogrande (option1), came ",
            names());
     }
+    // Each choice is read behind all of the prompt.
+    require(item.choices.size() <= most_choices, origin_, ": wanted at most ", most_choices, " choices, came ",
+            item.choices.size());
     item.name = origin_;
     return item;
   }
 
  private:
   using json = nlohmann::json;
+
+  static constexpr std::size_t most_choices = 26;  // they have letters
 
   MultipleChoiceItem arc() const {
     MultipleChoiceItem item{.context = "Question: " + text("question") + "\nAnswer:"};
@@ -90,7 +96,8 @@ class ItemReader {
   MultipleChoiceItem mmlu() const {
     MultipleChoiceItem item{.context = stripped(text("question"))};
     const auto choices = texts(field("choices"), "choices");
-    require(choices.size() <= 26, origin_, ": field 'choices': wanted at most 26, came ", choices.size());
+    require(choices.size() <= most_choices, origin_, ": field 'choices': wanted at most ", most_choices, ", came ",
+            choices.size());
     for (std::size_t c = 0; c < choices.size(); ++c) {
       const std::string letter(1, static_cast<char>('A' + c));
       item.context += "\n" + letter + ". " + choices[c];
@@ -169,15 +176,10 @@ class ItemReader {
     return first == text.npos ? "" : text.substr(first, text.find_last_not_of(space) + 1 - first);
   }
 
-  static void replace_all(std::string& text, std::string_view from, std::string_view to) {
-    for (std::size_t at = text.find(from); at != text.npos; at = text.find(from, at + to.size()))
-      text.replace(at, from.size(), to);
-  }
-
   /// HellaSwag's texts without the marks of the pages they come from: " [title]" ends a sentence, other brackets go.
   static std::string plain(const std::string& marked) {
-    std::string text = stripped(marked), kept;
-    replace_all(text, " [title]", ". ");
+    const std::string text = replace_all(stripped(marked), " [title]", ". ");
+    std::string kept;
     std::size_t at = 0;
     for (std::size_t open = text.find('['); open != text.npos; open = text.find('[', at)) {
       const std::size_t close = text.find(']', open);
@@ -186,8 +188,7 @@ class ItemReader {
       at = close + 1;
     }
     kept.append(text, at);
-    replace_all(kept, "  ", " ");
-    return kept;
+    return replace_all(kept, "  ", " ");
   }
 
   std::string origin_;

@@ -21,6 +21,7 @@
 #include <zamba/eval/bits_per_byte.hpp>
 #include <zamba/eval/callback.hpp>
 #include <zamba/model.hpp>
+#include <zamba/number.hpp>
 
 namespace zamba {
 
@@ -30,13 +31,15 @@ struct WindowOptions {
   std::optional<Token> begin{};  // the token that begins a text, before each window
 };
 
-/// The losses of a text's tokens, added up.
+/// The losses of a text's tokens, added up. An Error names a window whose loss is NaN.
 template <LossModel M, EvaluationCallback Callback = GoOn>
 LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
-  const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0, length = options.length - before;
+  const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0;
+  const Index length = std::max<Index>(options.length, 0) - before;
   const Index stride = options.stride ? options.stride : length;
   require(size + before >= 2, "text_loss: the text has ", size, " tokens, at least ", 2 - before, " are needed");
-  require(length >= 1, "WindowOptions: length must be at least ", 1 + before, ", got ", options.length);
+  require(options.length >= 1 + before, "WindowOptions: length must be at least ", 1 + before, ", got ",
+          options.length);
   require(stride >= 1 && stride <= length, "WindowOptions: stride must be 1 to ", length, ", or 0 (packed), got ",
           options.stride);
   const Index last = size - 1, windows = 1 + std::max<Index>(0, (last - length + stride - 1) / stride);
@@ -62,6 +65,8 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
       const std::size_t count = std::min(chunk, inputs.size() - at);
       const Index offsets[] = {0, static_cast<Index>(count)};
       const LossSum loss = model.loss({inputs.subspan(at, count), wanted.subspan(at, count), offsets}, &state);
+      require(!is_nan(loss.sum), "text_loss: the loss of window ", window, " is NaN, among the ", count,
+              " tokens from token ", begin + static_cast<Index>(at), " of the text on");
       total.sum += loss.sum;
       total.count += loss.count;
     }

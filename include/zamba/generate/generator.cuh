@@ -19,11 +19,6 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::threads) advance_rows_kernel(GenerationRows rows) {
   let_next_begin();
   wait_for_previous();
-  int failed = 0;
-  for (Index row = threadIdx.x; row < rows.rows; row += Traits::threads)
-    failed |= rows.left[row] > 0 && rows.drawn[row].outcome != Drawn::drawn;
-  failed = __syncthreads_or(failed);
-
   Index running = 0;  // of the rows so far
   for (Index first = 0; first < rows.rows; first += Traits::threads) {
     const Index row = first + threadIdx.x;
@@ -32,8 +27,9 @@ __global__ void __launch_bounds__(Traits::threads) advance_rows_kernel(Generatio
     if (row < rows.rows) {
       rows.starts[row] += rows.offsets[row + 1] - rows.offsets[row];
       const Index left = rows.left[row];
-      token = rows.drawn[row].token;
-      if (left > 1 && !failed && !(rows.stops[token / 32] >> token % 32 & 1)) {
+      const Drawn drawn = rows.drawn[row];
+      token = drawn.token;
+      if (left > 1 && drawn.outcome == Drawn::drawn && !(rows.stops[token / 32] >> token % 32 & 1)) {
         runs = 1;
         rows.seen(row, token / 32) |= std::uint32_t{1} << token % 32;
       }

@@ -9,7 +9,8 @@
 //
 // A row ends with a stop token (which is returned, as transformers does), after max_new_tokens, when its sequence, the
 // new tokens counted, is max_length long, or when the callback returns false. Rows that ended take no part in further
-// steps.
+// steps. Where a row's logits give no token, because one is NaN, that row ends; when all others have, a GenerationError
+// names it and holds the tokens of all.
 //
 // The state may hold a past, which the prompt continues (and which the repetition penalty does not see). Afterwards it
 // holds everything but each row's last new token: to go on, let that token begin the next prompt.
@@ -37,6 +38,7 @@ struct GenerationOptions {
   SamplerOptions sampling{};
   Index max_new_tokens = 128;
   std::vector<Token> stop_tokens{};
+  std::vector<Token> excluded_tokens{};  // never drawn: ids that a tokenizer has no text for, say
   Seed seed{};
   std::uint64_t stream = 0;  // of row 0
 };
@@ -61,9 +63,8 @@ void check_generation(const StateType& state, std::span<const std::vector<Token>
   require(rows == state.batch(), "generate: ", rows, " prompts for a state of ", state.batch(), " rows");
   require(options.max_new_tokens >= 0, "GenerationOptions: max_new_tokens must be 0 or more, got ",
           options.max_new_tokens);
-  for (const Token token : options.stop_tokens)
-    require(token >= 0 && token < vocabulary, "GenerationOptions: stop token ", token, " is outside the vocabulary of ",
-            vocabulary);
+  check_tokens(options.stop_tokens, vocabulary, "GenerationOptions: stop token");
+  check_excluded(options.excluded_tokens, vocabulary, "GenerationOptions: excluded token");
   for (Index row = 0; row < rows; ++row) {
     const std::vector<Token>& prompt = prompts[static_cast<std::size_t>(row)];
     const Index length = static_cast<Index>(prompt.size());
@@ -76,6 +77,9 @@ void check_generation(const StateType& state, std::span<const std::vector<Token>
               " is outside the vocabulary of ", vocabulary);
   }
 }
+
+/// How many tokens a row gets room for before it has them: its end may be as far away as numbers go.
+inline constexpr std::size_t most_reserved = 1 << 20;
 
 /// generate, where extend(tokens) appends to the state and returns logits on Device.
 template <class Device, class Extend, class StateType, class Callback>
@@ -97,14 +101,15 @@ std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary,
     const Index prompt = static_cast<Index>(prompts[r].size());
     const Index room = state.max_length() - state.length(static_cast<Index>(r)) - prompt;
     const auto end = static_cast<std::size_t>(prompt + std::min(options.max_new_tokens, room));
-    rows.push_back({Sampler(options.sampling, options.seed, vocabulary, options.stream + r), prompts[r],
-                    prompts[r].size(), end, end > prompts[r].size()});
-    rows.back().sequence.reserve(end);
+    rows.push_back({Sampler(options.sampling, options.seed, vocabulary, options.stream + r, options.excluded_tokens),
+                    prompts[r], prompts[r].size(), end, end > prompts[r].size()});
+    rows.back().sequence.reserve(std::min(end, prompts[r].size() + most_reserved));
     tokens.insert(tokens.end(), prompts[r].begin(), prompts[r].end());
     lengths.push_back(prompt);
   }
   std::vector<A> room;
   std::vector<float> widened;
+  FailedRows failed;
   while (!tokens.empty()) {
     const Matrix<const A> logits = extend(Tokens(tokens, lengths));
     tokens.clear();
@@ -113,7 +118,14 @@ std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary,
       lengths[r] = 0;
       if (!row.running) continue;
       const Index at = static_cast<Index>(r);
-      const Token token = row.sampler.sample(host_logits<Device>(logits, at, room, widened), row.sequence);
+      Token token;
+      try {
+        token = row.sampler.sample(host_logits<Device>(logits, at, room, widened), row.sequence);
+      } catch (const NoToken& why) {
+        failed.add(at, row.sequence.size() - row.prompt, why);
+        row.running = false;
+        continue;
+      }
       row.sequence.push_back(token);
       const auto& stops = options.stop_tokens;
       row.running = callback(at, token) && row.sequence.size() < row.end &&
@@ -126,6 +138,7 @@ std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary,
   std::vector<std::vector<Token>> output;
   for (const Row& row : rows)
     output.emplace_back(row.sequence.begin() + static_cast<std::ptrdiff_t>(row.prompt), row.sequence.end());
+  failed.check("generate", output);
   return output;
 }
 
@@ -142,7 +155,8 @@ TokenFunction token_function(Callback& callback) {
 
 /// The new tokens of each row: prompts[r] continues row r of the state. The model is a Model or an AnyModel, and
 /// computes with the calling thread's own context. Throws before anything changes for a wrong number of prompts, an
-/// empty one, one that exceeds max_length, or a token outside the vocabulary.
+/// empty one, one that exceeds max_length, or a token outside the vocabulary; throws a GenerationError at the end for
+/// rows that got no token. An OutOfMemory leaves the state as it was.
 template <InferenceModel M, TokenCallback Callback = RunOn>
 std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& state,
                                          const std::vector<std::vector<Token>>& prompts,
@@ -150,9 +164,11 @@ std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& 
   if constexpr (requires { model.generate(state, std::span(prompts), options, TokenFunction()); })
     return model.generate(state, std::span(prompts), options, detail::token_function(callback));
   else
-    return detail::generate_rows<typename M::DeviceType>(
-        [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
-        std::span(prompts), options, callback);
+    return detail::all_or_none("generate", state, [&] {
+      return detail::generate_rows<typename M::DeviceType>(
+          [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
+          std::span(prompts), options, callback);
+    });
 }
 
 /// As above, with a context given.
@@ -163,8 +179,10 @@ std::vector<std::vector<Token>> generate(Context<Device>& ctx, const Model<Net, 
   if constexpr (draws<Device>)
     return model.generate(ctx, state, prompts, options, detail::token_function(callback));
   else
-    return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
-                                         Net::vocabulary, state, prompts, options, callback);
+    return detail::all_or_none("generate", state, [&] {
+      return detail::generate_rows<Device>([&](const Tokens& tokens) { return model.extend(ctx, state, tokens); },
+                                           Net::vocabulary, state, prompts, options, callback);
+    });
 }
 
 /// One prompt, for a state of one row; the callback gets row 0.

@@ -57,8 +57,11 @@ struct Draw {
 
   __device__ bool wanted(Index row) const { return samplers.left[row] > 0; }
 
-  /// A token's logit after the penalty.
+  /// Whether scores are the logits as they are.
+  __device__ bool plain(double penalty) const { return penalty == 1 && !samplers.excluded; }
+  /// A token's logit after the penalty; -inf where it is excluded.
   __device__ double score(Index row, Index token, double logit, double penalty) const {
+    if (samplers.excluded && samplers.excluded[token / 32] >> token % 32 & 1) return -INFINITY;
     if (penalty == 1 || !(samplers.seen(row, token / 32) >> token % 32 & 1)) return logit;
     return logit > 0 ? logit / penalty : logit * penalty;
   }
@@ -108,7 +111,7 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
   const auto* logits = &draw.logits(draw.place(row), 0);
   const double penalty = draw.samplers.options->repetition_penalty;
   Largest<double> mine(none);
-  if (penalty == 1) {  // then as they are, which is exact and takes less
+  if (draw.plain(penalty)) {  // which is exact and takes less
     Largest<F> plain(none);
 #pragma unroll 4
     for (int i = threadIdx.x * width; i < V; i += Traits::threads * width) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Sampler: the next token from the logits of the last position.
 //
-// The steps and their order are those of transformers' logits processors:
+// Excluded tokens are never drawn: their logits are taken for -inf, whatever they are. Otherwise the steps and their
+// order are those of transformers' logits processors:
 //   1. repetition penalty r   every token of the history, once: l > 0 becomes l / r, l <= 0 becomes l * r
 //   2. temperature T          l / T; T = 0 is greedy: the largest logit, and nothing below applies
 //   3. top-k                  the k largest
@@ -29,6 +30,7 @@
 #include <zamba/context.hpp>
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
+#include <zamba/generate/generation_error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/random.hpp>
@@ -61,8 +63,25 @@ struct SamplerOptions {
 namespace detail {
 
 /// The two errors of drawing.
-[[noreturn]] inline void fail_nan_logit(Index token) { fail("argmax: the logit of token ", token, " is NaN"); }
-[[noreturn]] inline void fail_no_logit() { fail("argmax: every logit is -inf"); }
+[[noreturn]] inline void fail_nan_logit(Index token) {
+  throw_error<NoToken>("argmax: the logit of token ", token, " is NaN");
+}
+[[noreturn]] inline void fail_no_logit() { throw_error<NoToken>("argmax: every logit is -inf"); }
+
+/// Throws unless each is a token; `what` are they: "GenerationOptions: stop token", say.
+inline void check_tokens(std::span<const Token> tokens, Index vocabulary, const char* what) {
+  for (const Token token : tokens)
+    require(token >= 0 && token < vocabulary, what, " ", token, " is outside the vocabulary of ", vocabulary);
+}
+
+/// Throws unless each is a token and some other is left to be drawn.
+inline void check_excluded(std::span<const Token> excluded, Index vocabulary, const char* what) {
+  check_tokens(excluded, vocabulary, what);
+  if (static_cast<Index>(excluded.size()) < vocabulary) return;
+  std::vector<bool> left(static_cast<std::size_t>(vocabulary), true);
+  for (const Token token : excluded) left[static_cast<std::size_t>(token)] = false;
+  require(std::find(left.begin(), left.end(), true) != left.end(), what, "s are all of the vocabulary of ", vocabulary);
+}
 
 }  // namespace detail
 
@@ -82,11 +101,13 @@ template <class T>
 class Sampler {
  public:
   /// Sequences of one batch take stream numbers of their own.
-  Sampler(SamplerOptions options, Seed seed, Index vocabulary, std::uint64_t stream = 0)
-      : options_(options), random_(seed, stream) {
+  Sampler(SamplerOptions options, Seed seed, Index vocabulary, std::uint64_t stream = 0,
+          std::span<const Token> excluded = {})
+      : options_(options), random_(seed, stream), excluded_(excluded.begin(), excluded.end()) {
     options.check();
     require(vocabulary > 0 && vocabulary <= std::numeric_limits<Token>::max(),
             "Sampler: the vocabulary must have 1 to 2147483647 tokens, got ", vocabulary);
+    detail::check_excluded(excluded, vocabulary, "Sampler: excluded token");
     scores_.resize(static_cast<std::size_t>(vocabulary));
     seen_.resize(scores_.size(), 0);
     candidates_.reserve(scores_.size());
@@ -114,6 +135,8 @@ class Sampler {
     require(logits.size() == scores_.size(), "Sampler: wanted ", scores_.size(), " logits, got ", logits.size());
     std::copy(logits.begin(), logits.end(), scores_.begin());
     penalise(history);
+    for (const Token token : excluded_)
+      scores_[static_cast<std::size_t>(token)] = -std::numeric_limits<double>::infinity();
     const Token best = argmax(std::span<const double>(scores_));
     if (options_.temperature == 0) return best;
     weigh(scores_[static_cast<std::size_t>(best)]);
@@ -182,6 +205,7 @@ class Sampler {
 
   SamplerOptions options_;
   Random random_;
+  std::vector<Token> excluded_;
   std::vector<double> scores_;         // (V)
   std::vector<char> seen_;             // (V), all 0 between calls
   std::vector<Candidate> candidates_;  // up to V
@@ -213,6 +237,7 @@ struct BatchSampler {
   Drawn* drawn = nullptr;         // (rows)
   Drawn* posted = nullptr;        // (2, rows): copies in memory that the host sees; null: none are wanted
   const Index* turn = nullptr;    // 0 or 1: which of the two copies is written
+  const std::uint32_t* excluded = nullptr;  // (ceil(V / 32)): bits of the tokens that are never drawn; null: none
 };
 
 /// The steps of sample_rows on a device.

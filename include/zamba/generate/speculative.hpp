@@ -15,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct SpeculativeOptions {
   Index max_new_tokens = 128;
   Index draft_tokens = 4;  // proposed a pass; 0: none, plain greedy decoding
   std::vector<Token> stop_tokens{};
+  std::vector<Token> excluded_tokens{};  // never given, nor proposed
 };
 
 struct SpeculativeOutput {
@@ -42,10 +44,15 @@ namespace detail {
 inline constexpr std::size_t most_pending = 16;
 
 template <class Device, class A>
-Token largest_of_row(Matrix<const A> logits, Index row) {
+Token largest_of_row(Matrix<const A> logits, Index row, std::span<const Token> excluded) {
   std::vector<A> room;
   std::vector<float> widened;
-  return argmax(host_logits<Device>(logits, row, room, widened));
+  const auto given = host_logits<Device>(logits, row, room, widened);
+  if (excluded.empty()) return argmax(given);
+  using Logit = typename decltype(given)::value_type;
+  std::vector<Logit> left(given.begin(), given.end());
+  for (const Token token : excluded) left[static_cast<std::size_t>(token)] = -std::numeric_limits<Logit>::infinity();
+  return argmax(std::span<const Logit>(left));
 }
 
 /// A model, its state of one row, and the known tokens that the state does not hold.
@@ -62,15 +69,29 @@ struct Reader {
   }
 };
 
-}  // namespace detail
+/// The next `count` tokens by a draft; its state then holds all that was pending, and none of them.
+template <InferenceModel Draft>
+std::vector<Token> propose(Reader<Draft>& drafter, Index count, std::span<const Token> excluded) {
+  std::vector<Token> proposed;
+  if (count == 0) return proposed;
+  const auto largest = [&](const auto& logits) {
+    return largest_of_row<typename Draft::DeviceType>(logits, 0, excluded);
+  };
+  const auto logits = drafter.model.extend(drafter.state, drafter.pending);
+  const auto before = drafter.state.snapshot();
+  proposed.push_back(largest(logits));
+  while (static_cast<Index>(proposed.size()) < count)
+    proposed.push_back(largest(drafter.model.extend(drafter.state, proposed.back())));
+  if (count > 1) drafter.state.roll_back(before);
+  drafter.pending.clear();
+  return proposed;
+}
 
-/// The new tokens after `prompt`, as generate() gives them with temperature 0. Both states have one row and the same
-/// past; afterwards both hold everything but the last new token. A sequence ends with a stop token (which is returned),
-/// after max_new_tokens, or where one of the states would be full.
+/// Throws unless all fits together; how many new tokens there is room for.
 template <InferenceModel M, InferenceModel Draft>
-SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& state, const Draft& draft,
-                                         typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
-                                         const SpeculativeOptions& options) {
+Index check_speculation(const M& model, const typename M::StateType& state, const Draft& draft,
+                        const typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
+                        const SpeculativeOptions& options) {
   require(state.batch() == 1 && draft_state.batch() == 1, "generate_speculatively: states of one row are needed, got ",
           state.batch(), " and ", draft_state.batch());
   require(model.vocabulary() == draft.vocabulary(), "generate_speculatively: the model has a vocabulary of ",
@@ -85,11 +106,23 @@ SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& 
   const Index room = max_length - state.length() - static_cast<Index>(prompt.size());
   require(room >= 0, "generate_speculatively: the state holds ", state.length(), " positions, and the prompt of ",
           prompt.size(), " would exceed max_length ", max_length);
+  check_tokens(prompt, model.vocabulary(), "generate_speculatively: token");
+  check_tokens(options.stop_tokens, model.vocabulary(), "SpeculativeOptions: stop token");
+  check_excluded(options.excluded_tokens, model.vocabulary(), "SpeculativeOptions: excluded token");
+  return room;
+}
 
-  for (const Token token : prompt)
-    require(token >= 0 && token < model.vocabulary(), "generate_speculatively: token ", token,
-            " is outside the vocabulary of ", model.vocabulary());
+}  // namespace detail
 
+/// The new tokens after `prompt`, as generate() gives them with temperature 0. Both states have one row and the same
+/// past; afterwards both hold everything but the last new token. A sequence ends with a stop token (which is returned),
+/// after max_new_tokens, or where one of the states would be full. Where logits give no token, because one is NaN, a
+/// GenerationError says whose and holds the tokens before; the states are then to be reset.
+template <InferenceModel M, InferenceModel Draft>
+SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& state, const Draft& draft,
+                                         typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
+                                         const SpeculativeOptions& options) {
+  const Index room = detail::check_speculation(model, state, draft, draft_state, prompt, options);
   detail::Reader<M> reader{model, state, prompt};
   detail::Reader<Draft> drafter{draft, draft_state, prompt};
   reader.catch_up();
@@ -99,46 +132,45 @@ SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& 
   const auto stops = [&](Token token) {
     return std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) != options.stop_tokens.end();
   };
-  for (Index left = std::min(options.max_new_tokens, room); left > 0;) {
-    std::vector<Token> proposed;
-    const Index wanted = std::min(options.draft_tokens, left - 1);
-    if (wanted > 0) {
-      auto logits = draft.extend(draft_state, drafter.pending);
-      const auto draft_before = draft_state.snapshot();
-      proposed.push_back(detail::largest_of_row<typename Draft::DeviceType>(logits, 0));
-      while (static_cast<Index>(proposed.size()) < wanted) {
-        logits = draft.extend(draft_state, proposed.back());
-        proposed.push_back(detail::largest_of_row<typename Draft::DeviceType>(logits, 0));
+  std::vector<Token> fresh;  // of the present pass
+  const char* whose = "";    // logits are looked at
+  try {
+    for (Index left = std::min(options.max_new_tokens, room); left > 0;) {
+      fresh.clear();
+      whose = "generate_speculatively, the draft";
+      const auto proposed = detail::propose(drafter, std::min(options.draft_tokens, left - 1), options.excluded_tokens);
+      whose = "generate_speculatively, the model";
+      std::vector<Token> tokens = reader.pending;
+      tokens.insert(tokens.end(), proposed.begin(), proposed.end());
+      const auto logits = model.extend(state, tokens, Positions::all);
+      bool running = true, agreed = true;
+      while (running && agreed) {
+        const std::size_t n = fresh.size();
+        fresh.push_back(detail::largest_of_row<typename M::DeviceType>(
+            logits, static_cast<Index>(reader.pending.size() + n) - 1, options.excluded_tokens));
+        running = !stops(fresh.back());
+        agreed = n < proposed.size() && fresh.back() == proposed[n];
+        output.accepted += agreed;
       }
-      if (wanted > 1) draft_state.roll_back(draft_before);
-      drafter.pending.clear();
-    }
+      output.proposed += static_cast<Index>(proposed.size());
+      output.passes += 1;
+      output.tokens.insert(output.tokens.end(), fresh.begin(), fresh.end());
+      left = running ? left - static_cast<Index>(fresh.size()) : 0;
 
-    std::vector<Token> tokens = reader.pending, fresh;
-    tokens.insert(tokens.end(), proposed.begin(), proposed.end());
-    const auto logits = model.extend(state, tokens, Positions::all);
-    bool running = true, agreed = true;
-    while (running && agreed) {
-      const std::size_t n = fresh.size();
-      fresh.push_back(
-          detail::largest_of_row<typename M::DeviceType>(logits, static_cast<Index>(reader.pending.size() + n) - 1));
-      running = !stops(fresh.back());
-      agreed = n < proposed.size() && fresh.back() == proposed[n];
-      output.accepted += agreed;
+      drafter.pending.insert(drafter.pending.end(), fresh.begin(), fresh.end());
+      const bool whole = fresh.size() == proposed.size() + 1;  // the state holds all but the last token
+      if (!whole) state.roll_back(before);
+      if (whole) reader.pending.clear();
+      reader.pending.insert(reader.pending.end(), whole ? fresh.end() - 1 : fresh.begin(), fresh.end());
+      const bool catches_up = left == 0 || reader.pending.size() > detail::most_pending;
+      if (catches_up) reader.catch_up();
+      if (whole || catches_up) before = state.snapshot();
     }
-    output.proposed += static_cast<Index>(proposed.size());
-    output.passes += 1;
+  } catch (const detail::NoToken& why) {
     output.tokens.insert(output.tokens.end(), fresh.begin(), fresh.end());
-    left = running ? left - static_cast<Index>(fresh.size()) : 0;
-
-    drafter.pending.insert(drafter.pending.end(), fresh.begin(), fresh.end());
-    const bool whole = fresh.size() == proposed.size() + 1;  // the state holds all but the last token
-    if (!whole) state.roll_back(before);
-    if (whole) reader.pending.clear();
-    reader.pending.insert(reader.pending.end(), whole ? fresh.end() - 1 : fresh.begin(), fresh.end());
-    const bool catches_up = left == 0 || reader.pending.size() > detail::most_pending;
-    if (catches_up) reader.catch_up();
-    if (whole || catches_up) before = state.snapshot();
+    detail::FailedRows failed;
+    failed.add(0, output.tokens.size(), why);
+    failed.check(whose, {output.tokens});
   }
   drafter.catch_up();
   return output;

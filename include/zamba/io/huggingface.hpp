@@ -9,16 +9,19 @@
 // and nothing else. An Error lists all keys that differ, else all tensors that do not fit, else all values that do not.
 // Values are converted once, to nearest; where the types are equal they are copied bit by bit. Files are mapped, read
 // once, and let go of piece by piece, so a load takes the memory of the model and little more.
-// Saving writes weights in the model's storage type and parameters kept in higher precision in theirs. A checkpoint of
-// the same type is replaced whole or not at all; one of another type may be left, by a machine that stops in between,
-// with a config.json that does not fit its tensors, which loading refuses.
+// Saving writes weights in the model's storage type and parameters kept in higher precision in theirs. Tensors,
+// config.json and other texts of the folder are replaced at one moment: a load while a save runs, or after one that was
+// killed, has all of the old model or all of the new one (sharded_safetensors.hpp says how, and on which file systems).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +29,7 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/checkpoint_folder.hpp>
 #include <zamba/detail/json_object.hpp>
 #include <zamba/detail/problems.hpp>
 #include <zamba/detail/weight_loader.hpp>
@@ -50,6 +54,9 @@ struct LoadOptions {
 
 struct SaveOptions {
   std::uint64_t max_shard_bytes = 0;  // of the tensors in one file; 0: all in one
+  std::string config = {};            // keys of config.json to write instead: R"({"eos_token_id": [5, 6]})"
+  /// Texts of the folder to be replaced together with the model, by name, as {"generation_config.json", "{}"}.
+  std::map<std::string, std::string> texts = {};
 };
 
 /// A checkpoint in memory of the caller's. Names are for messages.
@@ -63,6 +70,7 @@ namespace detail {
 /// A checkpoint whose config has been read, and whose tensors have not.
 struct CheckpointSource {
   std::string origin, config_origin;  // for messages
+  std::string config_text;
   nlohmann::json config;
   std::function<ShardedSafetensors()> open;
 };
@@ -71,20 +79,38 @@ inline std::string_view text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+/// `config` as it stands in the file of that name.
+inline CheckpointSource source_of(std::string origin, std::string config_origin, std::string_view config,
+                                  std::function<ShardedSafetensors()> open) {
+  nlohmann::json parsed = parse_config(config, config_origin);
+  return {std::move(origin), std::move(config_origin), std::string(config), std::move(parsed), std::move(open)};
+}
+
+/// Config and tensors of one moment. Where there are no tensors that can be read, the config is there alone, and `open`
+/// says what is wrong.
 inline CheckpointSource source_of(const std::filesystem::path& directory) {
-  std::error_code error;
-  require(std::filesystem::is_directory(directory, error), "load_huggingface: '", directory.string(),
-          "' is not a folder");
-  const std::string origin = (directory / "config.json").string();
-  const MappedFile file(directory / "config.json");
-  return {"the checkpoint in '" + directory.string() + "'", origin, parse_object(text_of(file.bytes()), origin),
-          [directory] { return ShardedSafetensors::open(directory); }};
+  require(is_folder(directory), "load_huggingface: '", directory.string(), "' is not a folder");
+  check_has_config(directory);
+  std::optional<ShardedSafetensors> files;
+  std::exception_ptr problem;
+  try {
+    files = ShardedSafetensors::open(directory, {"config.json"});
+  } catch (const Error&) {
+    problem = std::current_exception();
+  }
+  const std::string* config = files ? files->text("config.json") : nullptr;
+  const std::filesystem::path config_file = directory / "config.json";
+  return source_of("the checkpoint in '" + directory.string() + "'", config_file.string(),
+                   config ? *config : std::string(MappedFile(config_file).text()), [directory, files, problem] {
+                     if (files) return *files;
+                     check_has_safetensors(directory);
+                     std::rethrow_exception(problem);
+                   });
 }
 
 inline CheckpointSource source_of(const CheckpointBytes& checkpoint) {
-  const auto& [name, bytes] = checkpoint.config;
-  return {"the checkpoint in memory", name, parse_object(text_of(bytes), name),
-          [files = std::span(checkpoint.safetensors)] { return ShardedSafetensors::parse(files); }};
+  return source_of("the checkpoint in memory", checkpoint.config.name, text_of(checkpoint.config.bytes),
+                   [files = std::span(checkpoint.safetensors)] { return ShardedSafetensors::parse(files); });
 }
 
 template <class Net, class T, class Device>
@@ -112,6 +138,7 @@ Model<Net, T, Device> load_model(const CheckpointSource& source, const LoadOptio
       if (!reader.same(*copy, *match.tensor)) problems.add(not_a_copy(*copy, *match.tensor));
   }
   problems.check(source.origin + " does not fit this model:");
+  model.set_checkpoint_config(source.config_text);
   return model;
 }
 
@@ -147,14 +174,19 @@ void load_huggingface(Model<Net, T, Device>& model, const CheckpointBytes& check
   model = load_huggingface<Net, T, Device>(checkpoint, options);
 }
 
-/// Writes config.json and the tensors, each file beside the old one and renamed over it; makes the folder if there is
-/// none. Equal models give equal bytes.
+/// Replaces config.json, the tensors and options.texts at one moment, or leaves the old ones; makes the folder if there
+/// is none. Waits for another save into the same folder. config.json is the one the model came with
+/// (Model::checkpoint_config), but for the type of the weights and the options' keys. Equal models give equal bytes.
 template <class Net, class T, class Device>
 void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory,
                       const SaveOptions& options = {}) {
   using F = compute_t<T>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
   const auto parts = detail::parameter_parts(model.entries(), layout);
+  constexpr std::string_view dtype = std::is_same_v<T, double>  ? "float64"
+                                     : std::is_same_v<T, float> ? "float32"
+                                                                : "bfloat16";
+  const std::string config = detail::config_text(layout, dtype, model.checkpoint_config(), options.config);
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   require(!error, "save_huggingface: cannot make the folder '", directory.string(), "': ", error.message());
@@ -162,23 +194,23 @@ void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem:
   std::vector<std::byte> staged, reordered;  // one tensor at a time
   std::vector<TensorSource> sources;
   for (const detail::ParameterPart& part : parts) {
-    const DType dtype = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
-    sources.push_back({part.tensor->name, dtype, part.tensor->shape, [&, part, dtype] {
-                         const Index row_bytes = part.cols * static_cast<Index>(size_of(dtype));
-                         staged.resize(static_cast<std::size_t>(part.rows * row_bytes));
-                         Memory<Device>::copy_to_host(staged.data(), model.data(*part.entry) + part.first * row_bytes,
-                                                      staged.size());
-                         if (!part.tensor->interleaved) return std::span<const std::byte>(staged);
-                         reordered.resize(staged.size());
-                         detail::to_file_order(part, staged.data(), reordered.data(), row_bytes);
-                         return std::span<const std::byte>(reordered);
-                       }});
+    const DType type = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
+    const auto bytes = [&, part, type] {
+      const Index row_bytes = part.cols * static_cast<Index>(size_of(type));
+      staged.resize(static_cast<std::size_t>(part.rows * row_bytes));
+      Memory<Device>::copy_to_host(staged.data(), model.data(*part.entry) + part.first * row_bytes, staged.size());
+      if (!part.tensor->interleaved) return std::span<const std::byte>(staged);
+      reordered.resize(staged.size());
+      detail::to_file_order(part, staged.data(), reordered.data(), row_bytes);
+      return std::span<const std::byte>(reordered);
+    };
+    sources.push_back({part.tensor->name, type, part.tensor->shape, bytes});
+    if (part.tensor->save_copies)
+      for (const std::string& copy : part.tensor->copies) sources.push_back({copy, type, part.tensor->shape, bytes});
   }
-  write_sharded_safetensors(directory, sources, {{"format", "pt"}}, options.max_shard_bytes);
-  constexpr std::string_view dtype = std::is_same_v<T, double>  ? "float64"
-                                     : std::is_same_v<T, float> ? "float32"
-                                                                : "bfloat16";
-  replace_file(directory / "config.json", [&](FileWriter& out) { out.write(detail::config_text(layout, dtype)); });
+  std::map<std::string, std::string> texts = options.texts;
+  texts["config.json"] = config;
+  write_sharded_safetensors(directory, sources, {{"format", "pt"}}, options.max_shard_bytes, texts);
 }
 
 }  // namespace zamba

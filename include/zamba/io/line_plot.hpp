@@ -104,11 +104,21 @@ class LinePlotWriter {
               "' goes from ", band.first, " to ", band.last);
       x_min_ = std::min(x_min_, band.first), x_max_ = std::max(x_max_, band.last);
     }
-    if (x_min_ == x_max_) x_max_ = x_min_ + 1;
-    if (y_min_ == y_max_) y_min_ -= 0.5, y_max_ += 0.5;
+    if (!wide(x_min_, x_max_)) x_max_ = x_min_ + std::max(1., 1e-3 * std::abs(x_min_));
+    if (!wide(y_min_, y_max_)) {
+      const double room = std::max(0.5, 1e-3 * std::abs(y_min_));
+      y_min_ -= room, y_max_ += room;
+    }
     // The y axis ends on ticks, the x axis where the run does.
     y_step_ = tick_step(y_max_ - y_min_, 6), x_step_ = tick_step(x_max_ - x_min_, 8);
     y_min_ = std::floor(y_min_ / y_step_) * y_step_, y_max_ = std::ceil(y_max_ / y_step_) * y_step_;
+  }
+
+  /// Whether ticks can divide a range: values that are equal, or differ by roundings, have none.
+  bool wide(double least, double largest) const {
+    const double size = std::max(std::abs(least), std::abs(largest));
+    require(size < 4e307, "LinePlot '", plot_.title, "': values of ", size, " are too large to draw");
+    return largest - least > std::max(1e-9 * size, 1e-300);
   }
 
   /// 1, 2 or 5 times a power of ten: about `count` steps in the range.

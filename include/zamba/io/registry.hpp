@@ -7,13 +7,15 @@
 //   zamba::AnyModel model = registry.load("my-model");
 //
 // The type is the one that config.json describes. Where several storage types of it are compiled in, it is the wanted
-// one, else that of the file's weights, else the first added. If none fits, an Error lists what is compiled in and, for
-// the nearest, the keys that differ.
+// one, else the one that config.json names, else that of most of the weights, else the first added. If none fits, an
+// Error lists what is compiled in and, for the nearest, the keys that differ.
+//
 // Every add compiles loading, inference and loss of its type: a large program has a unit for each family.
 #pragma once
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -35,7 +37,7 @@ class Registry {
   /// What is compiled in, in the order of add.
   const std::vector<ModelFacts>& models() const { return models_; }
 
-  /// Which of them the config.json in a folder describes. Reads no weights.
+  /// Which of them the config.json in a folder describes. Reads no weights, but perhaps which types they have.
   const ModelFacts& match(const std::filesystem::path& directory, std::optional<DType> storage = {}) const {
     return models_[find(detail::source_of(directory), storage)];
   }
@@ -71,15 +73,33 @@ class Registry {
 namespace detail {
 
 /// The storage type that config.json names for its weights, if it is one.
-inline std::optional<DType> config_dtype(const nlohmann::json& config) {
+inline std::optional<DType> config_dtype(const CheckpointSource& source) {
+  const nlohmann::json& config = source.config;
   for (const char* key : {"dtype", "torch_dtype"}) {
     const auto at = config.find(key);
     if (at == config.end()) continue;
-    if (*at == "float64") return DType::F64;
-    if (*at == "float32") return DType::F32;
-    if (*at == "bfloat16") return DType::BF16;
+    for (const auto& [name, dtype] : {std::pair("float64", DType::F64), std::pair("float32", DType::F32),
+                                      std::pair("bfloat16", DType::BF16), std::pair("float16", DType::F16)})
+      if (*at == name || *at == std::string("torch.") + name) return dtype;
   }
   return {};
+}
+
+/// The type of most bytes of a checkpoint's tensors, if they can be read.
+inline std::optional<DType> tensors_dtype(const CheckpointSource& source) {
+  std::map<DType, std::size_t> bytes;
+  try {
+    const ShardedSafetensors files = source.open();
+    for (const std::string& name : files.names()) {
+      const TensorEntry& tensor = *files.find(name);
+      bytes[tensor.dtype] += tensor.bytes.size();
+    }
+  } catch (const Error&) {
+    return {};  // loading will say what is wrong
+  }
+  const auto most =
+      std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == bytes.end() ? std::nullopt : std::optional(most->first);
 }
 
 /// "Zamba-7B-v1 in BF16 (model_type zamba)".
@@ -123,22 +143,27 @@ inline std::size_t Registry::find(const Source& source, std::optional<DType> wan
             ", but compiled in are:", present);
     return *at;
   }
-  const auto at = stored_as(detail::config_dtype(config).value_or(models_[fitting[0]].storage));
-  return at != fitting.end() ? *at : fitting[0];
+  if (fitting.size() == 1) return fitting[0];
+  for (const auto& dtype : {&detail::config_dtype, &detail::tensors_dtype}) {
+    const std::optional<DType> found = dtype(source);
+    if (const auto at = found ? stored_as(*found) : fitting.end(); at != fitting.end()) return *at;
+  }
+  return fitting[0];
 }
 
 inline void Registry::refuse(const Source& source) const {
   const nlohmann::json& config = source.config;
   const std::string& origin = source.config_origin;
   require(!models_.empty(), origin, ": no model is compiled in");
-  const auto type = config.find("model_type");
   std::string present, differences;
   std::size_t nearest = 0;
   std::pair<bool, std::size_t> least{true, std::string::npos};
   for (std::size_t i = 0; i < types_.size(); ++i) {
     present += "\n  " + detail::model_text(models_[i]);
-    const bool other_family = type == config.end() || *type != models_[i].model_type;
-    const std::pair distance(other_family, detail::config_differences(config, types_[i].config).size());
+    const auto differing = detail::config_differences(config, types_[i].config);
+    const bool other_family = std::any_of(differing.begin(), differing.end(),
+                                          [](const std::string& line) { return line.starts_with("model_type:"); });
+    const std::pair distance(other_family, differing.size());
     if (distance < least) least = distance, nearest = i;
   }
   for (const std::string& difference : detail::config_differences(config, types_[nearest].config))

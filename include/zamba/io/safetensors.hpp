@@ -56,6 +56,7 @@ class Safetensors {
   static Safetensors open(const std::filesystem::path& path);
   /// Reads memory of the caller's, which must outlive the result. `origin` names it in messages.
   static Safetensors parse(std::span<const std::byte> bytes, std::string origin);
+  static Safetensors parse(MappedFile file, std::string origin);
 
   /// In the order of the data.
   const std::vector<TensorEntry>& tensors() const { return tensors_; }
@@ -64,8 +65,10 @@ class Safetensors {
   const Metadata& metadata() const { return metadata_; }
   /// The path, or what parse() was told.
   const std::string& origin() const { return origin_; }
-  /// MappedFile::release for bytes of tensors; does nothing after parse().
+  /// MappedFile::release for bytes of tensors; does nothing for memory of the caller's.
   void release(std::span<const std::byte> bytes) const { file_.release(bytes); }
+  /// MappedFile::is_at; false for memory of the caller's.
+  bool is_at(const std::filesystem::path& path) const { return file_.is_at(path); }
 
  private:
   MappedFile file_;
@@ -108,8 +111,11 @@ std::vector<std::byte> serialize_safetensors(const std::vector<TensorSource>& te
 // ---- Reading ----
 
 inline Safetensors Safetensors::open(const std::filesystem::path& path) {
-  MappedFile file(path);
-  Safetensors result = parse(file.bytes(), path.string());
+  return parse(MappedFile(path), path.string());
+}
+
+inline Safetensors Safetensors::parse(MappedFile file, std::string origin) {
+  Safetensors result = parse(file.bytes(), std::move(origin));
   result.file_ = std::move(file);
   return result;
 }

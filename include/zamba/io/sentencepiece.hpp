@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include <zamba/device.hpp>
@@ -21,6 +22,7 @@
 #include <zamba/op.hpp>
 
 #if __has_include(<sentencepiece_processor.h>)
+#include <exception>
 #include <memory>
 
 #include <sentencepiece_processor.h>
@@ -31,7 +33,7 @@ class SentencePiece {
  public:
   /// Of a tokenizer.model, or of the folder that holds it.
   static SentencePiece load(const std::filesystem::path& path) {
-    const auto file = std::filesystem::is_directory(path) ? path / "tokenizer.model" : path;
+    const auto file = is_folder(path) ? path / "tokenizer.model" : path;
     const MappedFile mapped(file);
     return parse({reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size()}, file.string());
   }
@@ -40,7 +42,7 @@ class SentencePiece {
   static SentencePiece parse(std::string_view bytes, const std::string& origin = "tokenizer.model") {
     SentencePiece result;
     result.library_ = std::make_unique<sentencepiece::SentencePieceProcessor>();
-    check(result.library_->LoadFromSerializedProto(bytes), origin);
+    run(origin, [&] { return result.library_->LoadFromSerializedProto(bytes); });
     require(result.vocabulary() > 0, origin, ": wanted a model of SentencePiece, came one without pieces");
     const auto first = result.encode("a", {.add_special = false});
     result.space_in_front_ = !first.empty() && result.token(first[0]).starts_with(detail::space_mark);
@@ -50,7 +52,7 @@ class SentencePiece {
   /// add_special: begins with bos() where the model has one, as Llama does.
   std::vector<Token> encode(std::string_view text, EncodeOptions options = {}) const {
     std::vector<int> ids;
-    check(library_->Encode(text, &ids), "SentencePiece: encode");
+    run("SentencePiece: encode", [&] { return library_->Encode(text, &ids); });
     std::vector<Token> tokens(ids.begin(), ids.end());
     if (options.add_special && bos()) tokens.insert(tokens.begin(), *bos());
     return tokens;
@@ -101,8 +103,18 @@ class SentencePiece {
   }
 
  private:
-  static void check(const sentencepiece::util::Status& status, const std::string& place) {
-    require(status.ok(), place, ": ", status.ok() ? "" : status.message());
+  /// Calls the library, which reports most trouble by a status; a damaged file may end in an exception of its parts.
+  template <class F>
+  static void run(const std::string& place, F&& call) {
+    std::string trouble;
+    try {
+      const sentencepiece::util::Status status = call();
+      if (status.ok()) return;
+      trouble = status.message();
+    } catch (const std::exception& error) {
+      trouble = error.what();
+    }
+    fail(place, ": ", trouble);
   }
   static std::optional<Token> where_named(int id) { return id < 0 ? std::nullopt : std::optional<Token>(id); }
   Token checked(Token id) const {

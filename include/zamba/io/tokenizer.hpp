@@ -19,9 +19,10 @@
 // Ids equal those of the package `tokenizers`. Texts may be any bytes: those that are not UTF-8 are kept, through bytes
 // or byte_fallback. decode(encode(text)) is the text, but for what the file itself loses: NFC; U+2581, which becomes a
 // space; the names of added tokens within the text, and spaces beside them; where Metaspace puts a space in front, a
-// space that was there.
+// space that was there; and what its vocabulary cannot write, in whose place something else stands (Unknown).
 //
-// A text of n bytes takes O(n log n). A const Tokenizer may be used by several threads.
+// A text of n bytes takes O(n log n), whatever the file says: its steps may make 64 times as much of a text, no more.
+// A const Tokenizer may be used by several threads.
 #pragma once
 
 #include <algorithm>
@@ -31,6 +32,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -49,9 +51,16 @@
 
 namespace zamba {
 
+/// What becomes of a character, of ByteLevel of a byte, that the vocabulary has no token for.
+enum class Unknown {
+  replace,  // the file's unk_token stands for it; without one U+FFFD, or where that has no tokens either, '?'
+  refuse,   // an Error that says which byte, and where
+};
+
 struct EncodeOptions {
   bool add_special = true;   // what the post-processor puts around the text: the token that begins a document, say
   bool find_special = true;  // false: "</s>" in a text is text, as that of strangers should be
+  Unknown unknown = Unknown::replace;
 };
 
 struct DecodeOptions {
@@ -66,11 +75,14 @@ class Tokenizer {
   static Tokenizer parse(std::string_view text, const std::string& origin = "tokenizer.json",
                          std::string_view config = "{}");
 
+  /// Where nothing can stand for what the vocabulary has no token for, an Error as by Unknown::refuse.
   std::vector<Token> encode(std::string_view text, EncodeOptions options = {}) const;
   std::string decode(std::span<const Token> tokens, DecodeOptions options = {}) const;
 
   /// One more than the highest id. A model's vocabulary may be padded beyond it: such ids are refused by decode.
   Index vocabulary() const { return static_cast<Index>(entries_.size()); }
+  /// Whether an id is that of a token: ids may be left out, and a model's vocabulary may be larger.
+  bool has(Token id) const { return id >= 0 && id < vocabulary() && entries_[static_cast<std::size_t>(id)].known; }
   /// The token as the file writes it, "\u2581the" say. An id that no token has is an Error.
   const std::string& token(Token id) const { return entry(id).token; }
   /// The inverse of token().
@@ -99,10 +111,10 @@ class Tokenizer {
   };
 
   const Entry& entry(Token id) const {
-    require(id >= 0 && id < vocabulary() && entries_[static_cast<std::size_t>(id)].known, "Tokenizer: token ", id,
-            " is not in the vocabulary of ", vocabulary());
+    require(has(id), "Tokenizer: token ", id, " is not in the vocabulary of ", vocabulary());
     return entries_[static_cast<std::size_t>(id)];
   }
+  [[noreturn]] void refuse_unknown(const std::string& character, std::string_view text, std::size_t begin) const;
   void put(const std::string& token, Token id);
   void read_added(const detail::JsonPart& tokens);
   void read_template(const detail::JsonPart& processor);
@@ -122,13 +134,13 @@ class Tokenizer {
 // ---- Reading ----
 
 inline Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  const auto file = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
+  const auto file = is_folder(path) ? path / "tokenizer.json" : path;
   const auto text_of = [](const MappedFile& mapped) {
     return std::string_view(reinterpret_cast<const char*>(mapped.bytes().data()), mapped.bytes().size());
   };
   const MappedFile mapped(file);
   const auto config = file.parent_path() / "tokenizer_config.json";
-  if (!std::filesystem::exists(config)) return parse(text_of(mapped), file.string());
+  if (!is_there(config)) return parse(text_of(mapped), file.string());
   const MappedFile mapped_config(config);
   return parse(text_of(mapped), file.string(), text_of(mapped_config));
 }
@@ -141,6 +153,8 @@ inline Tokenizer Tokenizer::parse(std::string_view text, const std::string& orig
   result.normalizer_ = detail::Normalizer(file["normalizer"]);
   result.pre_tokenizer_ = detail::PreTokenizer(file["pre_tokenizer"]);
   result.decoder_ = detail::TokenTexts(file["decoder"]);
+  for (const char* stands_for_unknown : {"\ufffd", "?"})
+    if (result.model_.replace_unknown_by(result.pre_tokenizer_.written(stands_for_unknown))) break;
   for (const auto& [token, id] : result.model_.ids()) result.put(token, id);
   result.read_added(file["added_tokens"]);
   result.read_template(file["post_processor"]);
@@ -170,8 +184,7 @@ inline void Tokenizer::read_added(const detail::JsonPart& tokens) {
     require(!token.content.empty(), part.place(), ": wanted a text to look for, came none");
     require(!known || *known == token.id, part.place(), ": ", detail::quote(token.content), " has id ", token.id,
             ", in the model's vocabulary ", known.value_or(0));
-    const bool taken = token.id < vocabulary() && entries_[static_cast<std::size_t>(token.id)].known;
-    require(known || !taken, part.place(), ": id ", token.id, " is that of another token too");
+    require(known || !has(token.id), part.place(), ": id ", token.id, " is that of another token too");
     require(added_ids_.emplace(token.content, token.id).second, part.place(), ": ", detail::quote(token.content),
             " occurs twice");
     put(token.content, token.id);
@@ -188,6 +201,8 @@ inline void Tokenizer::read_added(const detail::JsonPart& tokens) {
     else
       added_raw_.add(token.content, token);
   }
+  added_raw_.link();
+  added_normalized_.link();
 }
 
 inline void Tokenizer::read_template(const detail::JsonPart& processor) {
@@ -198,6 +213,7 @@ inline void Tokenizer::read_template(const detail::JsonPart& processor) {
     return processor["processors"].each([&](const detail::JsonPart& part) { read_template(part); });
   require(type == "TemplateProcessing", processor.place(), ": type ", detail::quote(type),
           " is not supported, wanted TemplateProcessing, ByteLevel, Sequence or none");
+  constexpr std::size_t most_around = 1024;
   std::vector<Token> before, after;
   bool text_met = false;
   processor["single"].each([&](const detail::JsonPart& part) {
@@ -209,8 +225,10 @@ inline void Tokenizer::read_template(const detail::JsonPart& processor) {
     const std::string& name = part["SpecialToken"]["id"].text();
     processor["special_tokens"][name.c_str()]["ids"].each([&](const detail::JsonPart& id) {
       const auto token = static_cast<Token>(id.integer(vocabulary() - 1));
-      if (!entries_[static_cast<std::size_t>(token)].known) id.refuse("the id of a token");
+      if (!has(token)) id.refuse("the id of a token");
       (text_met ? after : before).push_back(token);
+      require(before_.size() + after_.size() + before.size() + after.size() <= most_around, processor.place(),
+              ": at most ", most_around, " tokens around a text are supported, came more");
     });
   });
   if (!text_met) processor["single"].refuse("the sequence A among the template's parts");
@@ -245,6 +263,7 @@ inline std::optional<Token> Tokenizer::id(std::string_view token) const {
 inline std::vector<Token> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
   std::vector<Token> tokens;
   detail::BytePairs::Scratch scratch;
+  scratch.refuse_unknown = options.unknown == Unknown::refuse;
   if (options.add_special) tokens = before_;
   added_raw_.split(text, options.find_special, [&](std::size_t begin, std::string_view part, Token added) {
     if (added != detail::no_token) return tokens.push_back(added);
@@ -254,9 +273,22 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, EncodeOptions
       pre_tokenizer_.split(piece, begin + at == 0,
                            [&](std::string_view word) { model_.encode(word, tokens, scratch); });
     });
+    if (!scratch.unknown.empty()) refuse_unknown(scratch.unknown, text, begin);
   });
   if (options.add_special) tokens.insert(tokens.end(), after_.begin(), after_.end());
   return tokens;
+}
+
+/// `begin`: the character is that or behind it, or a step before has made it.
+inline void Tokenizer::refuse_unknown(const std::string& character, std::string_view text, std::size_t begin) const {
+  const bool by_bytes = pre_tokenizer_.by_bytes();
+  const std::string bytes = by_bytes ? detail::ByteAlphabet::get().read(character) : character;
+  const auto size_at = [&](std::size_t at) { return by_bytes ? 1 : detail::character_at(text, at).size; };
+  while (begin < text.size() && text.substr(begin, size_at(begin)) != bytes) begin += size_at(begin);
+  std::string named;
+  for (const char byte : bytes) named += " " + detail::byte_token(static_cast<unsigned char>(byte)).substr(1, 4);
+  fail("Tokenizer: no token for byte", bytes.size() > 1 ? "s" : "", named,
+       begin < text.size() ? " at offset " + std::to_string(begin) + " of the text" : " of the text as normalised");
 }
 
 inline void Tokenizer::append(Token id, Place& place, std::string& text, DecodeOptions options) const {

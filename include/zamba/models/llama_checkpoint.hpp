@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Checkpoints of model_type "llama" (Llama 2, arXiv 2307.09288): the keys of config.json and the tensors' names.
+// Checkpoints of model_type "llama" (Llama 2, arXiv 2307.09288), and of "mistral" without a sliding window (arXiv
+// 2310.06825), which is the same: the keys of config.json and the tensors' names.
 //
 //   embedding      model.embed_tokens.weight
 //   head           lm_head.weight                  where it is tied: absent, or equal
@@ -10,6 +11,7 @@
 // Older files also hold model.layers.i.self_attn.rotary_emb.inv_freq, which follows from theta: passed over.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <string_view>
@@ -18,6 +20,7 @@
 #include <vector>
 
 #include <zamba/blocks/transformer_block.hpp>
+#include <zamba/detail/config_values.hpp>
 #include <zamba/io/checkpoint_format.hpp>
 #include <zamba/language_model.hpp>
 #include <zamba/pattern_stack.hpp>
@@ -38,44 +41,39 @@ struct LlamaFacts {
   TransformerConfig layer;
 };
 
-/// How positions are turned, in today's spelling: rope_parameters. Files have rope_theta and rope_scaling instead, or
-/// beside it; what is neither theta nor the type stays, because it changes the angles.
-inline nlohmann::json rope_parameters_of(const nlohmann::json& config, const nlohmann::json&) {
-  nlohmann::json rope = nlohmann::json::object();
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const auto at = config.find(key);
-    if (at == config.end() || at->is_null()) continue;
-    if (!at->is_object()) return *at;
-    rope = *at;
-  }
-  const auto type = rope.find("type");  // the older name of rope_type
-  if (!rope.contains("rope_type")) rope["rope_type"] = type != rope.end() ? *type : nlohmann::json("default");
-  rope.erase("type");
-  const auto theta = config.find("rope_theta");
-  if (!rope.contains("rope_theta"))
-    rope["rope_theta"] = theta != config.end() && !theta->is_null() ? *theta : nlohmann::json(10000.0);
-  if (rope.contains("partial_rotary_factor") && rope["partial_rotary_factor"] == 1) rope.erase("partial_rotary_factor");
-  return rope;
+/// layer_types, where a layer attends to less than all that is before it.
+inline nlohmann::json llama_layer_types_of(const nlohmann::json& config, const nlohmann::json&) {
+  const nlohmann::json types = config.value("layer_types", nlohmann::json());
+  const bool full = types.is_array() && std::all_of(types.begin(), types.end(), [](const nlohmann::json& type) {
+                      return type == "full_attention";
+                    });
+  return full ? nlohmann::json() : types;
 }
 
 inline std::vector<ConfigKey> llama_config(const LlamaFacts& facts) {
   const auto& [vocabulary, layers, tied, layer] = facts;
-  const nlohmann::json rope{{"rope_theta", layer.rope_theta}, {"rope_type", "default"}};
-  // What an absent key means is the default of LlamaConfig in transformers.
-  return {{"model_type", "llama"},
-          {"vocab_size", vocabulary, 32000},
-          {"hidden_size", layer.d_model, 4096},
-          {"num_hidden_layers", layers, 32},
-          {"intermediate_size", layer.ff(), 11008},
-          {"num_attention_heads", layer.n_heads, 32},
-          {"num_key_value_heads", layer.kv_heads(), layer.n_heads},
-          {"head_dim", layer.head_dim(), layer.head_dim()},
-          {"rope_parameters", rope, {}, rope_parameters_of},
-          {"attention_bias", false, false},
-          {"mlp_bias", false, false},
-          {"hidden_act", "silu", "silu"},
-          {"rms_norm_eps", layer.norm_eps, 1e-6},
-          {"tie_word_embeddings", tied, false}};
+  // What an absent key means is the default of LlamaConfig in transformers, or of MistralConfig.
+  ConfigKey model_type{"model_type", "llama"};
+  model_type.also["mistral"] = {{"intermediate_size", 14336}, {"num_key_value_heads", 8}, {"sliding_window", 4096}};
+  ConfigKey layer_types = fixed_key("layer_types", {}, "; every layer attends to all that is before it here");
+  layer_types.read = llama_layer_types_of;
+  std::vector<ConfigKey> keys{{"vocab_size", vocabulary, 32000},
+                              {"hidden_size", layer.d_model, 4096},
+                              {"num_hidden_layers", layers, 32},
+                              {"intermediate_size", layer.ff(), 11008},
+                              {"num_attention_heads", layer.n_heads, 32},
+                              {"num_key_value_heads", layer.kv_heads(), layer.n_heads},
+                              {"head_dim", layer.head_dim(), layer.head_dim()},
+                              {"attention_bias", false, false},
+                              {"mlp_bias", false, false},
+                              {"hidden_act", "silu", "silu"},
+                              {"rms_norm_eps", layer.norm_eps, 1e-6},
+                              {"tie_word_embeddings", tied, false},
+                              fixed_key("sliding_window", {}, "; attention over a window is not computed"),
+                              std::move(layer_types)};
+  keys.insert(keys.begin(), std::move(model_type));
+  for (ConfigKey& key : rope_keys(layer.rope_theta)) keys.push_back(std::move(key));
+  return with_common_keys(std::move(keys));
 }
 
 inline CheckpointParameter llama_parameter(const LlamaFacts& facts, const ParameterEntry& entry) {
@@ -115,7 +113,6 @@ inline CheckpointLayout llama_layout(const LlamaFacts& facts, const std::vector<
                        {"initializer_range", 0.02},
                        {"max_position_embeddings", 4096},
                        {"pretraining_tp", 1},
-                       {"rope_theta", facts.layer.rope_theta},  // for programs that do not know rope_parameters
                        {"use_cache", true}};
   for (const ParameterEntry& entry : entries) layout.parameters.push_back(llama_parameter(facts, entry));
   for (Index i = 0; i < facts.layers; ++i)

@@ -10,7 +10,6 @@
 // in_proj holds the rows of u, then those of z; of mamba2 those of z, u, B, C and delta: our order.
 #pragma once
 
-#include <limits>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -18,6 +17,7 @@
 
 #include <zamba/blocks/mamba2_block.hpp>
 #include <zamba/blocks/mamba_block.hpp>
+#include <zamba/detail/config_values.hpp>
 #include <zamba/io/checkpoint_format.hpp>
 #include <zamba/language_model.hpp>
 #include <zamba/pattern_stack.hpp>
@@ -40,64 +40,56 @@ struct BackboneFacts {
   bool tied;
 };
 
+/// "auto" is a sixteenth of the file's width, rounded up.
 inline nlohmann::json mamba_dt_rank_of(const nlohmann::json& config, const nlohmann::json&) {
-  const auto rank = config.find("time_step_rank"), width = config.find("hidden_size");
-  const bool automatic = rank == config.end() || rank->is_null() || *rank == "auto";
-  if (!automatic) return *rank;
-  const nlohmann::json d = width == config.end() ? nlohmann::json(768) : *width;
-  return d.is_number_integer() ? nlohmann::json(d.get<Index>() / 16 + (d.get<Index>() % 16 != 0)) : "auto";
+  const nlohmann::json rank = config.value("time_step_rank", nlohmann::json()),
+                       d = config.value("hidden_size", nlohmann::json(768));
+  if (rank != "auto" || !d.is_number_integer()) return rank;
+  return d.get<Index>() / 16 + (d.get<Index>() % 16 != 0);
 }
 
-/// The least dt, where the file has no greatest one. That may be infinite, spelled in one way or another, or the
-/// greatest float.
-inline nlohmann::json mamba2_dt_limit_of(const nlohmann::json& config, const nlohmann::json&) {
-  const auto limit = config.find("time_step_limit");
-  if (limit == config.end() || limit->is_null()) return nullptr;
-  if (!limit->is_array() || limit->size() != 2 || !limit->front().is_number()) return *limit;
-  const nlohmann::json& most = limit->back();
-  const bool none = most.is_number() ? most.get<double>() >= double{std::numeric_limits<float>::max()}
-                                     : most == infinite_number() || most == "Infinity";
-  return none ? nlohmann::json{limit->front(), infinite_number()} : *limit;
-}
+/// Files of some releases say that norms are of the root mean square.
+inline ConfigKey backbone_rms_norm() { return fixed_key("rms_norm", true, "; norms subtract no mean here"); }
 
 // What an absent key means is the default of MambaConfig and Mamba2Config in transformers.
 
 inline std::vector<ConfigKey> mamba_config(const BackboneFacts& facts, const MambaConfig& mixer) {
-  return {{"model_type", "mamba"},
-          {"vocab_size", facts.vocabulary, 50280},
-          {"hidden_size", mixer.d_model, 768},
-          {"num_hidden_layers", facts.layers, 32},
-          {"intermediate_size", mixer.d_inner(), mixer.d_inner()},
-          {"state_size", mixer.d_state, 16},
-          {"conv_kernel", mixer.d_conv, 4},
-          {"expand", mixer.expand, 2},
-          {"time_step_rank", mixer.rank(), {}, mamba_dt_rank_of},
-          {"use_conv_bias", mixer.conv_bias, true},
-          {"use_bias", mixer.proj_bias, false},
-          {"hidden_act", "silu", "silu"},
-          {"layer_norm_epsilon", mixer.norm_eps, 1e-5},
-          {"tie_word_embeddings", facts.tied, true}};
+  return with_common_keys({{"model_type", "mamba"},
+                           {"vocab_size", facts.vocabulary, 50280},
+                           {"hidden_size", mixer.d_model, 768},
+                           {"num_hidden_layers", facts.layers, 32},
+                           {"intermediate_size", mixer.d_inner(), mixer.d_inner()},
+                           {"state_size", mixer.d_state, 16},
+                           {"conv_kernel", mixer.d_conv, 4},
+                           {"expand", mixer.expand, 2},
+                           {"time_step_rank", mixer.rank(), (mixer.d_model + 15) / 16, mamba_dt_rank_of},
+                           {"use_conv_bias", mixer.conv_bias, true},
+                           {"use_bias", mixer.proj_bias, false},
+                           {"hidden_act", "silu", "silu"},
+                           {"layer_norm_epsilon", mixer.norm_eps, 1e-5},
+                           {"tie_word_embeddings", facts.tied, true},
+                           backbone_rms_norm()});
 }
 
 inline std::vector<ConfigKey> mamba2_config(const BackboneFacts& facts, const Mamba2Config& mixer) {
-  const nlohmann::json unlimited{0.0, infinite_number()}, limit{mixer.dt_min, infinite_number()},
-      saved_limit{mixer.dt_min, std::numeric_limits<float>::max()};
-  return {{"model_type", "mamba2"},
-          {"vocab_size", facts.vocabulary, 32768},
-          {"hidden_size", mixer.d_model, 4096},
-          {"num_hidden_layers", facts.layers, 64},
-          {"num_heads", mixer.heads(), 128},
-          {"head_dim", mixer.head_dim(), 64},
-          {"n_groups", mixer.n_groups, 8},
-          {"state_size", mixer.d_state, 128},
-          {"conv_kernel", mixer.d_conv, 4},
-          {"expand", mixer.expand, 2},
-          {"time_step_limit", limit, unlimited, mamba2_dt_limit_of, saved_limit},
-          {"use_conv_bias", mixer.conv_bias, true},
-          {"use_bias", mixer.proj_bias, false},
-          {"hidden_act", "silu", "silu"},
-          {"layer_norm_epsilon", mixer.norm_eps, 1e-5},
-          {"tie_word_embeddings", facts.tied, false}};
+  return with_common_keys({{"model_type", "mamba2"},
+                           {"vocab_size", facts.vocabulary, 32768},
+                           {"hidden_size", mixer.d_model, 4096},
+                           {"num_hidden_layers", facts.layers, 64},
+                           {"num_heads", mixer.heads(), 128},
+                           {"head_dim", mixer.head_dim(), 64},
+                           {"n_groups", mixer.n_groups, 8},
+                           {"state_size", mixer.d_state, 128},
+                           {"conv_kernel", mixer.d_conv, 4},
+                           {"expand", mixer.expand, 2},
+                           fixed_key("intermediate_size", mixer.d_inner()),
+                           dt_limit_key(mixer.dt_min),
+                           {"use_conv_bias", mixer.conv_bias, true},
+                           {"use_bias", mixer.proj_bias, false},
+                           {"hidden_act", "silu", "silu"},
+                           {"layer_norm_epsilon", mixer.norm_eps, 1e-5},
+                           {"tie_word_embeddings", facts.tied, false},
+                           backbone_rms_norm()});
 }
 
 /// Our mixers have several heads where Mamba has one: files lack that extent of 1, `heads`, in front.
@@ -161,9 +153,9 @@ template <detail::Mamba2Network Net>
 struct CheckpointFormat<Net> {
   static constexpr bool hidden_states_leave_layers = true;  // as mamba
   static constexpr Mamba2Config mixer = Net::Stack::MixerType::config;
-  static_assert(detail::equal<mixer.gated_norm_groups(), 1>,
-                "zamba::CheckpointFormat: files of model_type mamba2 norm all channels together; give Mamba2Config's "
-                "norm_groups as 1");
+  static_assert(detail::equal<mixer.gated_norm_groups(), mixer.n_groups>,
+                "zamba::CheckpointFormat: files of model_type mamba2 have a gated norm over the n_groups groups; leave "
+                "Mamba2Config's norm_groups 0");
   static_assert(mixer.gated_eps() == mixer.norm_eps,
                 "zamba::CheckpointFormat: files of model_type mamba2 have one layer_norm_epsilon; leave Mamba2Config's "
                 "gated_norm_eps 0");

@@ -8,15 +8,18 @@
 //   of use j       self_attn.linear_{q,k,v}_adapter_list.j.{0,1}.weight,
 //                  feed_forward.gate_up_proj_adapter_list.j.{0,1}.weight, in the shared block that use j meets
 //
-// time_step_min is no part of the comparison: transformers limits dt by it in prefill but not in decode, so that no
-// type computes the same. Mamba2Config::dt_min is the limit that applies alike in both.
+// dt is limited by time_step_limit alone, alike in prefill and decode: Mamba2Config::dt_min. time_step_min limits it in
+// the prefill of transformers 5 but not in its decode, so that no type computes the same; it counts where a type has a
+// dt_min and a file has no time_step_limit.
 #pragma once
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <zamba/blocks/mamba2_block.hpp>
+#include <zamba/detail/config_values.hpp>
 #include <zamba/detail/hybrid_checkpoint.hpp>
 #include <zamba/language_model.hpp>
 #include <zamba/pattern_stack.hpp>
@@ -50,7 +53,7 @@ inline nlohmann::json zamba2_pattern_of(const nlohmann::json& config, const nloh
   const auto given = [&](const char* key) { return config.value(key, nlohmann::json()); };
   if (const auto list = given("layers_block_type"); !list.is_null()) return hybrid_pattern_of(list);
   const auto ids = given("hybrid_layer_ids");
-  if (ids.is_null()) return "mmmmmmhmmmmmhmmmmmhmmmmmhmmmmmhmmmmmhmmmmmhmmmmhmmmhmm";
+  if (ids.is_null()) return nullptr;
   if (!ids.is_array()) return ids;
   // For as many layers as the type has: their number in the file is compared by itself.
   std::string pattern(wanted.get_ref<const std::string&>().size(), 'm');
@@ -71,25 +74,31 @@ inline nlohmann::json zamba2_long_context_of(const nlohmann::json& config, const
   return zamba2_has_rope(config) ? config.value("use_long_context", nlohmann::json()) : wanted;
 }
 
-/// rope_parameters of newer releases, rope_scaling of older ones; both may be absent.
-inline nlohmann::json zamba2_rope_parameters(const nlohmann::json& config) {
-  for (const char* key : {"rope_parameters", "rope_scaling"})
-    if (const auto at = config.find(key); at != config.end() && !at->is_null()) return *at;
-  return nlohmann::json::object();
+template <auto Read>
+nlohmann::json zamba2_if_rope(const nlohmann::json& config, const nlohmann::json& wanted) {
+  return zamba2_has_rope(config) ? Read(config, wanted) : wanted;
 }
 
-inline nlohmann::json zamba2_theta_of(const nlohmann::json& config, const nlohmann::json& wanted) {
-  if (!zamba2_has_rope(config)) return wanted;
-  const auto parameters = zamba2_rope_parameters(config);
-  const auto theta = parameters.is_object() ? parameters.value("rope_theta", nlohmann::json()) : parameters;
-  return theta.is_null() ? config.value("rope_theta", nlohmann::json()) : theta;
+inline std::vector<ConfigKey> zamba2_rope_keys(double theta) {
+  std::vector<ConfigKey> keys = rope_keys(theta);
+  for (ConfigKey& key : keys)
+    key.read = key.read == rope_theta_of  ? zamba2_if_rope<rope_theta_of>
+               : key.read == rope_type_of ? zamba2_if_rope<rope_type_of>
+                                          : zamba2_if_rope<partial_rotary_of>;
+  return keys;
 }
 
-inline nlohmann::json zamba2_rope_type_of(const nlohmann::json& config, const nlohmann::json& wanted) {
-  if (!zamba2_has_rope(config)) return wanted;
-  const auto parameters = zamba2_rope_parameters(config);
-  if (!parameters.is_object()) return parameters;
-  return parameters.value("rope_type", parameters.value("type", nlohmann::json()));
+/// time_step_limit; a file without may be meant with time_step_min as its limit, if that is the type's.
+inline nlohmann::json zamba2_dt_limit_of(const nlohmann::json& config, const nlohmann::json& wanted) {
+  const nlohmann::json limit = dt_limit_of(config, wanted), least = config.value("time_step_min", nlohmann::json());
+  return limit.is_null() && wanted.front() > 0 && same_value(wanted.front(), least) ? wanted : limit;
+}
+
+inline ConfigKey zamba2_dt_limit_key(double least) {
+  ConfigKey key = dt_limit_key(least);
+  key.read = zamba2_dt_limit_of;
+  key.written = least > 0;
+  return key;
 }
 
 inline std::vector<ConfigKey> zamba2_config(const Zamba2Facts& facts) {
@@ -97,39 +106,37 @@ inline std::vector<ConfigKey> zamba2_config(const Zamba2Facts& facts) {
   nlohmann::json hybrid_ids = nlohmann::json::array();
   for (std::size_t i = 0; i < pattern.size(); ++i)
     if (pattern[i] == 'h') hybrid_ids.push_back(i);
-  const double theta = shared.rope_theta;
   // What an absent key means is the default of Zamba2Config in transformers.
   std::vector<ConfigKey> keys = hybrid_config(shared, tied);
-  keys.insert(
-      keys.begin(),
-      {{"model_type", "zamba2"},
-       {"vocab_size", vocabulary, 32000},
-       {"hidden_size", mixer.d_model, 2560},
-       {"num_hidden_layers", pattern.size(), 54},
-       {"layers_block_type", std::string(pattern), {}, zamba2_pattern_of, hybrid_layer_types(pattern), {"layer_types"}},
-       {"hybrid_layer_ids", hybrid_ids, hybrid_ids},
-       {"num_mem_blocks", copies, 1},
-       {"intermediate_size", shared.ff(), 4 * mixer.d_model},
-       {"num_attention_heads", shared.n_heads, 32},
-       {"use_shared_attention_adapter", shared.qkv_adapter_rank > 0, false},
-       {"adapter_rank", shared.mlp_adapter_rank, 128},
-       {"use_mem_rope", shared.rope, false},
-       {"use_long_context", shared.context_stretch != 1, false, zamba2_long_context_of},
-       {"rope_theta", theta, 10000.0, zamba2_theta_of},
-       {"rope_parameters",
-        "default",
-        "default",
-        zamba2_rope_type_of,
-        {{"rope_theta", theta}, {"rope_type", "default"}}},
-       {"n_mamba_heads", mixer.heads(), 8},
-       {"mamba_headdim", mixer.head_dim(), mixer.head_dim()},
-       {"mamba_d_state", mixer.d_state, 64},
-       {"mamba_d_conv", mixer.d_conv, 4},
-       {"mamba_expand", mixer.expand, 2},
-       {"mamba_ngroups", mixer.n_groups, 1},
-       {"use_conv_bias", mixer.conv_bias, true},
-       {"add_bias_linear", mixer.proj_bias, false}});
-  return keys;
+  keys.insert(keys.begin(), {{"model_type", "zamba2"},
+                             {"vocab_size", vocabulary, 32000},
+                             {"hidden_size", mixer.d_model, 2560},
+                             {"num_hidden_layers", pattern.size(), 54},
+                             {"layers_block_type",
+                              std::string(pattern),
+                              "mmmmmmhmmmmmhmmmmmhmmmmmhmmmmmhmmmmmhmmmmmhmmmmhmmmhmm",
+                              zamba2_pattern_of,
+                              hybrid_layer_types(pattern),
+                              {"layer_types"}},
+                             {"hybrid_layer_ids", hybrid_ids, hybrid_ids},
+                             {"num_mem_blocks", copies, 1},
+                             {"intermediate_size", shared.ff(), 4 * mixer.d_model},
+                             {"num_attention_heads", shared.n_heads, 32},
+                             {"use_shared_attention_adapter", shared.qkv_adapter_rank > 0, false},
+                             {"adapter_rank", shared.mlp_adapter_rank, 128},
+                             {"use_mem_rope", shared.rope, false},
+                             {"use_long_context", shared.context_stretch != 1, false, zamba2_long_context_of},
+                             {"n_mamba_heads", mixer.heads(), 8},
+                             {"mamba_headdim", mixer.head_dim(), mixer.head_dim()},
+                             {"mamba_d_state", mixer.d_state, 64},
+                             {"mamba_d_conv", mixer.d_conv, 4},
+                             {"mamba_expand", mixer.expand, 2},
+                             {"mamba_ngroups", mixer.n_groups, 1},
+                             {"use_conv_bias", mixer.conv_bias, true},
+                             {"add_bias_linear", mixer.proj_bias, false},
+                             zamba2_dt_limit_key(mixer.dt_min)});
+  for (ConfigKey& key : zamba2_rope_keys(shared.rope_theta)) keys.push_back(std::move(key));
+  return with_common_keys(std::move(keys));
 }
 
 /// The name of a parameter of Mamba2Block in a layer.

@@ -12,6 +12,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <zamba/blocks/mamba_block.hpp>
@@ -42,49 +43,61 @@ struct ZambaFacts {
   SharedAttentionConfig shared;
 };
 
-/// Letters of the layers, 'm' or 'h', from layers_block_type or, where that is absent, from period and offset.
-inline nlohmann::json zamba_pattern_of(const nlohmann::json& config, const nlohmann::json& wanted) {
-  const auto list = config.find("layers_block_type");
-  if (list != config.end() && !list->is_null()) return hybrid_pattern_of(*list);
-  // For as many layers as the type has: their number in the file is compared by itself.
-  const nlohmann::json period = config.value("attn_layer_period", nlohmann::json(6)),
-                       offset = config.value("attn_layer_offset", nlohmann::json(4));
-  if (!period.is_number_integer() || !offset.is_number_integer() || period.get<Index>() <= 0) return nullptr;
+/// Letters of the layers, 'm' or 'h': 0 and 1 plain, 2 hybrid, and after those the ones that period and offset say.
+inline std::string zamba_letters(std::size_t layers, Index period, Index offset) {
   std::string pattern;
-  for (Index i = 0; i < static_cast<Index>(wanted.get_ref<const std::string&>().size()); ++i)
-    pattern += i == 2 || (i > 2 && (i - 3) % period.get<Index>() == offset.get<Index>()) ? 'h' : 'm';
+  for (Index i = 0; i < static_cast<Index>(layers); ++i)
+    pattern += i == 2 || (i > 2 && (i - 3) % period == offset) ? 'h' : 'm';
   return pattern;
 }
 
+/// From layers_block_type or, where that is absent, from period and offset.
+inline nlohmann::json zamba_pattern_of(const nlohmann::json& config, const nlohmann::json& wanted) {
+  using json = nlohmann::json;
+  const auto list = config.find("layers_block_type");
+  if (list != config.end() && !list->is_null()) return hybrid_pattern_of(*list);
+  json period = config.value("attn_layer_period", json()), offset = config.value("attn_layer_offset", json());
+  if (period.is_null() && offset.is_null()) return nullptr;
+  if (period.is_null()) period = 6;
+  if (offset.is_null()) offset = 4;
+  if (!period.is_number_integer() || !offset.is_number_integer() || period.get<Index>() <= 0)
+    return "attn_layer_period " + value_text(period) + ", attn_layer_offset " + value_text(offset);
+  // For as many layers as the type has: their number in the file is compared by itself.
+  return zamba_letters(wanted.get_ref<const std::string&>().size(), period.get<Index>(), offset.get<Index>());
+}
+
 inline nlohmann::json zamba_dt_rank_of(const nlohmann::json& config, const nlohmann::json&) {
-  const auto rank = config.find("mamba_dt_rank"), width = config.find("hidden_size");
-  const bool automatic = rank == config.end() || rank->is_null() || *rank == "auto";
-  if (!automatic || width == config.end() || !width->is_number_integer()) return automatic ? "auto" : *rank;
-  return width->get<Index>() / 16 + (width->get<Index>() % 16 != 0);
+  const nlohmann::json rank = config.value("mamba_dt_rank", nlohmann::json()),
+                       d = config.value("hidden_size", nlohmann::json(3712));
+  if (rank != "auto" || !d.is_number_integer()) return rank;
+  return d.get<Index>() / 16 + (d.get<Index>() % 16 != 0);
 }
 
 inline std::vector<ConfigKey> zamba_config(const ZambaFacts& facts) {
   const auto& [vocabulary, tied, pattern, mixer, shared] = facts;
   // What an absent key means is the default of ZambaConfig in transformers.
   std::vector<ConfigKey> keys = hybrid_config(shared, tied);
-  keys.insert(
-      keys.begin(),
-      {{"model_type", "zamba"},
-       {"vocab_size", vocabulary},
-       {"hidden_size", mixer.d_model},
-       {"num_hidden_layers", pattern.size()},
-       {"layers_block_type", std::string(pattern), {}, zamba_pattern_of, hybrid_layer_types(pattern), {"layer_types"}},
-       {"intermediate_size", shared.ff()},
-       {"num_attention_heads", shared.n_heads},
-       {"n_mamba_heads", mixer.n_heads, 2},
-       {"mamba_d_state", mixer.d_state, 16},
-       {"mamba_d_conv", mixer.d_conv, 4},
-       {"mamba_expand", mixer.expand, 2},
-       {"mamba_dt_rank", mixer.rank(), {}, zamba_dt_rank_of},
-       {"mamba_conv_bias", mixer.conv_bias, true},
-       {"mamba_proj_bias", mixer.proj_bias, false},
-       {"hidden_mamba_act", "silu", "silu"}});
-  return keys;
+  keys.insert(keys.begin(), {{"model_type", "zamba"},
+                             {"vocab_size", vocabulary, 32000},
+                             {"hidden_size", mixer.d_model, 3712},
+                             {"num_hidden_layers", pattern.size(), 76},
+                             {"layers_block_type",
+                              std::string(pattern),
+                              zamba_letters(pattern.size(), 6, 4),
+                              zamba_pattern_of,
+                              hybrid_layer_types(pattern),
+                              {"layer_types"}},
+                             {"intermediate_size", shared.ff(), 14848},
+                             {"num_attention_heads", shared.n_heads, 16},
+                             {"n_mamba_heads", mixer.n_heads, 2},
+                             {"mamba_d_state", mixer.d_state, 16},
+                             {"mamba_d_conv", mixer.d_conv, 4},
+                             {"mamba_expand", mixer.expand, 2},
+                             {"mamba_dt_rank", mixer.rank(), (mixer.d_model + 15) / 16, zamba_dt_rank_of},
+                             {"mamba_conv_bias", mixer.conv_bias, true},
+                             {"mamba_proj_bias", mixer.proj_bias, false},
+                             {"hidden_mamba_act", "silu", "silu"}});
+  return with_common_keys(std::move(keys));
 }
 
 /// The name of a parameter of MambaBlock in a layer.

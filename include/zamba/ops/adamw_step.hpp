@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 // adamw_step: one step of AdamW on one parameter; sum_of_squares: the squared norm of all gradients, for clipping.
 //
-//   g = clip * d_p                       clip = min(1, clip_norm / (norm + 1e-6)), norm over all gradients
+//   g = clip * d_p                       clip = min(1, clip_norm / (norm + 1e-6)), norm over all gradients;
+//                                        scaled before it is squared, so that what clipping tames does not overflow
 //   m = beta1 m + (1 - beta1) g
 //   v = beta2 v + (1 - beta2) g^2
 //   p = (1 - lr decay) p - lr / (1 - beta1^t) * m / ( sqrt(v / (1 - beta2^t)) + eps )
 //
 // Source: Loshchilov and Hutter (arXiv 1711.05101), with PyTorch's order of operations and its 1e-6 in the clipping.
-// Shapes: all (n), contiguous. The squared norm stays in the device's memory, so a step needs no wait for it.
+// Shapes: all (n), contiguous. The squared norm stays in the device's memory, so a step needs no wait for it. Where
+// that norm is not finite, or v could not hold its square after clipping, nothing is changed.
 //
 // Numeric contract: elementwise arithmetic in compute_t (float, or double for double); the squares are summed in double
 // over pieces of 2^14 elements, and the pieces in order. Bit-equal for any number of threads, where the arrays of a
@@ -17,9 +19,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -37,6 +41,19 @@ struct AdamWScalars {
   Index step_number;  // t, from 1
 };
 
+/// What scales gradients of this norm.
+inline double clip_factor(double norm, double clip_norm) {
+  return clip_norm > 0 ? std::min(1.0, clip_norm / (norm + 1e-6)) : 1.0;
+}
+
+/// Whether gradients of this norm may be stepped with: it is finite and, clipped, its square is no overflow in F.
+template <class F>
+bool can_step(double norm, double clip_norm) {
+  if (!is_finite(norm)) return false;
+  const double clipped = norm * clip_factor(norm, clip_norm) * (1 + 1e-6);  // room for the roundings of F
+  return clipped * clipped <= static_cast<double>(std::numeric_limits<F>::max());
+}
+
 /// The tensors of one parameter, (n) each. W: the stored type; where it is F, there is no master copy.
 template <class W, class F>
 struct AdamWTensors {
@@ -46,10 +63,18 @@ struct AdamWTensors {
   Vector<F> m, v;
 };
 
-/// Steps one parameter. norm_squared: one element, of all gradients; read where there is clipping.
+/// Steps one parameter. norm_squared: one element, of all gradients.
 template <class Device, class W, class F>
 void adamw_step(Context<Device>& ctx, const AdamWTensors<W, F>& tensors, const AdamWScalars& scalars,
                 const double* norm_squared) {
+  if constexpr (checked) {
+    const detail::Door door{"adamw_step"};
+    const Index n = tensors.weight.size();
+    door.shape("master", tensors.master, std::is_same_v<W, F> ? 0 : n);
+    door.shape("gradient", tensors.gradient, n);
+    door.shape("m", tensors.m, n);
+    door.shape("v", tensors.v, n);
+  }
   AdamWStep<Device>::forward(ctx, tensors, scalars, norm_squared);
 }
 
@@ -65,17 +90,26 @@ struct AdamWStep<cpu> {
   static void forward(Context<cpu>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& s,
                       const double* norm_squared) {
     const double steps = static_cast<double>(s.step_number);
-    const double clip = s.clip_norm > 0 ? std::min(1.0, s.clip_norm / (std::sqrt(*norm_squared) + 1e-6)) : 1.0;
+    const double norm = std::sqrt(*norm_squared);
+    if (!can_step<F>(norm, s.clip_norm)) return;
+    // In two factors where it is tiny, because one alone would lose its digits among the least floats.
+    const double clip = clip_factor(norm, s.clip_norm), coarse = clip < 0x1p-100 ? 0x1p-100 : 1, fine = clip / coarse;
     const F beta1 = static_cast<F>(s.beta1), beta2 = static_cast<F>(s.beta2), eps = static_cast<F>(s.eps);
-    const F gain1 = static_cast<F>((1 - s.beta1) * clip), gain2 = static_cast<F>((1 - s.beta2) * clip * clip);
+    const F gain1 = static_cast<F>((1 - s.beta1) * fine), root2 = static_cast<F>(std::sqrt(1 - s.beta2) * fine);
     const F keep = static_cast<F>(1 - s.learning_rate * s.decay);
     const F rate = static_cast<F>(s.learning_rate / (1 - std::pow(s.beta1, steps)));
     const F root = static_cast<F>(1 / std::sqrt(1 - std::pow(s.beta2, steps)));
     for_pieces(ctx, t.weight.size(), step_piece, [&](Index first, Index count) {
-      const auto g = map(t.gradient.data + first, count);
+      const F* gradient = t.gradient.data + first;
+      alignas(64) F scaled[step_piece];
+      if (coarse != 1) {
+        map(scaled, count) = map(gradient, count) * static_cast<F>(coarse);
+        gradient = scaled;
+      }
+      const auto g = map(gradient, count);
       auto m = map(t.m.data + first, count), v = map(t.v.data + first, count);
       m = beta1 * m + gain1 * g;
-      v = beta2 * v + gain2 * g.square();
+      v = beta2 * v + (root2 * g).square();
       const auto step = [&](auto p) { p = keep * p - rate * m / (v.sqrt() * root + eps); };
       if constexpr (std::is_same_v<W, F>) {
         step(map(t.weight.data + first, count));

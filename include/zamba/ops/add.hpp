@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
 
@@ -15,6 +16,10 @@ ZAMBA_DECLARE_OPERATOR(Add, "add.cuh");
 /// from, to (n, d).
 template <class Device, class A>
 void add(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> from, Matrix<A> to) {
+  if constexpr (checked) {
+    const detail::Door door{"add"};
+    door.shape("from", from, to.rows(), to.cols());
+  }
   Add<Device>::forward(ctx, from, to);
 }
 

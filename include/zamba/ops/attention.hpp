@@ -29,6 +29,7 @@
 
 #include <zamba/context.hpp>
 #include <zamba/detail/attention_stream.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/detail/softmax.hpp>
@@ -55,6 +56,18 @@ void attention(Context<Device>& ctx, const AttentionShape& shape, std::type_iden
                std::type_identity_t<Matrix<const A>> k, std::type_identity_t<Matrix<const A>> v,
                const Sequences& sequences, Tensor<S, 3> cache_k, std::type_identity_t<Tensor<S, 3>> cache_v,
                Matrix<A> out, Matrix<compute_t<A>> lse) {
+  if constexpr (checked) {
+    const detail::Door door{"attention"};
+    const Index n = sequences.tokens, width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
+    door.shape("q", q, n, width);
+    door.shape("k", k, n, kv_width);
+    door.shape("v", v, n, kv_width);
+    door.optional("cache_k", cache_k, sequences.rows, cache_k.shape[1], kv_width);
+    door.optional("cache_v", cache_v, sequences.rows, cache_k.shape[1], kv_width);
+    require(bool(cache_k) == bool(cache_v), door.name, ": one of the caches is missing");
+    door.shape("out", out, n, width);
+    door.shape("lse", lse, n, shape.heads);
+  }
   Attention<Device>::template forward<A, S>(ctx, shape, q, k, v, sequences, cache_k, cache_v, out, lse);
 }
 
@@ -69,6 +82,24 @@ void attention_backward(Context<Device>& ctx, const AttentionShape& shape, std::
                         Matrix<const compute_t<A>> lse, Matrix<A> d_q, std::type_identity_t<Matrix<A>> d_k,
                         std::type_identity_t<Matrix<A>> d_v, Tensor<compute_t<A>, 3> d_cache_k,
                         Tensor<compute_t<A>, 3> d_cache_v) {
+  if constexpr (checked) {
+    const detail::Door door{"attention_backward"};
+    const Index n = sequences.tokens, width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
+    door.shape("d_out", d_out, n, width);
+    door.shape("q", q, n, width);
+    door.shape("k", k, n, kv_width);
+    door.shape("v", v, n, kv_width);
+    door.optional("cache_k", cache_k, sequences.rows, cache_k.shape[1], kv_width);
+    door.optional("cache_v", cache_v, sequences.rows, cache_k.shape[1], kv_width);
+    require(bool(cache_k) == bool(cache_v), door.name, ": one of the caches is missing");
+    door.shape("out", out, n, width);
+    door.shape("lse", lse, n, shape.heads);
+    door.shape("d_q", d_q, n, width);
+    door.shape("d_k", d_k, n, kv_width);
+    door.shape("d_v", d_v, n, kv_width);
+    door.optional("d_cache_k", d_cache_k, sequences.rows, cache_k.shape[1], kv_width);
+    door.optional("d_cache_v", d_cache_v, sequences.rows, cache_k.shape[1], kv_width);
+  }
   Attention<Device>::template backward<A, S>(ctx, shape, d_out, q, k, v, sequences, cache_k, cache_v, out, lse, d_q,
                                              d_k, d_v, d_cache_k, d_cache_v);
 }
@@ -114,12 +145,6 @@ struct Attention<cpu> {
  private:
   template <class A>
   using Pack = detail::Pack<A>;
-  template <class A>
-  using RowMajor = Eigen::Matrix<A, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  template <class A>
-  using Map = Eigen::Map<RowMajor<A>, Eigen::Unaligned, Eigen::OuterStride<>>;
-  template <class A>
-  using ConstMap = Eigen::Map<const RowMajor<A>, Eigen::Unaligned, Eigen::OuterStride<>>;
 
   /// Queries (tokens times heads of a group) of one product, where a group has not more.
   static constexpr Index query_tile = 64;
@@ -197,17 +222,34 @@ struct Attention<cpu> {
     }
   };
 
+  /// Rows of `cols` elements that lie `stride` apart.
+  template <class A>
+  static Matrix<A> strided(A* data, Index rows, Index cols, Index stride) {
+    Matrix<A> view(data, rows, cols);
+    view.stride[0] = stride;
+    return view;
+  }
+
+  /// Scratch of the products of `rows` queries with a block of keys or values.
+  template <class A>
+  static Index products_of(Index rows, Index head_dim) {
+    return std::max({detail::product_scratch<A>(rows, head_dim, key_tile),
+                     detail::product_scratch<A>(rows, key_tile, head_dim),
+                     detail::product_scratch<A>(key_tile, rows, head_dim)});
+  }
+  static Index padded(Index count) { return (count + 15) / 16 * 16; }
+
   /// (n, head_dim) in the compute type: where it lies, or converted into scratch.
   template <class A, class S>
-  static ConstMap<A> block(const S* from, Index stride, Index n, Index head_dim, A* scratch) {
+  static Matrix<const A> block(const S* from, Index stride, Index n, Index head_dim, A* scratch) {
     if constexpr (std::is_same_v<A, S>) {
-      return {from, n, head_dim, Eigen::OuterStride<>(stride)};
+      return strided(from, n, head_dim, stride);
     } else {
       for (Index j = 0; j < n; ++j)
         detail::for_packs<A>(head_dim, [&](Index c, auto count) {
           detail::store(scratch + j * head_dim + c, detail::load_as<A>(from + j * stride + c, count), count);
         });
-      return {scratch, n, head_dim, Eigen::OuterStride<>(head_dim)};
+      return {scratch, n, head_dim};
     }
   }
 
@@ -245,12 +287,14 @@ struct Attention<cpu> {
     return {shape.heads, shape.kv_heads, shape.head_dim, shape.scale};
   }
 
-  /// (threads, ...): queries, sums and scores of a tile, and its keys or values converted where that is needed.
+  /// (threads, ...): scratch of products, queries, sums and scores of a tile, and its keys or values converted where
+  /// that is needed.
   template <class A, class S, class Ctx>
   static Matrix<A> tile_scratch(Ctx& ctx, const AttentionShape& shape, const Tiling& tiling) {
     const Index converted = std::is_same_v<A, S> ? 0 : key_tile * shape.head_dim;
+    const Index size = tiling.rows * (2 * shape.head_dim + key_tile + 2) + converted;
     return ctx.arena().template tensor<A>(Index{ctx.threads()},
-                                          tiling.rows * (2 * shape.head_dim + key_tile + 2) + converted);
+                                          products_of<A>(tiling.rows, shape.head_dim) + padded(size));
   }
 
   /// Rows of several tokens.
@@ -270,25 +314,27 @@ struct Attention<cpu> {
       const Tile tile{sequences.begin(row) + first, std::min(tiling.tokens, length - first), tiling.group,
                       kv_head * tiling.group, head_dim};
       const auto keys = source(row, kv_head * head_dim);
-      A* queries = memory[worker].data;   // (R, head_dim), times scale
-      A* sums = queries + R * head_dim;   // (R, head_dim): of exp(score - maximum) * v
-      A* scores = sums + R * head_dim;    // (R, key_tile), then their exponentials
-      A* maxima = scores + R * key_tile;  // (R)
-      A* totals = maxima + R;             // (R): of exp(score - maximum)
-      A* block_scratch = totals + R;      // (key_tile, head_dim)
+      A* products = memory[worker].data;
+      A* queries = products + products_of<A>(R, head_dim);  // (R, head_dim), times scale
+      A* sums = queries + R * head_dim;                     // (R, head_dim): of exp(score - maximum) * v
+      A* scores = sums + R * head_dim;                      // (R, key_tile), then their exponentials
+      A* maxima = scores + R * key_tile;                    // (R)
+      A* totals = maxima + R;                               // (R): of exp(score - maximum)
+      A* block_scratch = totals + R;                        // (key_tile, head_dim)
       tile.gather(q, static_cast<A>(shape.scale), queries);
       std::fill_n(sums, tile.rows() * head_dim, A(0));
       std::fill_n(maxima, tile.rows(), std::numeric_limits<A>::lowest());
       std::fill_n(totals, tile.rows(), A(0));
-      const ConstMap<A> x(queries, tile.rows(), head_dim, Eigen::OuterStride<>(head_dim));
-      Map<A> o(sums, tile.rows(), head_dim, Eigen::OuterStride<>(head_dim));
+      const Matrix<A> x(queries, tile.rows(), head_dim), o(sums, tile.rows(), head_dim);
       const Index end = keys.past + first + tile.tokens;
       for (Index j = 0; j < end; j += key_tile) {
         const Index n = std::min(key_tile, end - j);
-        Map<A> s(scores, tile.rows(), n, Eigen::OuterStride<>(key_tile));
-        s.noalias() = x * block(keys.k + j * keys.k_stride, keys.k_stride, n, head_dim, block_scratch).transpose();
+        const Matrix<A> s = strided(scores, tile.rows(), n, key_tile);
+        const auto k = block(keys.k + j * keys.k_stride, keys.k_stride, n, head_dim, block_scratch);
+        detail::set_product(s, x, detail::transposed(k), products);
         soften(tile, keys.past + first - j, n, scores, sums, maxima, totals);
-        o.noalias() += s * block(keys.v + j * keys.v_stride, keys.v_stride, n, head_dim, block_scratch);
+        const auto v = block(keys.v + j * keys.v_stride, keys.v_stride, n, head_dim, block_scratch);
+        detail::add_product(o, s, v, products);
       }
       for (Index r = 0; r < tile.rows(); ++r) {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
@@ -327,8 +373,8 @@ struct Attention<cpu> {
     const Index head_dim = shape.head_dim, R = tiling.rows;
     const Index converted = std::is_same_v<A, typename Source::type> ? 0 : 2 * key_tile * head_dim;
     ArenaScope scope(ctx.arena());
-    auto scratch =
-        ctx.arena().template tensor<A>(Index{ctx.threads()}, R * (3 * head_dim + 2 * key_tile + 2) + converted);
+    auto scratch = ctx.arena().template tensor<A>(
+        Index{ctx.threads()}, products_of<A>(R, head_dim) + padded(R * (3 * head_dim + 2 * key_tile + 2) + converted));
     ctx.parallel_for(sequences.rows * shape.kv_heads, [&](Index task, int worker) {
       const Index row = task / shape.kv_heads, kv_head = task % shape.kv_heads, column = kv_head * head_dim;
       const Index length = sequences.length(row), begin = sequences.begin(row);
@@ -379,18 +425,19 @@ struct Attention<cpu> {
   template <class A>
   struct BackwardTile {
     const Tile& tile;
-    A *q, *d_out, *d_q, *p, *d_s, *lse, *dots, *k_scratch, *v_scratch;
+    A *products, *q, *d_out, *d_q, *p, *d_s, *lse, *dots, *k_scratch, *v_scratch;
 
     BackwardTile(A* memory, const Tile& of, Index R)
         : tile(of),
-          q(memory),                       // (R, head_dim), times scale
-          d_out(q + R * tile.head_dim),    // (R, head_dim)
-          d_q(d_out + R * tile.head_dim),  // (R, head_dim), over scale
-          p(d_q + R * tile.head_dim),      // (R, key_tile)
-          d_s(p + R * key_tile),           // (R, key_tile)
-          lse(d_s + R * key_tile),         // (R)
-          dots(lse + R),                   // (R): d_out . out
-          k_scratch(dots + R),             // (key_tile, head_dim)
+          products(memory),
+          q(products + products_of<A>(R, tile.head_dim)),  // (R, head_dim), times scale
+          d_out(q + R * tile.head_dim),                    // (R, head_dim)
+          d_q(d_out + R * tile.head_dim),                  // (R, head_dim), over scale
+          p(d_q + R * tile.head_dim),                      // (R, key_tile)
+          d_s(p + R * key_tile),                           // (R, key_tile)
+          lse(d_s + R * key_tile),                         // (R)
+          dots(lse + R),                                   // (R): d_out . out
+          k_scratch(dots + R),                             // (key_tile, head_dim)
           v_scratch(k_scratch + key_tile * tile.head_dim) {}
 
     void load(const AttentionShape& shape, const Backward<A>& at) {
@@ -415,11 +462,10 @@ struct Attention<cpu> {
       const Index rows = tile.rows(), head_dim = tile.head_dim;
       const auto k = block<A>(keys.k + j * keys.k_stride, keys.k_stride, n, head_dim, k_scratch);
       const auto v = block<A>(keys.v + j * keys.v_stride, keys.v_stride, n, head_dim, v_scratch);
-      const Eigen::OuterStride<> wide(key_tile), narrow(head_dim);
-      const ConstMap<A> x(q, rows, head_dim, narrow), dy(d_out, rows, head_dim, narrow);
-      Map<A> probabilities(p, rows, n, wide), scores(d_s, rows, n, wide), d_x(d_q, rows, head_dim, narrow);
-      probabilities.noalias() = x * k.transpose();
-      scores.noalias() = dy * v.transpose();
+      const Matrix<A> x(q, rows, head_dim), dy(d_out, rows, head_dim), d_x(d_q, rows, head_dim);
+      const Matrix<A> probabilities = strided(p, rows, n, key_tile), scores = strided(d_s, rows, n, key_tile);
+      detail::set_product(probabilities, x, detail::transposed(k), products);
+      detail::set_product(scores, dy, detail::transposed(v), products);
       for (Index r = 0; r < rows; ++r) {
         A *p_r = p + r * key_tile, *s_r = d_s + r * key_tile;
         const Index visible = std::clamp(position + r / tile.group + 1, Index{0}, n);
@@ -431,10 +477,10 @@ struct Attention<cpu> {
         std::fill(p_r + visible, p_r + n, A(0));
         std::fill(s_r + visible, s_r + n, A(0));
       }
-      d_x.noalias() += scores * k;
+      detail::add_product(d_x, scores, k, products);
       if (!d_k) return;
-      Map<A>(d_k, n, head_dim, Eigen::OuterStride<>(d_k_stride)).noalias() += scores.transpose() * x;
-      Map<A>(d_v, n, head_dim, Eigen::OuterStride<>(d_v_stride)).noalias() += probabilities.transpose() * dy;
+      detail::add_product(strided(d_k, n, head_dim, d_k_stride), detail::transposed(scores), x, products);
+      detail::add_product(strided(d_v, n, head_dim, d_v_stride), detail::transposed(probabilities), dy, products);
     }
   };
 };

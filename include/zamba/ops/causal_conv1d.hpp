@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -37,6 +38,14 @@ template <class Device, class A>
 void causal_conv1d(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x, Matrix<const compute_t<A>> weight,
                    Vector<const compute_t<A>> bias, const Sequences& sequences, Tensor<compute_t<A>, 3> state,
                    Matrix<A> out) {
+  if constexpr (checked) {
+    const detail::Door door{"causal_conv1d"};
+    const Index D = weight.rows(), K = weight.cols();
+    door.shape("x", x, sequences.tokens, D);
+    door.optional("bias", bias, D);
+    door.optional("state", state, sequences.rows, K - 1, D);
+    door.shape("out", out, sequences.tokens, D);
+  }
   CausalConv1d<Device>::template forward<A>(ctx, x, weight, bias, sequences, state, out);
 }
 
@@ -49,6 +58,18 @@ void causal_conv1d_backward(Context<Device>& ctx, std::type_identity_t<Matrix<co
                             Vector<const compute_t<A>> bias, const Sequences& sequences,
                             Tensor<const compute_t<A>, 3> initial_state, Matrix<A> d_x, Matrix<compute_t<A>> d_weight,
                             Vector<compute_t<A>> d_bias, Tensor<compute_t<A>, 3> d_state) {
+  if constexpr (checked) {
+    const detail::Door door{"causal_conv1d_backward"};
+    const Index D = weight.rows(), K = weight.cols();
+    door.shape("d_out", d_out, sequences.tokens, D);
+    door.shape("x", x, sequences.tokens, D);
+    door.optional("bias", bias, D);
+    door.optional("initial_state", initial_state, sequences.rows, K - 1, D);
+    door.shape("d_x", d_x, sequences.tokens, D);
+    door.shape("d_weight", d_weight, D, K);
+    door.optional("d_bias", d_bias, D);
+    door.optional("d_state", d_state, sequences.rows, K - 1, D);
+  }
   CausalConv1d<Device>::template backward<A>(ctx, d_out, x, weight, bias, sequences, initial_state, d_x, d_weight,
                                              d_bias, d_state);
 }

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/softmax.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -117,6 +118,10 @@ struct CrossEntropy<cpu> {
 /// The loss only. A negative target means no loss at this position.
 template <class D, class A, class W>
 LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, Tensor<W, 2> head, const Token* targets) {
+  if constexpr (checked) {
+    const detail::Door door{"cross_entropy"};
+    door.shape("h", h, h.rows(), head.cols());
+  }
   return CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h),
                                   Matrix<const std::remove_const_t<W>>(head), targets);
 }
@@ -126,6 +131,12 @@ template <class D, class A, class W>
 LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, Tensor<W, 2> head,
                                const Token* targets, double scale, Matrix<A> d_h,
                                std::type_identity_t<Matrix<compute_t<A>>> d_head) {
+  if constexpr (checked) {
+    const detail::Door door{"cross_entropy_backward"};
+    door.shape("h", h, h.rows(), head.cols());
+    door.shape("d_h", d_h, h.rows(), head.cols());
+    door.shape("d_head", d_head, head.rows(), head.cols());
+  }
   return CrossEntropy<D>::backward(ctx, h, Matrix<const std::remove_const_t<W>>(head), targets, scale, d_h, d_head);
 }
 

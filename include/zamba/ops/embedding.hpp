@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
@@ -52,12 +53,20 @@ struct Embedding<cpu> {
 /// out_t = table[tokens_t] for `count` tokens; `tokens` is readable by the device.
 template <class D, class A, class W>
 void embedding(Context<D>& ctx, const Token* tokens, Index count, Tensor<W, 2> table, Matrix<A> out) {
+  if constexpr (checked) {
+    const detail::Door door{"embedding"};
+    door.shape("out", out, count, table.cols());
+  }
   Embedding<D>::forward(ctx, tokens, count, Matrix<const std::remove_const_t<W>>(table), out);
 }
 
 /// d_table[tokens_t] += d_out_t.
 template <class D, class A, class F>
 void embedding_backward(Context<D>& ctx, const Token* tokens, Index count, Tensor<A, 2> d_out, Matrix<F> d_table) {
+  if constexpr (checked) {
+    const detail::Door door{"embedding_backward"};
+    door.shape("d_out", d_out, count, d_table.cols());
+  }
   Embedding<D>::backward(ctx, tokens, count, Matrix<const std::remove_const_t<A>>(d_out), d_table);
 }
 

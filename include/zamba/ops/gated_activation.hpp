@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/device.hpp>
 #include <zamba/op.hpp>
@@ -146,6 +147,11 @@ struct GatedActivation<cpu> {
 template <class D, class A>
 void gated_activation(Context<D>& ctx, Activation activation, std::type_identity_t<Matrix<const A>> gate,
                       std::type_identity_t<Matrix<const A>> up, Matrix<A> out) {
+  if constexpr (checked) {
+    const detail::Door door{"gated_activation"};
+    door.shape("gate", gate, out.rows(), out.cols());
+    door.shape("up", up, out.rows(), out.cols());
+  }
   GatedActivation<D>::forward(ctx, activation, gate, up, out);
 }
 
@@ -154,6 +160,14 @@ template <class D, class A>
 void gated_activation_backward(Context<D>& ctx, Activation activation, std::type_identity_t<Matrix<const A>> d_out,
                                std::type_identity_t<Matrix<const A>> gate, std::type_identity_t<Matrix<const A>> up,
                                Matrix<A> d_gate, Matrix<A> d_up) {
+  if constexpr (checked) {
+    const detail::Door door{"gated_activation_backward"};
+    const Index n = d_out.rows(), f = d_out.cols();
+    door.shape("gate", gate, n, f);
+    door.shape("up", up, n, f);
+    door.shape("d_gate", d_gate, n, f);
+    door.shape("d_up", d_up, n, f);
+  }
   GatedActivation<D>::backward(ctx, activation, d_out, gate, up, d_gate, d_up);
 }
 

@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -33,6 +34,15 @@ template <class Device, class A>
 void gated_rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x,
                     std::type_identity_t<Matrix<const A>> z, Vector<const compute_t<A>> weight, double eps,
                     Matrix<A> out, Matrix<compute_t<A>> rstd) {
+  if constexpr (checked) {
+    const detail::Door door{"gated_rms_norm"};
+    door.shape("x", x, out.rows(), out.cols());
+    door.shape("z", z, out.rows(), out.cols());
+    door.shape("weight", weight, out.cols());
+    door.shape("rstd", rstd, out.rows(), rstd.cols());
+    require(rstd.cols() > 0 && out.cols() % rstd.cols() == 0, "gated_rms_norm: ", out.cols(), " channels in ",
+            rstd.cols(), " groups");
+  }
   GatedRmsNorm<Device>::template forward<A>(ctx, x, z, weight, eps, out, rstd);
 }
 
@@ -42,6 +52,19 @@ void gated_rms_norm_backward(Context<Device>& ctx, std::type_identity_t<Matrix<c
                              std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> z,
                              Vector<const compute_t<A>> weight, Matrix<const compute_t<A>> rstd, Matrix<A> d_x,
                              std::type_identity_t<Matrix<A>> d_z, Vector<compute_t<A>> d_weight) {
+  if constexpr (checked) {
+    const detail::Door door{"gated_rms_norm_backward"};
+    const Index n = d_out.rows(), D = d_out.cols();
+    door.shape("x", x, n, D);
+    door.shape("z", z, n, D);
+    door.shape("weight", weight, D);
+    door.shape("rstd", rstd, n, rstd.cols());
+    require(rstd.cols() > 0 && D % rstd.cols() == 0, "gated_rms_norm_backward: ", D, " channels in ", rstd.cols(),
+            " groups");
+    door.shape("d_x", d_x, n, D);
+    door.shape("d_z", d_z, n, D);
+    door.shape("d_weight", d_weight, D);
+  }
   GatedRmsNorm<Device>::template backward<A>(ctx, d_out, x, z, weight, rstd, d_x, d_z, d_weight);
 }
 

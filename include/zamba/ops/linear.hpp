@@ -9,7 +9,7 @@
 //
 // Two ways on the CPU:
 //   few tokens (decode)    every weight is read once, in storage order, by the thread that owns its row; the
-//                          dot products stay in registers. Bound by memory bandwidth; allocates nothing.
+//                          dot products stay in registers. Bound by memory bandwidth; needs no scratch.
 //   many tokens            Eigen products of tiles of y, spread over the threads. Weights stored in another type than
 //                          the activations (bf16) are converted tile by tile.
 //
@@ -23,6 +23,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
@@ -48,11 +49,16 @@ struct Linear<cpu> {
       forward_many(ctx, x, weight, y, residual, bias);
   }
 
-  /// One piece of converted weights for each worker; nothing where they do not need it.
+  /// What each worker has for itself, (threads, ...).
+  template <class A>
+  struct Room {
+    Matrix<A> products;   // scratch of Eigen's products
+    Matrix<A> converted;  // a piece of weights; nothing where they need no converting
+  };
   template <class Ctx, class A, class W>
-  static Matrix<A> scratch(Ctx& ctx, Matrix<const A>, Matrix<const W>, Matrix<A> y, Matrix<const A>, Vector<const A>) {
+  static Room<A> scratch(Ctx& ctx, Matrix<const A> x, Matrix<const W>, Matrix<A> y, Matrix<const A>, Vector<const A>) {
     if (y.rows() <= few_tokens) return {};
-    return converted_scratch<A, W>(ctx, piece_size(y.cols(), tile_cols) * depth);
+    return room<A, W>(ctx, x.cols(), piece_size(y.cols(), tile_cols));
   }
   template <class Ctx, class A, class W>
   static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
@@ -64,9 +70,13 @@ struct Linear<cpu> {
                        Accumulate accumulate, Matrix<A> d_weight, Vector<A> d_bias) {
     if (d_x) backward_input(ctx, d_y, weight, d_x, accumulate);
     if (d_weight && d_y.rows() > 0) {
-      for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int) {
-        detail::map(block(d_weight, out, in)).noalias() +=
-            detail::map(d_y.columns(out.first, out.count)).transpose() * detail::map(x.columns(in.first, in.count));
+      ArenaScope scope(ctx.arena());
+      const Index width = piece_size(d_weight.cols(), tile_cols);
+      const auto products = ctx.arena().template tensor<A>(
+          Index{ctx.threads()}, detail::product_scratch<A>(most_tile_rows, d_y.rows(), width));
+      for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int worker) {
+        detail::add_product(block(d_weight, out, in), detail::transposed(d_y.columns(out.first, out.count)),
+                            x.columns(in.first, in.count), products[worker].data);
       });
     }
     if (d_bias) {
@@ -98,6 +108,8 @@ struct Linear<cpu> {
   static constexpr Index few_tokens = 32;
   /// Extents of an output tile: large enough for Eigen's full rate, small enough to share out among threads.
   static constexpr Index tile_rows = 256, tile_cols = 384;
+  /// What piece_size makes of tile_rows at most.
+  static constexpr Index most_tile_rows = tile_rows * 3 / 2;
   /// Extent of a product's sum taken at a time: it bounds the scratch for converted weights.
   static constexpr Index depth = 1024;
 
@@ -135,7 +147,7 @@ struct Linear<cpu> {
   static void forward_many(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
                            Matrix<const A> residual, Vector<const A> bias) {
     ArenaScope scope(ctx.arena());
-    const auto pieces = scratch(ctx, x, weight, y, residual, bias);
+    const Room<A> room = scratch(ctx, x, weight, y, residual, bias);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
       auto tile = detail::map(block(y, tokens, out));
       if (!residual)
@@ -144,8 +156,9 @@ struct Linear<cpu> {
         tile = detail::map(block(residual, tokens, out));
       if (bias) tile.rowwise() += detail::map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
       for_depth(x.cols(), [&](Range in) {
-        tile.noalias() += detail::map(block(x, tokens, in)) *
-                          detail::map(converted<A>(block(weight, out, in), pieces, worker)).transpose();
+        const Matrix<const A> w = converted<A>(block(weight, out, in), room.converted, worker);
+        detail::add_product(block(y, tokens, out), block(x, tokens, in), detail::transposed(w),
+                            room.products[worker].data);
       });
     });
   }
@@ -154,13 +167,13 @@ struct Linear<cpu> {
   static void backward_input(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const W> weight, Matrix<A> d_x,
                              Accumulate accumulate) {
     ArenaScope scope(ctx.arena());
-    const auto scratch = converted_scratch<A, W>(ctx, depth * piece_size(d_x.cols(), tile_cols));
+    const Room<A> room = Linear::room<A, W>(ctx, d_y.cols(), piece_size(d_x.cols(), tile_cols));
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
-      auto tile = detail::map(block(d_x, tokens, in));
-      if (accumulate == Accumulate::no) tile.setZero();
+      const Matrix<A> tile = block(d_x, tokens, in);
+      if (accumulate == Accumulate::no) detail::map(tile).setZero();
       for_depth(d_y.cols(), [&](Range out) {
-        tile.noalias() +=
-            detail::map(block(d_y, tokens, out)) * detail::map(converted<A>(block(weight, out, in), scratch, worker));
+        detail::add_product(tile, block(d_y, tokens, out), converted<A>(block(weight, out, in), room.converted, worker),
+                            room.products[worker].data);
       });
     });
   }
@@ -171,13 +184,14 @@ struct Linear<cpu> {
     for (Index k = 0; k < extent; k += depth) f(Range{k, std::min(depth, extent - k)});
   }
 
-  /// One row of `size` elements per worker where weights need converting; nothing where they do not.
+  /// For sums over `extent`, in tiles of up to `width` columns.
   template <class A, class W, class Ctx>
-  static Matrix<A> converted_scratch(Ctx& ctx, Index size) {
-    if constexpr (std::is_same_v<A, W>)
-      return {};
-    else
-      return ctx.arena().template tensor<A>(static_cast<Index>(ctx.threads()), size);
+  static Room<A> room(Ctx& ctx, Index extent, Index width) {
+    const Index threads = ctx.threads(), most = std::min(extent, depth);
+    Room<A> room;
+    room.products = ctx.arena().template tensor<A>(threads, detail::product_scratch<A>(most_tile_rows, most, width));
+    if constexpr (!std::is_same_v<A, W>) room.converted = ctx.arena().template tensor<A>(threads, most * width);
+    return room;
   }
 
   template <class A, class W>
@@ -274,6 +288,13 @@ template <class D, class A, class W>
 void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> y,
             std::type_identity_t<Matrix<const A>> residual = {},
             std::type_identity_t<Vector<const compute_t<A>>> bias = {}) {
+  if constexpr (checked) {
+    const detail::Door door{"linear"};
+    door.shape("x", x, y.rows(), weight.cols());
+    door.shape("y", y, y.rows(), weight.rows());
+    door.optional("residual", residual, y.rows(), weight.rows());
+    door.optional("bias", bias, weight.rows());
+  }
   Linear<D>::forward(ctx, x, Matrix<const std::remove_const_t<W>>(weight), y, residual, bias);
 }
 
@@ -283,12 +304,25 @@ void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
                      std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> d_x, Accumulate accumulate,
                      std::type_identity_t<Matrix<compute_t<A>>> d_weight,
                      std::type_identity_t<Vector<compute_t<A>>> d_bias = {}) {
+  if constexpr (checked) {
+    const detail::Door door{"linear_backward"};
+    door.shape("d_y", d_y, d_y.rows(), weight.rows());
+    if (d_weight) door.shape("x", x, d_y.rows(), weight.cols());
+    door.optional("d_x", d_x, d_y.rows(), weight.cols());
+    door.optional("d_weight", d_weight, weight.rows(), weight.cols());
+    door.optional("d_bias", d_bias, weight.rows());
+  }
   Linear<D>::backward(ctx, d_y, x, Matrix<const std::remove_const_t<W>>(weight), d_x, accumulate, d_weight, d_bias);
 }
 
 /// y_h = x_h W_h^T for every head: x (n, heads, in), weight (heads, out, in), y (n, heads, out).
 template <class D, class A, class W>
 void linear_heads(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> y) {
+  if constexpr (checked) {
+    const detail::Door door{"linear_heads"};
+    door.shape("x", x, y.rows(), weight.shape[0], weight.shape[2]);
+    door.shape("y", y, y.rows(), weight.shape[0], weight.shape[1]);
+  }
   Linear<D>::forward_heads(ctx, x, Tensor<const std::remove_const_t<W>, 3>(weight), y);
 }
 
@@ -297,6 +331,13 @@ template <class D, class A, class W>
 void linear_heads_backward(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> d_y,
                            std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> d_x,
                            Accumulate accumulate, Tensor<compute_t<A>, 3> d_weight) {
+  if constexpr (checked) {
+    const detail::Door door{"linear_heads_backward"};
+    door.shape("d_y", d_y, d_y.rows(), weight.shape[0], weight.shape[1]);
+    door.shape("x", x, d_y.rows(), weight.shape[0], weight.shape[2]);
+    door.optional("d_x", d_x, d_y.rows(), weight.shape[0], weight.shape[2]);
+    door.optional("d_weight", d_weight, weight.shape[0], weight.shape[1], weight.shape[2]);
+  }
   Linear<D>::backward_heads(ctx, d_y, x, Tensor<const std::remove_const_t<W>, 3>(weight), d_x, accumulate, d_weight);
 }
 

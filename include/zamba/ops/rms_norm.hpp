@@ -23,6 +23,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -53,6 +54,13 @@ template <class F, class Squares>
 template <class Device, class A>
 void rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> t,
               Vector<const compute_t<A>> weight, double eps, Matrix<A> out, Vector<compute_t<A>> rstd) {
+  if constexpr (checked) {
+    const detail::Door door{"rms_norm"};
+    door.shape("x", x, out.rows(), out.cols());
+    door.optional("t", t, out.rows(), out.cols());
+    door.shape("weight", weight, out.cols());
+    door.shape("rstd", rstd, out.rows());
+  }
   RmsNorm<Device>::template forward<A>(ctx, x, t, weight, eps, out, rstd);
 }
 
@@ -62,6 +70,17 @@ void rms_norm_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A
                        std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> t,
                        Vector<const compute_t<A>> weight, Vector<const compute_t<A>> rstd, Matrix<A> d_x,
                        std::type_identity_t<Matrix<A>> d_t, Vector<compute_t<A>> d_weight) {
+  if constexpr (checked) {
+    const detail::Door door{"rms_norm_backward"};
+    const Index n = d_out.rows(), d = d_out.cols();
+    door.shape("x", x, n, d);
+    door.optional("t", t, n, d);
+    door.shape("weight", weight, d);
+    door.shape("rstd", rstd, n);
+    door.shape("d_x", d_x, n, d);
+    door.optional("d_t", d_t, n, d);
+    door.shape("d_weight", d_weight, d);
+  }
   RmsNorm<Device>::template backward<A>(ctx, d_out, x, t, weight, rstd, d_x, d_t, d_weight);
 }
 
@@ -70,6 +89,14 @@ template <class Device, class A>
 void rms_norm_concat(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> a,
                      std::type_identity_t<Matrix<const A>> b, Vector<const compute_t<A>> weight, double eps,
                      Matrix<A> out, Vector<compute_t<A>> rstd) {
+  if constexpr (checked) {
+    const detail::Door door{"rms_norm_concat"};
+    const Index n = a.rows(), d = a.cols();
+    door.shape("b", b, n, d);
+    door.shape("weight", weight, 2 * d);
+    door.shape("out", out, n, 2 * d);
+    door.shape("rstd", rstd, n);
+  }
   RmsNorm<Device>::template concat_forward<A>(ctx, a, b, weight, eps, out, rstd);
 }
 
@@ -79,6 +106,17 @@ void rms_norm_concat_backward(Context<Device>& ctx, std::type_identity_t<Matrix<
                               std::type_identity_t<Matrix<const A>> a, std::type_identity_t<Matrix<const A>> b,
                               Vector<const compute_t<A>> weight, Vector<const compute_t<A>> rstd, Matrix<A> d_a,
                               std::type_identity_t<Matrix<A>> d_b, Vector<compute_t<A>> d_weight) {
+  if constexpr (checked) {
+    const detail::Door door{"rms_norm_concat_backward"};
+    const Index n = a.rows(), d = a.cols();
+    door.shape("d_out", d_out, n, 2 * d);
+    door.shape("b", b, n, d);
+    door.shape("weight", weight, 2 * d);
+    door.shape("rstd", rstd, n);
+    door.shape("d_a", d_a, n, d);
+    door.shape("d_b", d_b, n, d);
+    door.shape("d_weight", d_weight, 2 * d);
+  }
   RmsNorm<Device>::template concat_backward<A>(ctx, d_out, a, b, weight, rstd, d_a, d_b, d_weight);
 }
 

@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/op.hpp>
 #include <zamba/sequences.hpp>
@@ -35,12 +36,20 @@ ZAMBA_DECLARE_OPERATOR(Rope, "rope.cuh");
 /// Turns every head of x (tokens, heads * head_dim) by its token's position.
 template <class Device, class A>
 void rope(Context<Device>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x) {
+  if constexpr (checked) {
+    const detail::Door door{"rope"};
+    door.shape("x", x, sequences.tokens, shape.heads * shape.head_dim);
+  }
   Rope<Device>::turn(ctx, shape, sequences, x, +1);
 }
 
 /// Turns the gradient d_x (tokens, heads * head_dim) back.
 template <class Device, class A>
 void rope_backward(Context<Device>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> d_x) {
+  if constexpr (checked) {
+    const detail::Door door{"rope_backward"};
+    door.shape("d_x", d_x, sequences.tokens, shape.heads * shape.head_dim);
+  }
   Rope<Device>::turn(ctx, shape, sequences, d_x, -1);
 }
 

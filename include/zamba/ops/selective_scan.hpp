@@ -20,6 +20,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
@@ -66,6 +67,21 @@ template <class Device, class A, class F = compute_t<A>>
 void selective_scan(Context<Device>& ctx, const std::type_identity_t<SelectiveScanInputs<A, F>>& in,
                     const Sequences& sequences, std::type_identity_t<Tensor<F, 3>> state, Matrix<A> y,
                     std::type_identity_t<Tensor<F, 3>> checkpoints = {}) {
+  if constexpr (checked) {
+    const detail::Door door{"selective_scan"};
+    const Index n = sequences.tokens, D = in.u.cols(), H = in.B.shape[1], N = in.B.shape[2];
+    door.shape("u", in.u, n, D);
+    door.shape("delta", in.delta, n, D);
+    door.shape("B", in.B, n, H, N);
+    door.shape("C", in.C, n, H, N);
+    door.shape("z", in.z, n, D);
+    door.shape("A_log", in.A_log, D, N);
+    door.shape("D", in.D, D);
+    door.shape("delta_bias", in.delta_bias, D);
+    door.optional("state", state, sequences.rows, N, D);
+    door.shape("y", y, n, D);
+    door.optional("checkpoints", checkpoints, scan_checkpoint_count(sequences), N, D);
+  }
   SelectiveScan<Device>::template forward<A, F>(ctx, in, sequences, state, y, checkpoints);
 }
 
@@ -76,6 +92,29 @@ void selective_scan_backward(Context<Device>& ctx, std::type_identity_t<Matrix<c
                              std::type_identity_t<Tensor<const F, 3>> checkpoints,
                              const SelectiveScanGradients<A, F>& gradients,
                              std::type_identity_t<Tensor<F, 3>> d_state = {}) {
+  if constexpr (checked) {
+    const detail::Door door{"selective_scan_backward"};
+    const Index n = sequences.tokens, D = in.u.cols(), H = in.B.shape[1], N = in.B.shape[2];
+    door.shape("u", in.u, n, D);
+    door.shape("delta", in.delta, n, D);
+    door.shape("B", in.B, n, H, N);
+    door.shape("C", in.C, n, H, N);
+    door.shape("z", in.z, n, D);
+    door.shape("A_log", in.A_log, D, N);
+    door.shape("D", in.D, D);
+    door.shape("delta_bias", in.delta_bias, D);
+    door.shape("d_y", d_y, n, D);
+    door.shape("checkpoints", checkpoints, scan_checkpoint_count(sequences), N, D);
+    door.shape("gradient of u", gradients.u, n, D);
+    door.shape("gradient of delta", gradients.delta, n, D);
+    door.shape("gradient of B", gradients.B, n, H, N);
+    door.shape("gradient of C", gradients.C, n, H, N);
+    door.shape("gradient of z", gradients.z, n, D);
+    door.shape("gradient of A_log", gradients.A_log, D, N);
+    door.shape("gradient of D", gradients.D, D);
+    door.shape("gradient of delta_bias", gradients.delta_bias, D);
+    door.optional("d_state", d_state, sequences.rows, N, D);
+  }
   SelectiveScan<Device>::backward(ctx, d_y, in, sequences, checkpoints, gradients, d_state);
 }
 
@@ -292,7 +331,8 @@ struct SelectiveScan<cpu> {
   /// A row's state of a strip, (N, lanes); zeros where there is none.
   template <class T>
   static void load_state(Tensor<T, 3> state, Index row, Strip strip, Index N, T* s) {
-    for (Index n = 0; n < N; ++n) detail::store(s + n * lanes<T>, state ? load(state[row], n, strip) : detail::zeros<T>());
+    for (Index n = 0; n < N; ++n)
+      detail::store(s + n * lanes<T>, state ? load(state[row], n, strip) : detail::zeros<T>());
   }
   template <class T>
   static void store_state(Matrix<T> state, Strip strip, Index N, const T* s) {

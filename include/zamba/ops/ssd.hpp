@@ -28,6 +28,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
+#include <zamba/detail/door.hpp>
 #include <zamba/detail/eigen.hpp>
 #include <zamba/detail/simd.hpp>
 #include <zamba/detail/ssd_chunk.hpp>
@@ -75,6 +76,22 @@ template <class Device, class A, class F = compute_t<A>>
 void ssd(Context<Device>& ctx, const std::type_identity_t<SsdInputs<A, F>>& in, const Sequences& sequences,
          std::type_identity_t<Tensor<F, 3>> state, Matrix<A> y, std::type_identity_t<Tensor<F, 3>> checkpoints = {},
          Index chunk = ssd_chunk) {
+  if constexpr (checked) {
+    const detail::Door door{"ssd"};
+    const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
+    door.shape("u", in.u, n, D);
+    door.shape("delta", in.delta, n, H);
+    door.shape("B", in.B, n, G, N);
+    door.shape("C", in.C, n, G, N);
+    door.shape("A_log", in.A_log, H);
+    door.shape("D", in.D, H);
+    door.shape("dt_bias", in.dt_bias, H);
+    require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
+            " groups");
+    door.optional("state", state, sequences.rows, N, D);
+    door.shape("y", y, n, D);
+    door.optional("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
+  }
   Ssd<Device>::template forward<A, F>(ctx, in, sequences, state, y, checkpoints, chunk);
 }
 
@@ -85,6 +102,29 @@ void ssd_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_
                   const std::type_identity_t<SsdInputs<A, F>>& in, const Sequences& sequences,
                   std::type_identity_t<Tensor<const F, 3>> checkpoints, const SsdGradients<A, F>& gradients,
                   std::type_identity_t<Tensor<F, 3>> d_state = {}, Index chunk = ssd_chunk) {
+  if constexpr (checked) {
+    const detail::Door door{"ssd_backward"};
+    const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
+    door.shape("u", in.u, n, D);
+    door.shape("delta", in.delta, n, H);
+    door.shape("B", in.B, n, G, N);
+    door.shape("C", in.C, n, G, N);
+    door.shape("A_log", in.A_log, H);
+    door.shape("D", in.D, H);
+    door.shape("dt_bias", in.dt_bias, H);
+    require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
+            " groups");
+    door.shape("d_y", d_y, n, D);
+    door.shape("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
+    door.shape("gradient of u", gradients.u, n, D);
+    door.shape("gradient of delta", gradients.delta, n, H);
+    door.shape("gradient of B", gradients.B, n, G, N);
+    door.shape("gradient of C", gradients.C, n, G, N);
+    door.shape("gradient of A_log", gradients.A_log, H);
+    door.shape("gradient of D", gradients.D, H);
+    door.shape("gradient of dt_bias", gradients.dt_bias, H);
+    door.optional("d_state", d_state, sequences.rows, N, D);
+  }
   Ssd<Device>::backward(ctx, d_y, in, sequences, checkpoints, gradients, d_state, chunk);
 }
 
@@ -167,7 +207,7 @@ struct Ssd<cpu> {
           std::fill_n(adjoint.g.data, adjoint.g.size(), T(0));
         for (Index k = (length - 1) / chunk; k >= 0; --k) {
           const Chunk<T> c(in, block, begin + k * chunk, std::min(chunk, length - k * chunk), scratch);
-          c.prepare_products(in);
+          c.prepare_products(in, adjoint.products);
           const auto s = checkpoints[begin / chunk + row + k].columns(block.channel(), block.channels());
           const Matrix<T> d_BC = partial[task].slice(c.first, c.count);
           differentiate(in, c, s, d_y.slice(c.first, c.count).columns(block.channel(), block.channels()), adjoint, out,
@@ -220,11 +260,17 @@ struct Ssd<cpu> {
     Matrix<T> v, e_dy, work, d_v;  // (chunk, W)
     Matrix<T> d_CB, K;             // (chunk, chunk)
     Matrix<T> d_l;                 // (chunk, heads)
+    T* products;                   // scratch of add_product
 
     static Index size(Index chunk, const Blocks& blocks) {
       const Index W = blocks.most_channels();
-      return 2 * padded(blocks.N * W) + 4 * padded(chunk * W) + padded(chunk * chunk) + chunk * padded(chunk) +
-             padded(chunk * blocks.heads);
+      return products_of(chunk, blocks.N, W, blocks.P) + 2 * padded(blocks.N * W) + 4 * padded(chunk * W) +
+             padded(chunk * chunk) + chunk * padded(chunk) + padded(chunk * blocks.heads);
+    }
+    static Index products_of(Index chunk, Index N, Index W, Index P) {
+      const auto of = [](Index rows, Index depth, Index cols) { return detail::product_scratch<T>(rows, depth, cols); };
+      return std::max({of(chunk, W, N), of(chunk, N, W), of(N, chunk, W), of(chunk, N, chunk), of(chunk, chunk, N),
+                       of(chunk, chunk, P), of(chunk, P, chunk)});
     }
     Adjoint(const Block& block, Index N, Index chunk, T*& memory)
         : g(take(memory, N * block.channels()), N, block.channels()),
@@ -235,7 +281,8 @@ struct Ssd<cpu> {
           d_v(take(memory, chunk * block.channels()), chunk, block.channels()),
           d_CB(take(memory, chunk * chunk), chunk, chunk),
           K(take(memory, chunk * padded(chunk)), chunk, padded(chunk)),
-          d_l(take(memory, chunk * block.heads), chunk, block.heads) {}
+          d_l(take(memory, chunk * block.heads), chunk, block.heads),
+          products(take(memory, products_of(chunk, N, block.channels(), block.P))) {}
   };
 
   template <class From, class To>
@@ -338,14 +385,14 @@ struct Ssd<cpu> {
       }
 
     // Through the state before the chunk.
-    detail::map(d_C).noalias() = detail::map(e_dy) * detail::map(s).transpose();
-    detail::map(work).noalias() = detail::map(c.C) * detail::map(s);
+    detail::set_product(d_C, e_dy, detail::transposed(s), at.products);
+    detail::set_product(work, c.C, s, at.products);
     for (Index h = 0; h < heads; ++h)
       detail::map(d_l).col(h) = (of_head(e_dy, h).array() * of_head(work, h).array()).rowwise().sum();
-    detail::map(at.g_before).noalias() = detail::map(c.C).transpose() * detail::map(e_dy);
+    detail::set_product(at.g_before, detail::transposed(c.C), e_dy, at.products);
 
     // Through the state after it.
-    detail::map(work).noalias() = detail::map(c.B) * detail::map(at.g);
+    detail::set_product(work, c.B, at.g, at.products);
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < c.count; ++t) {
         const T f = c.f(t, h);
@@ -365,7 +412,7 @@ struct Ssd<cpu> {
       d_l(last, h) += decay * (of_head(s, h).array() * of_head(at.g, h).array()).sum();
       of_head(at.g_before, h) += decay * of_head(at.g, h);
     }
-    detail::map(d_B).noalias() = detail::map(e_dy) * detail::map(at.g).transpose();
+    detail::set_product(d_B, e_dy, detail::transposed(at.g), at.products);
     copy(at.g_before, at.g);
 
     // Within the chunk.
@@ -374,15 +421,16 @@ struct Ssd<cpu> {
     for (Index h = 0; h < heads; ++h) {
       c.decays(h, padded_K);
       detail::map(M).array() = detail::map(K).array() * detail::map(CB).array();
-      of_head(d_v, h).noalias() += detail::map(M).transpose() * of_head(d_y, h);
-      detail::map(M).noalias() = of_head(d_y, h) * of_head(v, h).transpose();
+      const Matrix<const T> d_y_h = d_y.columns(h * P, P);
+      detail::add_product(d_v.columns(h * P, P), detail::transposed(M), d_y_h, at.products);
+      detail::set_product(M, d_y_h, detail::transposed(v.columns(h * P, P)), at.products);
       detail::map(K).array() *= detail::map(M).array();
       detail::map(d_CB) += detail::map(K);
       detail::map(K).array() *= detail::map(CB).array();
       detail::map(d_l).col(h) += detail::map(K).rowwise().sum() - detail::map(K).colwise().sum().transpose();
     }
-    detail::map(d_C).noalias() += detail::map(d_CB) * detail::map(c.B);
-    detail::map(d_B).noalias() += detail::map(d_CB).transpose() * detail::map(c.C);
+    detail::add_product(d_C, d_CB, c.B, at.products);
+    detail::add_product(d_B, detail::transposed(d_CB), c.C, at.products);
 
     for (Index h = 0; h < heads; ++h) finish_head(in, c, h, u, d_y, d_v, d_l, out);
   }

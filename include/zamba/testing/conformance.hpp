@@ -1,329 +1,426 @@
 // SPDX-License-Identifier: MIT
-// conformance<B>(): checks a block of the library's or of your own, in float64 on the CPU.
+// conformance<B>(): checks a block of the library's or of your own against the rules of docs/add_a_block.md, on the
+// CPU. A line that fails names the rule.
 //
-//   - its listing: names are unique, sizes add up to parameter_count
-//   - one sequence cut in every way, token by token among them, gives the same output and state
-//   - a ragged batch equals its rows alone; what a fresh state holds (NaN here) is never read
-//   - a token changes nothing before it, bit by bit
-//   - backward equals central finite differences: of every parameter, of x and t, of the initial state
+//   alone, in float64, eleven tokens
+//     its listings; every cut into two and three, token by token; causality bit by bit; a ragged batch, one row of it
+//     empty, against its rows alone; out in the memory of x; gradients against central differences; no state, no second
+//     input, no gradient of the state; scratch memory against a dry run; no residual inside a shared block
+//   and, where that passed,
+//     long rows   of ConformanceOptions::lengths tokens: cuts beside every chunk, gradients along a direction
+//     types       float32 and bf16 against float64 of the same weights, and cut against whole
+//     a stack     of the block and the plainest others: kept against computed again, in place, gradients
 //
-// A shared block is checked as one use of it, with the parameters of that use.
+// What a state, a cache and scratch memory hold before they are written is NaN throughout. A shared block is checked as
+// one use of it, with the parameters of that use. What may read a view of nothing is tried in a child process first:
+// the report tells how that ended, and goes on.
 #pragma once
 
-#include <limits>
 #include <set>
+#include <type_traits>
 
-#include <zamba/model.hpp>
-#include <zamba/shared_use.hpp>
-#include <zamba/testing/report.hpp>
+#include <zamba/detail/dry_run.hpp>
+#include <zamba/number.hpp>
+#include <zamba/pattern_stack.hpp>
+#include <zamba/testing/block_passes.hpp>
+#include <zamba/testing/block_rules.hpp>
+#include <zamba/testing/child_process.hpp>
+#include <zamba/testing/linear_blocks.hpp>
 
 namespace zamba::testing {
 
+struct ConformanceOptions {
+  /// Of the long rows. The library's operators work in chunks of 64 tokens, and of 128 and 512 keys: the first crosses
+  /// one more than once, the second all of them.
+  std::vector<Index> lengths = {150, 600};
+};
+
+/// What is compiled: without other types and a stack it takes half as long.
+enum class Passes { all, float64_alone };
+
 namespace detail {
 
-/// A block with random float64 weights, run on vectors of its own.
 template <class B>
-class BlockRun {
+concept CheckedForItself = zamba::detail::Explained<B, zamba::detail::SaysShared<B>>::passed;
+
+/// Scratch of a forward pass in float64, as its dry run tells.
+template <class B>
+std::size_t dry_bytes(Index rows, Index tokens, Index room) {
+  const auto nowhere = [] { return reinterpret_cast<double*>(alignment); };
+  Context<zamba::detail::DryRun<cpu>> ctx(1);
+  typename B::template Parameters<const double, const double> parameters;
+  zamba::detail::bind_parameters<B>(parameters, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
+  typename B::template State<double, double> state;
+  zamba::visit_state<B>(state, [&](const Name&, auto& tensor, Index per_row, Index width) {
+    tensor = {nowhere(), rows, per_row == per_position ? room : per_row, width};
+  });
+  const auto* numbers = reinterpret_cast<const Index*>(alignment);
+  const Matrix<double> stream(nowhere(), tokens, B::d_model);
+  B::forward(ctx, parameters, Stream<double>{stream, stream, stream}, Sequences{numbers, numbers, rows, tokens, tokens},
+             state, Keep::nothing);
+  return ctx.arena().peak();
+}
+
+/// A stack of the block and the plainest others.
+template <class Given, bool Shared>
+struct StackOf {
+  using type = PatternStack<"mhm", Given, LinearShared<Given::d_model>>;
+};
+template <class Given>
+struct StackOf<Given, true> {
+  using type = PatternStack<"mhmh", LinearLayer<Given::d_model>, Given>;
+};
+
+template <class Given, Passes P>
+class Conformance {
  public:
-  static constexpr Index d = B::d_model;
-  static constexpr bool shared = requires { requires B::shared; };
-  using Params = typename B::template Parameters<double, double>;
-  using ConstParams = typename B::template Parameters<const double, const double>;
-  using State = typename B::template State<double, double>;
+  static constexpr bool shared = zamba::detail::SaysShared<Given>;
+  using B = std::conditional_t<shared, SharedUse<Given>, Given>;
+  using Run = BlockRun<B>;
+  static constexpr Index d = B::d_model, tokens = 11, room = 16, before = 3;
 
-  /// Everything a pass starts from, flat: parameters, x, t, and the state before it.
-  struct Point {
-    std::vector<double> parameters, x, t, state;
-  };
-  struct Result {
-    std::vector<double> out, state;
-  };
+  Conformance(const ConformanceOptions& options, Report& report) : options_(options), report_(report) {}
 
-  explicit BlockRun(Index rows, Index room) : rows_(rows), room_(room), ctx_(1) {
-    entries_ = zamba::detail::list_parameters<B, double>();
-    State state;
-    zamba::visit_state<B>(state, [&](const Name&, auto&, Index per_row, Index width) {
-      state_size_ += rows_ * (per_row == per_position ? room_ : per_row) * width;
-    });
-  }
-
-  const std::vector<ParameterEntry>& entries() const { return entries_; }
-
-  Point random_point(Index tokens) const {
-    Random random(Seed{20}, 0);
-    const auto normal = [&](Index n) {
-      std::vector<double> values(static_cast<std::size_t>(n));
-      for (double& value : values) value = random.normal();
-      return values;
-    };
-    Point point{normal(entries_.back().offset + entries_.back().size), normal(tokens * d), normal(tokens * d),
-                normal(state_size_)};
-    for (double& value : point.parameters) value *= 0.4;
-    return point;
-  }
-
-  /// Tokens of the rows, each continuing at its start; the state is rewritten.
-  Result forward(const Point& point, const std::vector<Index>& lengths, const std::vector<Index>& starts) {
-    Result result{std::vector<double>(point.x.size()), point.state};
-    ArenaScope scope(ctx_.arena());
-    run(point, lengths, starts, result, Keep::nothing);
-    return result;
-  }
-
-  /// Gradients of sum(out * d_out) + sum(state * d_state): of every part of the point.
-  Point gradients(const Point& point, const std::vector<Index>& lengths, const std::vector<Index>& starts,
-                  const Result& cotangent, Keep keep) {
-    Result result{std::vector<double>(point.x.size()), point.state};
-    Point gradient{std::vector<double>(point.parameters.size()), std::vector<double>(point.x.size()),
-                   std::vector<double>(point.t.size()), cotangent.state};
-    ArenaScope scope(ctx_.arena());
-    const auto saved = run(point, lengths, starts, result, keep);
-    Params d_parameters;
-    bind(d_parameters, gradient.parameters);
-    const Index tokens = sequences_.tokens;
-    Matrix<double> d_x(gradient.x.data(), tokens, d), d_t(gradient.t.data(), tokens, d);
-    std::vector<double> d_out = cotangent.out;
-    Matrix<double> d(d_out.data(), tokens, B::d_model);
-    const State state = bind_state(result.state), d_state = bind_state(gradient.state);
-    if constexpr (shared)
-      B::backward(ctx_, parameters_, d_parameters, saved, stream(point, result), Matrix<const double>(d), d_x, d_t,
-                  sequences_, state, d_state);
-    else {
-      B::backward(ctx_, parameters_, d_parameters, saved, stream(point, result), d, d_t, sequences_, state, d_state);
-      gradient.x = d_out;
+  void run() {
+    listings();
+    short_cuts();
+    causality();
+    ragged_batch();
+    if constexpr (!shared) in_place();
+    if constexpr (shared) residual();
+    if constexpr (by_operators<Given>) dry_run();
+    if (!gradients()) return;
+    added();
+    absent();
+    if (!report_.passed()) return;  // what is wrong here is wrong there, too
+    for (const Index length : options_.lengths) long_rows(length);
+    if (!report_.passed()) return;
+    if constexpr (P == Passes::all) {
+      type<float>("float32");
+      type<bf16>("bf16");
+      stack();
     }
-    return gradient;
-  }
-
-  Index state_size() const { return state_size_; }
-  /// The row and position of a state element, position -1 for what is not per position.
-  std::vector<std::pair<Index, Index>> state_places() const {
-    std::vector<std::pair<Index, Index>> places;
-    State state;
-    zamba::visit_state<B>(state, [&](const Name&, auto&, Index per_row, Index width) {
-      const Index count = per_row == per_position ? room_ : per_row;
-      for (Index row = 0; row < rows_; ++row)
-        for (Index i = 0; i < count * width; ++i) places.emplace_back(row, per_row == per_position ? i / width : -1);
-    });
-    return places;
   }
 
  private:
-  Stream<double> stream(const Point& point, Result& result) const {
-    const Index tokens = static_cast<Index>(point.x.size()) / d;
-    return {{point.x.data(), tokens, d}, {point.t.data(), tokens, d}, {result.out.data(), tokens, d}};
+  /// Whether f comes back; else a line tells how it ended.
+  template <class F>
+  bool comes_back(const BlockRule& rule, const std::string& name, F&& f) {
+    const std::string end = ended_in_child(f);
+    if (!end.empty()) report_.expect(rule, name, false, end);
+    return end.empty();
   }
 
-  auto run(const Point& point, const std::vector<Index>& lengths, const std::vector<Index>& starts, Result& result,
-           Keep keep) {
-    offsets_.assign(1, 0);
-    for (const Index length : lengths) offsets_.push_back(offsets_.back() + length);
-    starts_ = starts;
-    sequences_ = {offsets_.data(), starts_.data(), rows_, offsets_.back(),
-                  *std::max_element(lengths.begin(), lengths.end())};
-    bind(parameters_, point.parameters);
-    return B::forward(ctx_, parameters_, stream(point, result), sequences_, bind_state(result.state), keep);
-  }
-
-  template <class P, class Values>
-  void bind(P& parameters, Values& values) {
-    using Byte = std::conditional_t<std::is_const_v<Values>, const std::byte, std::byte>;
-    zamba::detail::bind_parameters<B>(
-        parameters, [&](std::size_t i) { return reinterpret_cast<Byte*>(values.data() + entries_[i].offset); });
-  }
-
-  State bind_state(std::vector<double>& values) const {
-    State state;
-    Index at = 0;
-    zamba::visit_state<B>(state, [&](const Name&, auto& tensor, Index per_row, Index width) {
-      const Index count = per_row == per_position ? room_ : per_row;
-      tensor = {values.data() + at, rows_, count, width};
-      at += rows_ * count * width;
+  void listings() {
+    std::set<std::string> names, states;
+    Index size = 0;
+    for (const ParameterEntry& entry : one_.entries()) {
+      names.insert(entry.name);
+      size += entry.size;
+    }
+    report_.expect(block_rules::listing, "parameter names are unique", names.size() == one_.entries().size());
+    report_.expect(block_rules::listing, "listed sizes add up to parameter_count", size == parameter_count<B>);
+    typename B::template State<double, double> state;
+    std::size_t tensors = 0;
+    zamba::visit_state<B>(state, [&](const Name& name, auto&, Index, Index) {
+      states.insert(name.str());
+      ++tensors;
     });
-    return state;
+    report_.expect(block_rules::listing, "names in the state are unique", states.size() == tensors);
   }
 
-  Index rows_, room_, state_size_ = 0;
-  Context<cpu> ctx_;
-  std::vector<ParameterEntry> entries_;
-  ConstParams parameters_;
-  std::vector<Index> offsets_, starts_;
-  Sequences sequences_;
+  void short_cuts() {
+    Cuts<Run> cuts(one_, one_.random_point(tokens + 2));
+    for (Index first = 1; first < tokens; ++first) {
+      cuts.cut({first, tokens - first});
+      for (Index second = 1; first + second < tokens; ++second) cuts.cut({first, second, tokens - first - second});
+    }
+    cuts.report(report_, block_rules::cuts, "every split into two or three chunks", rounding);
+    cuts.cut_every(1);
+    cuts.report(report_, block_rules::cuts, "token by token", rounding);
+    const double unread = is_nan(dot(cuts.whole().out, cuts.whole().out)) ? 1 : 0;
+    report_.expect(block_rules::fresh, "a fresh row reads nothing that was not written", unread == 0);
+  }
+
+  void causality() {
+    const auto point = one_.random_point(tokens);
+    const auto whole = one_.forward(point, {{tokens}, {0}});
+    bool causal = true;
+    for (Index token = 0; token < tokens; ++token) {
+      auto changed = point;
+      for (Index i = token * d; i < (token + 1) * d; ++i) {
+        changed.x[static_cast<std::size_t>(i)] += 1;
+        changed.t[static_cast<std::size_t>(i)] -= 1;
+      }
+      const auto result = one_.forward(changed, {{tokens}, {0}});
+      causal &= std::equal(result.out.begin(), result.out.begin() + token * d, whole.out.begin());
+    }
+    report_.expect(block_rules::causal, "causality, bit by bit", causal);
+  }
+
+  /// Two rows begin, two have a past, one of those gets no token.
+  void ragged_batch() {
+    Run four(4, room);
+    const BlockRows rows{{4, 0, tokens - 6, 2}, {0, 5, 0, before}};
+    auto point = four.random_point(tokens);
+    Random random(Seed{23}, 0);
+    for (std::size_t i = 0; i < point.state.size(); ++i)
+      if (rows.starts[static_cast<std::size_t>(four.state_rows()[i])] > 0) point.state[i] = random.normal();
+    const auto together = four.forward(point, rows);
+    std::vector<double> out;
+    double state_error = 0;
+    Index first = 0;
+    for (Index row = 0; row < 4; ++row) {
+      const Index length = rows.lengths[static_cast<std::size_t>(row)];
+      const auto state_after = row_of(together.state, four.state_rows(), row);
+      auto alone = tokens_of(point, first, length, d);
+      alone.state = row_of(point.state, four.state_rows(), row);
+      first += length;
+      if (length == 0) {
+        report_.expect(block_rules::empty_row, "a row without tokens leaves its state", state_after == alone.state);
+        continue;
+      }
+      const auto result = one_.forward(alone, {{length}, {rows.starts[static_cast<std::size_t>(row)]}});
+      out.insert(out.end(), result.out.begin(), result.out.end());
+      state_error = worse(state_error, written_error(state_after, result.state));
+    }
+    report_.add(block_rules::rows, "a ragged batch equals its rows alone", relative_error(together.out, out), rounding);
+    report_.add(block_rules::rows, "a ragged batch equals its rows alone: state", state_error, rounding);
+  }
+
+  void in_place() {
+    const auto point = one_.random_point(tokens);
+    const auto apart = one_.forward(point, {{tokens}, {0}});
+    const auto in_place = one_.forward(point, {{tokens}, {0}}, {.in_place = true});
+    report_.add(block_rules::in_place, "out in the memory of x", relative_error(in_place.out, apart.out), rounding);
+  }
+
+  /// With weights of zero nothing of x or x0 is left: what comes through, and comes through unchanged in direction, is
+  /// a residual.
+  void residual() {
+    auto point = one_.random_point(tokens);
+    std::fill(point.parameters.begin(), point.parameters.end(), 0.0);
+    const auto out = one_.forward(point, {{tokens}, {0}}).out;
+    for (auto values : {&BlockPoint::x, &BlockPoint::t}) {
+      auto moved = point;
+      Random random(Seed{24}, 0);
+      std::vector<double> by, change = one_.forward(point, {{tokens}, {0}}).out;
+      for (double& value : moved.*values) value += by.emplace_back(random.normal());
+      const auto after = one_.forward(moved, {{tokens}, {0}}).out;
+      for (std::size_t i = 0; i < out.size(); ++i) change[i] = after[i] - out[i];
+      const double share = dot(change, by) / dot(by, by);
+      for (double& value : by) value *= share;
+      const bool passes_through = std::abs(share) > rounding && relative_error(change, by) < 1e-6;
+      report_.add(block_rules::no_residual, values == &BlockPoint::x ? "no residual of x" : "no residual of x0",
+                  passes_through ? std::abs(share) : 0, rounding);
+    }
+  }
+
+  void dry_run() {
+    const char* name = "a dry run tells the scratch memory";
+    for (const Index length : {Index{1}, tokens, Index{150}}) {
+      if (!comes_back(block_rules::operators, name, [&] { dry_bytes<B>(1, length, length); })) return;
+      Run run(1, length);
+      const bool enough = run.fits(run.random_point(length), {{length}, {0}}, dry_bytes<B>(1, length, length));
+      report_.expect(block_rules::operators, name + (": " + std::to_string(length)) + " tokens", enough);
+    }
+  }
+
+  /// False where backward does not come back.
+  bool gradients() {
+    Run two(2, room);
+    auto base = point_with_past(two, two.random_point(before + tokens), before, tokens);
+    Objective<Run> objective(two, base, past_);
+    if (!comes_back(block_rules::given, "backward without io.out", [&] { objective.gradients(base); })) return false;
+    const auto gradient = objective.gradients(base);
+    for (const ParameterEntry& entry : two.entries())
+      report_.add(block_rules::gradients, "d " + entry.name,
+                  element_error(objective, base, &BlockPoint::parameters, gradient, entry.offset, entry.size, 24),
+                  difference);
+    report_.add(block_rules::gradients, "d x",
+                element_error(objective, base, &BlockPoint::x, gradient, 0, tokens * d, 60), difference);
+    report_.add(block_rules::gradients, shared ? "d x0" : "d t",
+                element_error(objective, base, &BlockPoint::t, gradient, 0, tokens * d, 60), difference);
+    if (!base.state.empty())
+      report_.add(
+          block_rules::gradients, "d initial state",
+          element_error(objective, base, &BlockPoint::state, gradient, 0, static_cast<Index>(base.state.size()), 400),
+          difference);
+    const auto again = objective.gradients(base);
+    report_.expect(block_rules::again, "a rerun of backward is bit-equal",
+                   again.parameters == gradient.parameters && again.x == gradient.x);
+    const auto recomputed = objective.gradients(base, {Keep::layer_inputs});
+    report_.add(block_rules::again, "recomputing gives the same gradients",
+                relative_error(recomputed.parameters, gradient.parameters), rounding);
+    return true;
+  }
+
+  /// What backward adds to, what it assigns, and what it leaves.
+  void added() {
+    Run two(2, room);
+    const auto base = point_with_past(two, two.random_point(before + tokens), before, tokens);
+    Objective<Run> objective(two, base, past_);
+    const auto gradient = objective.gradients(base);
+    const auto onto = objective.gradients(
+        base, {.keep = Keep::everything, .held = 0.5, .assigned_held = std::numeric_limits<double>::quiet_NaN()});
+    // 0.5 takes the last bits of small gradients.
+    report_.add(block_rules::added, "d_p is added to", relative_error(onto.parameters, gradient.parameters), 1e-9);
+    if (shared) report_.add(block_rules::added, "d_x is added to", relative_error(onto.x, gradient.x), 1e-9);
+    report_.add(block_rules::added, shared ? "d_x0 is added to" : "d_t is assigned", relative_error(onto.t, gradient.t),
+                1e-9);
+
+    const BlockRows empty{{0, tokens}, {before, 0}};
+    Objective<Run> of_empty(two, base, empty);
+    const auto left = of_empty.gradients(base);
+    report_.expect(block_rules::empty_row, "a row without tokens leaves the gradient of its state",
+                   row_of(left.state, two.state_rows(), 0) == row_of(of_empty.cotangent.state, two.state_rows(), 0));
+  }
+
+  /// Views of nothing equal zeros.
+  void absent() {
+    Run two(2, room);
+    auto fresh = two.random_point(tokens);
+    const BlockRows begin{past_.lengths, {0, 0}};
+    const auto with_zero_gradient = [&](Objective<Run> objective) {
+      std::fill(objective.cotangent.state.begin(), objective.cotangent.state.end(), 0.0);
+      return objective;
+    };
+    if (!fresh.state.empty()) {
+      compare_absent(block_rules::no_state, "no state", two, fresh, begin, {.state = false},
+                     with_zero_gradient(Objective<Run>(two, fresh, begin)));
+      const auto base = point_with_past(two, two.random_point(before + tokens), before, tokens);
+      compare_absent(block_rules::given, "no gradient of the state", two, base, past_, {.state_gradient = false},
+                     with_zero_gradient(Objective<Run>(two, base, past_)));
+    }
+    if (!shared) {
+      std::fill(fresh.t.begin(), fresh.t.end(), 0.0);
+      compare_absent(block_rules::second_input, "no second input", two, fresh, begin, {.second_input = false},
+                     Objective<Run>(two, fresh, begin));
+    }
+  }
+  void compare_absent(const BlockRule& rule, const std::string& name, Run& run, const BlockPoint& point,
+                      const BlockRows& rows, BlockManner manner, Objective<Run> objective) {
+    const auto wanted = run.forward(point, rows);
+    const auto gradient = objective.gradients(point);
+    if (!comes_back(rule, name + ": forward", [&] { run.forward(point, rows, manner); })) return;
+    report_.add(rule, name + ": output", relative_error(run.forward(point, rows, manner).out, wanted.out), rounding);
+    manner.keep = Keep::everything;
+    if (!comes_back(rule, name + ": backward", [&] { objective.gradients(point, manner); })) return;
+    const auto without = objective.gradients(point, manner);
+    report_.add(rule, name + ": gradients",
+                worse(relative_error(without.parameters, gradient.parameters), relative_error(without.x, gradient.x)),
+                rounding);
+  }
+
+  /// Cuts before, at and behind the ends of chunks, and gradients of a row with a past as long as one.
+  void long_rows(Index length) {
+    const std::string name = std::to_string(length) + " tokens";
+    Run one(1, length + 2);
+    Cuts<Run> cuts(one, settled_point(one, length + 2));
+    for (const Index first : {Index{1}, Index{63}, Index{64}, Index{65}, Index{128}, Index{130}, Index{511}, Index{512},
+                              Index{513}, length - 1})
+      if (first > 0 && first < length) cuts.cut({first, length - first});
+    for (const Index chunk : {Index{64}, Index{37}, Index{1}}) cuts.cut_every(chunk);
+    cuts.report(report_, block_rules::cuts, name + ", cut", rounding);
+
+    Run two(2, length);
+    const Index past = std::min<Index>(70, length / 2), last = std::min<Index>(7, length / 4), rest = length - past;
+    const auto base = point_with_past(two, settled_point(one, length), past, rest);
+    Objective<Run> objective(two, base, {{rest - last, last}, {past, 0}});
+    directions(block_rules::gradients, name, two, objective, base);
+  }
+
+  template <class AnyRun>
+  void directions(const BlockRule& rule, const std::string& name, const AnyRun& run, Objective<AnyRun>& objective,
+                  const BlockPoint& base) {
+    const auto gradient = objective.gradients(base);
+    const auto line = [&](const std::string& of, std::vector<double> BlockPoint::*values, Index first, Index count) {
+      report_.add(rule, name + ": d " + of, direction_error(objective, base, values, gradient, first, count),
+                  difference);
+    };
+    for (const ParameterEntry& entry : run.entries())
+      line(entry.name, &BlockPoint::parameters, entry.offset, entry.size);
+    line("x", &BlockPoint::x, 0, static_cast<Index>(base.x.size()));
+    line(shared ? "x0" : "t", &BlockPoint::t, 0, static_cast<Index>(base.t.size()));
+    if (!base.state.empty()) line("initial state", &BlockPoint::state, 0, static_cast<Index>(base.state.size()));
+  }
+
+  /// Against float64 of the same stored values. 2e-5 are some three hundred roundings of float32; caches of bf16 round
+  /// keys and values to 2^-9, and where a sequence is cut now and then the last bit of one.
+  template <class T>
+  void type(const std::string& name) {
+    const Index length = options_.lengths.empty() ? tokens : options_.lengths.front();
+    const BlockRows rows{{length}, {0}};
+    Run exact(1, length + 2);
+    BlockRun<B, T> run(1, length + 2);
+    const bool coarse = std::is_same_v<T, bf16> && run.has_cache();
+    const auto point = run.stored(settled_point(exact, length + 2)), whole = tokens_of(point, 0, length, d);
+    Cuts<BlockRun<B, T>> cuts(run, point);
+    report_.add(block_rules::types, name + ": output", relative_error(cuts.whole().out, exact.forward(whole, rows).out),
+                coarse ? 0x1p-7 : 2e-5);
+    for (const Index chunk : {Index{64}, Index{37}, Index{1}}) cuts.cut_every(chunk);
+    cuts.report(report_, block_rules::types, name + ", cut", coarse ? 0x1p-9 : 2e-5);
+    if constexpr (!std::is_same_v<T, compute_t<T>>) {  // float32 computes as bf16 does: only what is stored differs
+      Objective<Run> objective(exact, whole, rows);
+      const auto wanted = objective.gradients(whole), gradient = run.gradients(whole, rows, objective.cotangent);
+      report_.add(block_rules::types, name + ": gradients",
+                  worse(relative_error(gradient.parameters, wanted.parameters), relative_error(gradient.x, wanted.x)),
+                  coarse ? 0x1p-6 : 1e-4);
+    }
+  }
+
+  void stack() {
+    using Stack = typename StackOf<Given, shared>::type;
+    using StackRun = BlockRun<Stack>;
+    StackRun one(1, room), two(2, room);
+    const auto point = one.random_point(tokens);
+    const auto kept = one.forward(point, {{tokens}, {0}}, {.keep = Keep::everything});
+    for (const Keep keep : {Keep::nothing, Keep::layer_inputs})
+      report_.add(shared ? block_rules::stacked : block_rules::in_place,
+                  std::string("in a stack that keeps ") + (keep == Keep::nothing ? "nothing" : "what enters layers"),
+                  relative_error(one.forward(point, {{tokens}, {0}}, {.keep = keep}).out, kept.out), rounding);
+    Cuts<StackRun> cuts(one, one.random_point(tokens + 2));
+    for (const Index chunk : {Index{4}, Index{1}}) cuts.cut_every(chunk);
+    cuts.report(report_, block_rules::stacked, "in a stack, cut", rounding);
+
+    const auto base = point_with_past(two, two.random_point(before + tokens), before, tokens);
+    Objective<StackRun> objective(two, base, past_);
+    const auto gradient = objective.gradients(base);
+    const auto line = [&](const char* of, std::vector<double> BlockPoint::*values) {
+      const Index count = static_cast<Index>((base.*values).size());
+      if (count > 0)
+        report_.add(block_rules::stacked, std::string("in a stack: d ") + of,
+                    direction_error(objective, base, values, gradient, 0, count), difference);
+    };
+    line("parameters", &BlockPoint::parameters);
+    line("x", &BlockPoint::x);
+    line("t", &BlockPoint::t);
+    line("initial state", &BlockPoint::state);
+    for (const bool state : {true, false}) {
+      const auto begin = state ? base : tokens_of(base, 0, tokens, d);
+      const BlockManner keeping{.keep = Keep::everything, .state = state},
+          again{.keep = Keep::layer_inputs, .state = state};
+      const auto of_kept = objective.gradients(begin, keeping), computed = objective.gradients(begin, again);
+      const std::string name = std::string("in a stack, computed again, ") + (state ? "with" : "without") + " a state";
+      report_.add(block_rules::again, name + ": d parameters", relative_error(computed.parameters, of_kept.parameters),
+                  rounding);
+      report_.add(block_rules::again, name + ": d x", relative_error(computed.x, of_kept.x), rounding);
+    }
+  }
+
+  ConformanceOptions options_;
+  RuleReport report_;
+  Run one_{1, room};
+  BlockRows past_{{5, tokens - 5}, {before, 0}};
 };
-
-inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
-}
-
-/// Central differences of f along single elements, at most `most` of them, against `gradient`.
-template <class F>
-double difference_error(std::vector<double>& values, const std::vector<double>& gradient, Index first, Index count,
-                        F&& f, Index most = 24) {
-  std::vector<double> measured, given;
-  const Index stride = std::max<Index>(1, count / most);
-  for (Index i = first; i < first + count; i += stride) {
-    const double kept = values[i], h = 1e-5;
-    values[i] = kept + h;
-    const double above = f();
-    values[i] = kept - h;
-    const double below = f();
-    values[i] = kept;
-    measured.push_back((above - below) / (2 * h));
-    given.push_back(gradient[i]);
-  }
-  return relative_error(given, measured);
-}
 
 }  // namespace detail
 
 /// Checks a block as listed at the top of this file. Takes a second or so for a block of d_model below 64.
-template <class Given>
-Report conformance() {
-  using B = std::conditional_t<detail::BlockRun<Given>::shared, SharedUse<Given>, Given>;
-  // Cutting changes only the order of sums of products; 1e-11 leaves room for a few hundred roundings of float64.
-  constexpr double rounding = 1e-11;
-  // Central differences with h = 1e-5 carry errors of h^2 and of 1e-16 / h, both about 1e-10, times the function's
-  // curvature.
-  constexpr double difference = 2e-6;
-  constexpr Index tokens = 11, room = 16, before = 3;
-  const double nan = std::numeric_limits<double>::quiet_NaN();
+template <detail::CheckedForItself Given, Passes P = Passes::all>
+Report conformance(const ConformanceOptions& options = {}) {
   Report report("conformance");
-  using Run = detail::BlockRun<B>;
-  Run one(1, room);
-
-  std::set<std::string> names;
-  Index size = 0;
-  for (const ParameterEntry& entry : one.entries()) {
-    names.insert(entry.name);
-    size += entry.size;
-  }
-  report.expect("parameter names are unique", names.size() == one.entries().size());
-  report.expect("listed sizes add up to parameter_count", size == parameter_count<B>);
-
-  const auto part = [&](const typename Run::Point& point, Index first, Index count) {
-    auto piece = point;
-    piece.x.assign(point.x.begin() + first * Run::d, point.x.begin() + (first + count) * Run::d);
-    piece.t.assign(point.t.begin() + first * Run::d, point.t.begin() + (first + count) * Run::d);
-    return piece;
-  };
-  /// The state's meaningful part after `length` positions; the rest may hold anything.
-  const auto meaningful = [](Run& run, std::vector<double> state, Index length) {
-    const auto places = run.state_places();
-    for (std::size_t i = 0; i < state.size(); ++i)
-      if (places[i].second >= length) state[i] = 0;
-    return state;
-  };
-
-  auto point = one.random_point(tokens);
-  std::fill(point.state.begin(), point.state.end(), nan);
-  const auto whole = one.forward(point, {tokens}, {0});
-  const auto whole_state = meaningful(one, whole.state, tokens);
-  double split_out = 0, split_state = 0;
-  const auto cut = [&](const std::vector<Index>& lengths) {
-    auto state = point.state;
-    std::vector<double> out;
-    Index first = 0;
-    for (const Index length : lengths) {
-      auto piece = part(point, first, length);
-      piece.state = state;
-      const auto result = one.forward(piece, {length}, {first});
-      out.insert(out.end(), result.out.begin(), result.out.end());
-      state = result.state;
-      first += length;
-    }
-    const double out_error = relative_error(out, whole.out);
-    const double state_error = relative_error(meaningful(one, state, tokens), whole_state);
-    split_out = out_error <= split_out ? split_out : out_error;  // a NaN stays
-    split_state = state_error <= split_state ? split_state : state_error;
-  };
-  for (Index first = 1; first < tokens; ++first) {
-    cut({first, tokens - first});
-    for (Index second = 1; first + second < tokens; ++second) cut({first, second, tokens - first - second});
-  }
-  report.add("every split into two or three chunks: output", split_out, rounding);
-  report.add("every split into two or three chunks: state", split_state, rounding);
-  split_out = split_state = 0;
-  cut(std::vector<Index>(tokens, 1));
-  report.add("token by token: output", split_out, rounding);
-  report.add("token by token: state", split_state, rounding);
-
-  Index first_changed = tokens;
-  for (Index token = 0; token < tokens; ++token) {
-    auto changed = point;
-    for (Index i = 0; i < Run::d; ++i) changed.x[token * Run::d + i] += 1;
-    const auto result = one.forward(changed, {tokens}, {0});
-    for (Index i = 0; i < token * Run::d; ++i)
-      if (result.out[i] != whole.out[i]) first_changed = std::min(first_changed, token);
-  }
-  report.expect("causality, bit by bit", first_changed == tokens);
-
-  {
-    Run three(3, room);
-    auto ragged = three.random_point(tokens);
-    ragged.parameters = point.parameters;
-    std::fill(ragged.state.begin(), ragged.state.end(), nan);
-    const std::vector<Index> lengths{4, 0, tokens - 4};
-    const auto together = three.forward(ragged, lengths, {0, 0, 0});
-    std::vector<double> alone;
-    for (Index row = 0, first = 0; row < 3; first += lengths[row++]) {
-      if (lengths[row] == 0) continue;
-      auto piece = part(ragged, first, lengths[row]);
-      piece.state = point.state;
-      const auto result = one.forward(piece, {lengths[row]}, {0});
-      alone.insert(alone.end(), result.out.begin(), result.out.end());
-    }
-    report.add("a ragged batch equals its rows alone", relative_error(together.out, alone), rounding);
-  }
-
-  // Two rows, one with a past, so that the gradient passes through a state.
-  Run two(2, room);
-  auto base = two.random_point(tokens);
-  const std::vector<Index> lengths{5, tokens - 5}, starts{before, 0};
-  const auto forward = [&] { return two.forward(base, lengths, starts); };
-  auto cotangent = forward();
-  {
-    Random random(Seed{21}, 0);
-    const auto places = two.state_places();
-    for (double& value : cotangent.out) value = random.normal();
-    for (std::size_t i = 0; i < cotangent.state.size(); ++i) {
-      const Index end = starts[places[i].first] + lengths[places[i].first];
-      cotangent.state[i] = places[i].second < end ? random.normal() : 0;
-    }
-  }
-  const auto value = [&] {
-    const auto result = forward();
-    return detail::dot(result.out, cotangent.out) + detail::dot(result.state, cotangent.state);
-  };
-  const auto gradient = two.gradients(base, lengths, starts, cotangent, Keep::everything);
-  for (const ParameterEntry& entry : two.entries())
-    report.add("d " + entry.name,
-               detail::difference_error(base.parameters, gradient.parameters, entry.offset, entry.size, value),
-               difference);
-  const Index inputs = tokens * Run::d;
-  report.add("d x", detail::difference_error(base.x, gradient.x, 0, inputs, value, 60), difference);
-  report.add("d t", detail::difference_error(base.t, gradient.t, 0, inputs, value, 60), difference);
-  if (two.state_size() > 0) {
-    // Only what the pass reads: the past of row 0.
-    const auto places = two.state_places();
-    std::vector<double> measured, given;
-    for (std::size_t i = 0; i < base.state.size(); ++i) {
-      if (places[i].first != 0 || places[i].second >= before) continue;
-      const double kept = base.state[i];
-      base.state[i] = kept + 1e-5;
-      const double above = value();
-      base.state[i] = kept - 1e-5;
-      const double below = value();
-      base.state[i] = kept;
-      measured.push_back((above - below) / 2e-5);
-      given.push_back(gradient.state[i]);
-    }
-    report.add("d initial state", relative_error(given, measured), difference);
-  }
-  const auto again = two.gradients(base, lengths, starts, cotangent, Keep::everything);
-  report.expect("a rerun of backward is bit-equal", again.parameters == gradient.parameters && again.x == gradient.x);
-  const auto recomputed = two.gradients(base, lengths, starts, cotangent, Keep::layer_inputs);
-  report.add("recomputing gives the same gradients", relative_error(recomputed.parameters, gradient.parameters),
-             rounding);
+  detail::Conformance<Given, P>(options, report).run();
   return report;
 }
 

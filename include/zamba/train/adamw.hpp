@@ -9,14 +9,20 @@
 //
 // Moments are float32 (float64 for double). Where weights are stored in less, a master copy in float32 is stepped and
 // the weights are its rounding; parameters that are float32 already have no copy. A step allocates nothing after the
-// first and waits for no device.
+// first. It reads the norm of the gradients before anything is changed: gradients that are not finite are an Error that
+// names them, and no step.
+// A gradient of zero is no frozen parameter: its weights decay where they are listed so, and move on by their momentum.
 #pragma once
 
+#include <bit>
 #include <cmath>
+#include <limits>
+#include <vector>
 
 #include <zamba/buffer.hpp>
 #include <zamba/error.hpp>
 #include <zamba/model.hpp>
+#include <zamba/number.hpp>
 #include <zamba/ops/adamw_step.hpp>
 
 namespace zamba {
@@ -27,6 +33,10 @@ struct AdamWOptions {
   double eps = 1e-8;
   double weight_decay = 0.1;
   double clip_norm = 1;  // of all gradients together; 0: no clipping
+
+  /// Throws where a value makes no sense in the arithmetic of F, naming it.
+  template <class F>
+  void check() const;
 };
 
 template <class Net, class T, class Device>
@@ -39,13 +49,17 @@ class AdamW {
   /// Begins from the model's present weights.
   explicit AdamW(const ModelType& model, AdamWOptions options = {});
 
-  /// Replaces the model's weights by those one step on. Which parameters decay is in model.entries().
+  /// Replaces the model's weights by those one step on. Which parameters decay is in model.entries(). Throws, and
+  /// changes neither weights nor moments, for a rate that check_rate() refuses and for gradients that are not finite.
   void step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients, double learning_rate);
   void step(ModelType& model, const GradientsType& gradients, double learning_rate) {
     step(this_thread_context<Device>(), model, gradients, learning_rate);
   }
 
-  /// The norm of the gradients of the last step, before clipping. Waits for the device.
+  /// Throws where the rate is not finite, negative, or so large that a step could not be finite.
+  void check_rate(double learning_rate) const;
+
+  /// The norm of the last gradients that were given to step(), before clipping. Waits for the device.
   double gradient_norm() const {
     double squared = 0;
     Memory<Device>::copy_to_host(&squared, norm_squared(), sizeof squared);
@@ -61,12 +75,15 @@ class AdamW {
   Vector<F> master() const { return has_master ? part(2) : Vector<F>{}; }
   Index steps() const { return steps_; }
   void set_steps(Index steps) {
-    require(steps >= 0, "AdamW: the number of steps must be 0 or more, got ", steps);
+    require(steps >= 0 && steps < std::numeric_limits<Index>::max(),
+            "AdamW: the number of steps must be 0 or more, and leave room for one more, got ", steps);
     steps_ = steps;
   }
 
  private:
   static constexpr bool has_master = !std::is_same_v<T, F>;
+
+  [[noreturn]] void fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const;
 
   Vector<F> part(Index i) const { return {reinterpret_cast<F*>(buffer_.data()) + i * stride_, count_}; }
   double* norm_squared() const { return reinterpret_cast<double*>(norm_.data()); }
@@ -84,13 +101,26 @@ double global_norm(const Gradients<Net, T, cpu>& gradients) {
   return std::sqrt(squared);
 }
 
+template <class F>
+void AdamWOptions::check() const {
+  constexpr double least = static_cast<double>(std::numeric_limits<F>::min()),
+                   largest = static_cast<double>(std::numeric_limits<F>::max());
+  const auto below_1 = [](double beta) { return is_finite(beta) && beta >= 0 && beta < 1 && static_cast<F>(beta) < 1; };
+  const char* const type = sizeof(F) == sizeof(float) ? "float" : "double";
+  require(below_1(beta1) && below_1(beta2), "AdamW: beta1 and beta2 must be in [0, 1), got ", beta1, " and ", beta2,
+          " in the arithmetic of ", type);
+  require(is_finite(eps) && eps >= least && eps <= largest, "AdamW: eps must be positive and a number of ", type, ", ",
+          least, " to ", largest, ", got ", eps);
+  require(is_finite(weight_decay) && weight_decay >= 0, "AdamW: weight_decay must be finite and 0 or more, got ",
+          weight_decay);
+  // An infinite norm is never reached; one that F takes for 0 would take the gradients with it.
+  require(!is_nan(clip_norm) && (clip_norm == 0 || clip_norm >= least),
+          "AdamW: clip_norm must be 0 (no clipping), or from ", least, " on, got ", clip_norm);
+}
+
 template <class Net, class T, class Device>
 AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options) : options_(options), norm_(sizeof(double)) {
-  require(options.beta1 >= 0 && options.beta1 < 1 && options.beta2 >= 0 && options.beta2 < 1,
-          "AdamW: beta1 and beta2 must be in [0, 1), got ", options.beta1, " and ", options.beta2);
-  require(options.eps > 0 && options.weight_decay >= 0 && options.clip_norm >= 0,
-          "AdamW: eps must be positive, weight_decay and clip_norm 0 or more, got ", options.eps, ", ",
-          options.weight_decay, " and ", options.clip_norm);
+  options.check<F>();
   const ParameterEntry& last = model.entries().back();
   count_ = last.offset + last.size;
   stride_ = static_cast<Index>(align_up(static_cast<std::size_t>(count_) * sizeof(F)) / sizeof(F));
@@ -108,10 +138,41 @@ AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options) : opt
 }
 
 template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::check_rate(double learning_rate) const {
+  require(is_finite(learning_rate) && learning_rate >= 0, "AdamW: the learning rate must be finite and 0 or more, got ",
+          learning_rate);
+  require(learning_rate / (1 - options_.beta1) <= static_cast<double>(std::numeric_limits<F>::max()),
+          "AdamW: a learning rate of ", learning_rate,
+          " is too large: over 1 - beta1 it is infinite in the arithmetic ", "of the weights");
+  require(learning_rate * options_.weight_decay <= 1, "AdamW: a learning rate of ", learning_rate,
+          " and a weight_decay of ", options_.weight_decay,
+          " have a product above 1: a step would not shrink the weights but turn their signs");
+}
+
+/// Names the first gradient that is not finite.
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const {
+  std::vector<F> values;
+  for (const ParameterEntry& entry : model.entries()) {
+    values.resize(static_cast<std::size_t>(entry.size));
+    Memory<Device>::copy_to_host(values.data(), gradients.values().data + entry.offset, values.size() * sizeof(F));
+    const Index at = detail::first_non_finite<F>(values.data(), entry.size);
+    if (at < entry.size)
+      fail("AdamW: the norm of the gradients is ", norm, ": element ", at, " of that of '", entry.name, "' is ",
+           values[static_cast<std::size_t>(at)], "; weights and moments are as they were");
+  }
+  fail("AdamW: the norm of the gradients is ", norm, ", too large for second moments",
+       options_.clip_norm > 0 ? ", clipped too" : " without clip_norm", "; weights and moments are as they were");
+}
+
+template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients,
                                  double learning_rate) {
   require(gradients.values().size() == count_, "AdamW: made for a model of another size");
+  check_rate(learning_rate);
   sum_of_squares(ctx, gradients.values(), norm_squared());
+  if (const double norm = gradient_norm(); !can_step<F>(norm, options_.clip_norm))
+    fail_for_norm(model, gradients, norm);
   ++steps_;
   for (const ParameterEntry& entry : model.entries()) {
     const double decay = entry.decay == Decay::yes ? options_.weight_decay : 0;

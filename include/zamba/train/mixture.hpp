@@ -24,6 +24,9 @@
 
 namespace zamba {
 
+/// The most tokens of a batch, and of all micro-batches of a step.
+inline constexpr Index most_batch_tokens = Index{1} << 32;
+
 /// Tokens to train on or to judge by, cut into sequences; used again for batch after batch.
 struct PackedBatch {
   std::vector<Token> tokens;   // (tokens)
@@ -83,6 +86,9 @@ class Mixture {
       cumulative_.push_back(total);
     }
     require(is_finite(total), "Mixture: the weights add up to ", total);
+    for (const MixtureSource& source : sources_)  // the draws are multiples of 2^-53
+      require(source.weight / total >= 0x1p-53, "Mixture: the weight of '", source.name, "', ", source.weight, " of ",
+              total, " in all, is too small for anything to be drawn from it");
   }
 
   const std::vector<MixtureSource>& sources() const { return sources_; }
@@ -101,6 +107,8 @@ class Mixture {
             micro_batch);
     require(rows > 0, "Mixture: a batch has at least one row, got ", rows);
     check(length);
+    require(rows <= most_batch_tokens / length, "Mixture: ", rows, " rows of ", length,
+            " tokens are wanted; a batch has at most ", most_batch_tokens, " tokens");
     Random of_step(seed, static_cast<std::uint64_t>(step));
     Random random(Seed{of_step.bits()}, static_cast<std::uint64_t>(micro_batch));
     batch.clear(rows * length);
@@ -140,8 +148,8 @@ inline void read_windows(const TokenRange& range, Index length, Index window, In
   const Index count = window_count(range, length);
   require(rows > 0 && window >= 0 && window < count, "read_windows: ", rows, " windows from ", window, " wanted of ",
           count);
-  const Index last = window + std::min(rows, count - window);
-  batch.clear((last - window) * length);
+  const Index last = window + std::min(rows, count - window), tokens = range.size() - 1 - window * length;
+  batch.clear(last < count ? (last - window) * length : tokens);
   for (Index w = window; w < last; ++w) {
     const Index first = range.first + w * length;
     batch.append(*range.file, first, std::min(length, range.last - 1 - first));

@@ -2,16 +2,21 @@
 // What a run tells while it runs: ProgressLine for a person, StepLog for a program; and numbers in readable form.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <filesystem>
-#include <fstream>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -49,6 +54,15 @@ inline std::string format_count(double count) {
   std::snprintf(text, sizeof text, *unit ? "%.1f%s" : "%.0f%s", count, unit);
   return text;
 }
+
+namespace detail {
+
+/// The message of another error as part of one.
+inline std::string without_prefix(std::string_view message) {
+  return std::string(message.starts_with("zamba: ") ? message.substr(7) : message);
+}
+
+}  // namespace detail
 
 /// Where a run is.
 struct Progress {
@@ -101,29 +115,52 @@ class ProgressLine {
   bool open_ = false;  // a line is on the screen, without its end
 };
 
-/// A log of one JSON object a line, flushed to the system line by line: a killed program loses at most the line it was
-/// writing. An exact resume from the checkpoint of step s begins with truncate_after(s). Numbers keep all their digits;
-/// JSON has no NaN, which becomes null.
+/// A log of one JSON object a line, given to the system line by line: a killed program loses at most the line it was
+/// writing; what was there at sync() outlives the machine. An exact resume from the checkpoint of step s begins with
+/// truncate_after(s). Numbers keep all their digits; JSON has no NaN, which becomes null. A line that could not be
+/// written is taken back, so that the next one stands in a whole file.
 class StepLog {
  public:
   /// Appends to the file, or makes it. What a killed program left of its last line is removed.
   explicit StepLog(std::filesystem::path path) : path_(std::move(path)) {
-    if (std::filesystem::exists(path_)) keep([](const auto&) { return true; });
+    if (is_there(path_)) keep([](const auto&) { return true; });
     open();
   }
 
   const std::filesystem::path& path() const { return path_; }
 
+  /// Text that is not UTF-8 gets replacement characters.
   void append(const nlohmann::ordered_json& record) {
-    if (!record.is_object()) fail("StepLog '", path_.string(), "': a record is a JSON object, got ", record.dump());
-    const std::string line = record.dump() + "\n";
-    out_ << line << std::flush;
-    require(out_.good(), "StepLog: cannot write to '", path_.string(), "'");
+    const std::string line = record.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+    if (!record.is_object())
+      fail("StepLog '", path_.string(), "': a record is a JSON object, got ", line.substr(0, line.size() - 1));
+    try {
+      FileWriter out(file_->get());
+      out.write(std::string_view(line));
+      out.flush();
+    } catch (const std::exception& error) {
+      const bool taken_back = ::ftruncate(file_->get(), size_) == 0;
+      fail("StepLog: cannot write to '", path_.string(), "': ", detail::without_prefix(error.what()),
+           taken_back ? "" : "; a part of the line may stand there");
+    }
+    size_ += static_cast<off_t>(line.size());
+  }
+
+  /// Returns when the disk has what was appended. Throws where it has not, or the file was removed or replaced
+  /// meanwhile: then what comes next goes to a new one.
+  void sync() {
+    struct stat status {};
+    const bool known = ::fstat(file_->get(), &status) == 0;
+    if (known && status.st_nlink == 0) {
+      open();
+      fail("StepLog: '", path_.string(), "' was removed or replaced while it was written to");
+    }
+    if (::fsync(file_->get()) != 0 && errno != EINVAL)
+      fail("StepLog: '", path_.string(), "' was not flushed to the disk: ", detail::errno_text(errno));
   }
 
   /// Removes every record whose "step" is above the given one. Records without a step stay.
   void truncate_after(Index step) {
-    out_.close();
     keep([step](const nlohmann::json& record) {
       const auto found = record.find("step");
       return found == record.end() || !found->is_number() || found->get<double>() <= static_cast<double>(step);
@@ -133,8 +170,12 @@ class StepLog {
 
  private:
   void open() {
-    out_.open(path_, std::ios::binary | std::ios::app);
-    require(out_.good(), "StepLog: cannot open '", path_.string(), "' for writing");
+    file_.emplace(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666));
+    struct stat status {};
+    if (file_->get() < 0 || ::fstat(file_->get(), &status) != 0)
+      fail("StepLog: cannot open '", path_.string(), "' for writing: ", detail::errno_text(errno));
+    require(S_ISREG(status.st_mode), "StepLog: '", path_.string(), "' is no regular file");
+    size_ = status.st_size;
   }
 
   /// Replaces the file by the lines that `wanted` accepts; leaves it alone where that is all of it.
@@ -157,7 +198,8 @@ class StepLog {
   }
 
   std::filesystem::path path_;
-  std::ofstream out_;
+  std::optional<detail::Descriptor> file_;
+  off_t size_ = 0;  // of the lines that are whole
 };
 
 }  // namespace zamba

@@ -14,6 +14,7 @@
 // Ends are exact: the first token of a piece gets `from`, the end of the phase gets `to`, bit by bit.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <numbers>
@@ -42,18 +43,28 @@ class LearningRate {
   static LearningRate cosine(double from, double to) { return LearningRate(Form::cosine, from, to); }
   /// Both ends must be positive: an exponential never reaches 0.
   static LearningRate exponential(double from, double to) {
+    const LearningRate result(Form::exponential, from, to);
     require(from > 0 && to > 0, "LearningRate: exponential needs both ends above 0, got ", from, " to ", to,
             "; linear or cosine reach 0");
-    return LearningRate(Form::exponential, from, to);
+    require(is_finite(to / from) && to / from > 0, "LearningRate: exponential from ", from, " to ", to,
+            " has ends so far apart that their ratio is no number");
+    return result;
   }
   /// Linear from `from` to `peak`.
   static LearningRate warm_up(double peak, ScheduleLength length, double from = 0) {
     return linear(from, peak).over(length);
   }
 
+  /// The largest rate of the schedule.
+  double peak() const {
+    double largest = 0;
+    for (const Piece& piece : pieces_) largest = std::max({largest, piece.from, piece.to});
+    return largest;
+  }
+
   /// The same schedule with the length of its last piece given. After it, its final value holds.
   LearningRate over(ScheduleLength length) const {
-    require(length.tokens >= 0 && (length.tokens > 0) != (length.fraction != 0),
+    require(is_finite(length.fraction) && length.tokens >= 0 && (length.tokens > 0) != (length.fraction != 0),
             "LearningRate: a length is either a positive number of tokens or a fraction, got tokens ", length.tokens,
             " and fraction ", length.fraction);
     require(length.tokens > 0 || (length.fraction > 0 && length.fraction <= 1),

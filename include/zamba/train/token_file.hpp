@@ -3,15 +3,24 @@
 //
 // The format is the field's `.bin`: nothing but ids, 16 or 32 bits each, unsigned, little-endian. Documents follow each
 // other; where a token marks the end of one, that token belongs to the document it ends.
+//
+// Nothing in such a file says its width. Read as 16 bits, a file of 32-bit ids has the upper halves, next to nothing,
+// at every second place: open() refuses a file that is so from end to end, or for its first two million ids. Read as 32
+// bits, one of 16-bit ids has ids outside any vocabulary.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <zamba/device.hpp>
 #include <zamba/error.hpp>
@@ -45,11 +54,17 @@ class TokenFile {
     for (Index i = 0; i < count; ++i) to[static_cast<std::size_t>(i)] = (*this)[first + i];
   }
 
-  /// Throws where an id is not below `vocabulary`, naming the first. Reads the whole file.
-  void check_vocabulary(Index vocabulary) const {
-    for (Index i = 0; i < size(); ++i)
-      require(id(i) < vocabulary, "TokenFile '", path_.string(), "': token ", i, " is ", id(i),
-              ", outside a vocabulary of ", vocabulary, "; wrong width or wrong tokenizer?");
+  /// Throws where an id of [first, last), or of the whole file, is not below `vocabulary`, naming the first.
+  void check_vocabulary(Index vocabulary) const { check_vocabulary(vocabulary, 0, size()); }
+  void check_vocabulary(Index vocabulary, Index first, Index last) const {
+    constexpr Index block = 1 << 12;
+    for (Index at = first; at < last; at += block) {
+      const Index end = std::min(at + block, last);
+      if (largest(at, end) < vocabulary) continue;
+      while (at < end && id(at) < vocabulary) ++at;
+      fail("TokenFile '", path_.string(), "': token ", at, " is ", id(at), ", outside a vocabulary of ", vocabulary,
+           "; wrong width or wrong tokenizer?");
+    }
   }
 
  private:
@@ -60,6 +75,46 @@ class TokenFile {
             "-bit tokens");
     require(!document_end || *document_end >= 0, "TokenFile '", path.string(),
             "': the document end must be a token id, got ", document_end.value_or(0));
+    require(width == TokenWidth::u32 || document_end.value_or(0) <= 0xffff, "TokenFile '", path.string(),
+            "': the document end is ", document_end.value_or(0), ", which 16 bits cannot hold");
+    require(width == TokenWidth::u32 || !is_of_32_bits(), "TokenFile '", path.string(), "': opened as 16-bit tokens, ",
+            "every second one is nearly 0, as where the tokens are of 32 bits; TokenWidth::u32?");
+  }
+
+  /// Whether each pair of 16-bit ids is as that of a 32-bit one: a second id of 0, or below 16 (a vocabulary of a
+  /// million) beside first ones that are not. A text that is so by chance has few tokens. The search ends at the first
+  /// pair that is not.
+  bool is_of_32_bits() const {
+    constexpr Index fewest_pairs = 16, most_ids = 1 << 21, upper_halves = 16;
+    if (size() % 2 != 0 || size() / 2 < fewest_pairs) return false;
+    Index first_ids = 0, second_ids = 0;
+    for (Index i = 0; i < std::min(size(), most_ids) && second_ids < upper_halves; i += 2) {
+      first_ids = std::max(first_ids, id(i));
+      second_ids = std::max(second_ids, id(i + 1));
+    }
+    return (second_ids == 0 && first_ids > 0) || (second_ids < upper_halves && first_ids >= upper_halves);
+  }
+
+  Index largest(Index first, Index last) const {
+    return width_ == TokenWidth::u16 ? largest<std::uint16_t>(first, last) : largest<std::uint32_t>(first, last);
+  }
+  template <class Id>
+  Index largest(Index first, Index last) const {
+    static_assert(std::endian::native == std::endian::little);
+    const std::byte* const from = file_.bytes().data();
+    const auto at = [from](Index i) __attribute__((always_inline)) {
+      Id id;
+      std::memcpy(&id, from + i * static_cast<Index>(sizeof(Id)), sizeof(Id));
+      return id;
+    };
+    constexpr Index block = 128;  // a loop of constant length is one that compilers vectorise at -O2
+    Id most[block] = {}, result = 0;
+    Index i = first;
+    for (; i + block <= last; i += block)
+      for (Index k = 0; k < block; ++k) most[k] = std::max(most[k], at(i + k));
+    for (; i < last; ++i) result = std::max(result, at(i));
+    for (const Id id : most) result = std::max(result, id);
+    return static_cast<Index>(result);
   }
 
   Index id(Index i) const {
@@ -104,7 +159,30 @@ struct TokenRange {
     require(0 <= first && first <= last && last <= file->size(), "TokenRange: [", first, ", ", last,
             ") is no part of the ", file->size(), " tokens of '", file->path().string(), "'");
   }
+
+  /// Whether any token of the range predicts one: all but the last do, and document ends do not.
+  bool has_target() const {
+    const Token end = file->document_end().value_or(-1);
+    Index at = first;
+    while (at < last - 1 && (*file)[at] == end) ++at;
+    return at < last - 1;
+  }
 };
+
+/// TokenFile::check_vocabulary for the parts of files that ranges cover, each part once.
+inline void check_vocabulary(std::vector<TokenRange> ranges, Index vocabulary) {
+  std::sort(ranges.begin(), ranges.end(), [](const TokenRange& a, const TokenRange& b) {
+    return a.file != b.file ? std::less<const TokenFile*>()(a.file, b.file) : a.first < b.first;
+  });
+  const TokenFile* file = nullptr;
+  Index checked = 0;
+  for (const TokenRange& range : ranges) {
+    if (range.file != file) checked = 0;
+    file = range.file;
+    file->check_vocabulary(vocabulary, std::max(range.first, checked), range.last);
+    checked = std::max(checked, range.last);
+  }
+}
 
 /// A file in two: what is trained on, and what it is judged by.
 struct TrainHeldOut {

@@ -18,84 +18,36 @@
 // micro-batch) and nothing else is kept in memory between steps, so a run that was killed at any moment, and made
 // again with as many threads, ends with the bytes of one that was not; so does its log, but for the key "time".
 // After the first step nothing is allocated, except by logs, measurements and checkpoints.
+//
+// All that can be told before the first step is told then: options that would be ignored, ids outside the vocabulary.
+// A step whose loss or gradients are not finite is not taken: an Error names it, the model is as it was, and no
+// checkpoint ever holds such a number. Trouble with the log, the picture or a measurement ends no run: it is told on
+// `progress` at once, and thrown as an Error when the checkpoint of the phase is on the disk.
 #pragma once
-
-#include <sys/file.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <exception>
+#include <filesystem>
+#include <limits>
+#include <new>
 #include <numbers>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include <zamba/detail/run_folder.hpp>
 #include <zamba/eval/bits_per_byte.hpp>
-#include <zamba/io/line_plot.hpp>
+#include <zamba/number.hpp>
 #include <zamba/train/checkpoint.hpp>
 #include <zamba/train/phase.hpp>
 #include <zamba/train/progress.hpp>
+#include <zamba/train/trainer_options.hpp>
 
 namespace zamba {
-
-struct TrainerOptions {
-  Index rows = 8;          // windows in a micro-batch
-  Index length = 1024;     // tokens of a window
-  Index accumulation = 1;  // micro-batches in a step
-  AdamWOptions adamw{};
-  Seed seed{};             // of the batches
-  bool recompute = false;  // less memory, more time, the same numbers
-
-  std::filesystem::path folder{};      // empty: nothing is written
-  std::filesystem::path start_from{};  // weights of another run's checkpoint, where the folder has none
-  Index checkpoint_every_steps = 0;    // 0: at the end of each phase only
-  Index log_every_steps = 1;
-
-  TokenRange held_out{};           // none: no measurements
-  Index evaluate_every_steps = 0;  // 0: at the beginning and at the end of each phase only
-  double bytes_per_token = 1;      // of the held-out text
-
-  std::ostream* progress = nullptr;  // where the progress line goes
-  int progress_fd = -1;              // the descriptor behind it: the line is drawn on a terminal only
-};
-
-namespace detail {
-
-/// The folder of a run, which one process at a time may use. The lock ends with the process, however it ends.
-class RunFolder {
- public:
-  explicit RunFolder(const std::filesystem::path& path) : descriptor_(make_and_open(path)) {
-    require(descriptor_.get() >= 0, "Trainer: cannot open the folder '", path.string(), "': ", errno_text(errno));
-    require(::flock(descriptor_.get(), LOCK_EX | LOCK_NB) == 0, "Trainer: the folder '", path.string(),
-            "' is in use by another run");
-    // What killed runs left of files they were writing.
-    for (const auto& file : std::filesystem::directory_iterator(path))
-      if (file.path().filename().string().find(".safetensors.tmp-") != std::string::npos)
-        std::filesystem::remove(file.path());
-  }
-
- private:
-  static int make_and_open(const std::filesystem::path& path) {
-    std::error_code error;
-    std::filesystem::create_directories(path, error);
-    require(!error, "Trainer: cannot make the folder '", path.string(), "': ", error.message());
-    return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  }
-
-  Descriptor descriptor_;
-};
-
-/// The shortest text that reads back as the same number.
-template <class Number>
-std::string number_text(Number value) {
-  return nlohmann::json(value).dump();
-}
-
-}  // namespace detail
 
 template <class Net, class T = float, class Device = cpu>
 class Trainer {
@@ -108,12 +60,11 @@ class Trainer {
       : Trainer(this_thread_context<Device>(), model, std::move(phases), std::move(options)) {}
 
   /// To the end of the last phase.
-  void run() {
-    while (!finished()) run_phase();
-  }
+  void run();
   /// To the end of the phase that comes next, or is under way.
   void run_phase();
-  /// One step, with the log, measurement and checkpoint that are due after it. Throws where the loss is not finite.
+  /// One step, with the log, measurement and checkpoint that are due after it. Throws where its loss or gradients are
+  /// not finite: then neither model, moments nor step() have changed.
   void take_step();
   bool finished() const { return step_ == phase_ends_.back(); }
 
@@ -126,12 +77,25 @@ class Trainer {
   /// Of the model as it is.
   double held_out_bits_per_byte();
   const AdamW<Net, T, Device>& optimiser() const { return optimiser_; }
+  /// What went wrong with log, picture or measurements and was not thrown yet; empty: nothing.
+  const std::string& trouble() const { return trouble_; }
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  void check() const;
-  void resume(const std::filesystem::path& checkpoint);
+  static TrainerOptions checked(TrainerOptions options) {
+    options.check();
+    return options;
+  }
+  void plan_phases();
+  void check_texts() const;
+  void make_batches();
+  detail::FittingCheckpoint<Net, T, Device> open_checkpoint(const Safetensors& file);
+  void advance();
+  bool at_end_of_phase() const { return std::binary_search(phase_ends_.begin(), phase_ends_.end(), step_); }
+  template <class F>
+  void aside(F&& f);
+  void tell_trouble();
   void log_measurement();
   void save();
   void draw_loss() const;
@@ -142,9 +106,7 @@ class Trainer {
                                     phase_ends_.begin());
   }
   /// Whether something that happens every so many steps, and at the end of each phase, is due.
-  bool due(Index every) const {
-    return (every > 0 && step_ % every == 0) || std::binary_search(phase_ends_.begin(), phase_ends_.end(), step_);
-  }
+  bool due(Index every) const { return (every > 0 && step_ % every == 0) || at_end_of_phase(); }
 
   Context<Device>& ctx_;
   ModelType& model_;
@@ -161,6 +123,8 @@ class Trainer {
   std::optional<ProgressLine> progress_;
   Index step_ = 0, measured_at_ = -1;
   double loss_ = 0, measured_ = 0, seconds_per_step_ = 0;
+  std::string trouble_;
+  Index further_troubles_ = 0;
 };
 
 template <class Net, class T, class Device>
@@ -169,57 +133,111 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
     : ctx_(ctx),
       model_(model),
       phases_(std::move(phases)),
-      options_(std::move(options)),
+      options_(checked(std::move(options))),
       gradients_(model.entries()),
-      optimiser_(model, options_.adamw),
-      batches_(static_cast<std::size_t>(std::max<Index>(options_.accumulation, 0))) {
-  check();
-  for (const Phase& phase : phases_) {
-    mixtures_.emplace_back(phase.mixture);
-    mixtures_.back().check(options_.length);
-    const Index before = phase_ends_.empty() ? 0 : phase_ends_.back();
-    phase_ends_.push_back(before + (phase.tokens + tokens_per_step() - 1) / tokens_per_step());
-  }
+      optimiser_(model, options_.adamw) {
+  plan_phases();
+  check_texts();
+  make_batches();
   if (options_.progress) progress_.emplace(*options_.progress, options_.progress_fd);
-  const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
   if (!options_.folder.empty()) {
+    const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
     folder_.emplace(options_.folder);
-    if (std::filesystem::exists(checkpoint)) resume(checkpoint);
     log_.emplace(options_.folder / "log.jsonl");
-    log_->truncate_after(step_ > 0 ? step_ : -1);
+    if (is_there(checkpoint)) {
+      const Safetensors file = Safetensors::open(checkpoint);
+      const auto fitting = open_checkpoint(file);
+      log_->truncate_after(step_);
+      fitting.load();                                      // last: what throws before has not touched the model
+      if (at_end_of_phase()) aside([&] { draw_loss(); });  // the run may have been killed before it did
+      return;
+    }
   }
-  if (step_ > 0) return;
   if (!options_.start_from.empty()) load_weights(options_.start_from, model_, &optimiser_);
-  log_measurement();
+  if (log_) log_->truncate_after(-1);
+  aside([&] { log_measurement(); });
 }
 
+/// Mixtures and ends of all phases.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::check() const {
-  const TrainerOptions& o = options_;
-  require(o.rows > 0 && o.length > 0 && o.accumulation > 0,
-          "TrainerOptions: rows, length and accumulation must be positive, got ", o.rows, ", ", o.length, " and ",
-          o.accumulation);
-  require(o.checkpoint_every_steps >= 0 && o.log_every_steps >= 0 && o.evaluate_every_steps >= 0,
-          "TrainerOptions: checkpoint_, log_ and evaluate_every_steps must be 0 or more, got ",
-          o.checkpoint_every_steps, ", ", o.log_every_steps, " and ", o.evaluate_every_steps);
-  require(o.bytes_per_token > 0, "TrainerOptions: bytes_per_token must be positive, got ", o.bytes_per_token);
+void Trainer<Net, T, Device>::plan_phases() {
   require(!phases_.empty(), "Trainer: there is no phase");
+  constexpr Index most = std::numeric_limits<Index>::max() / 2;
+  Index steps = 0;
   for (const Phase& phase : phases_) {
     require(phase.tokens > 0, "Trainer: phase '", phase.name, "' must have a positive number of tokens, got ",
             phase.tokens);
     phase.rate.check(phase.tokens);
+    try {
+      optimiser_.check_rate(phase.rate.peak());
+    } catch (const Error& error) {
+      fail("Trainer: phase '", phase.name, "': ", detail::without_prefix(error.what()));
+    }
+    if (phase.tokens <= most) steps += phase.tokens / tokens_per_step() + (phase.tokens % tokens_per_step() != 0);
+    require(phase.tokens <= most && steps <= most / tokens_per_step(), "Trainer: phase '", phase.name, "' ends beyond ",
+            most, " tokens");
+    phase_ends_.push_back(steps);
+    mixtures_.emplace_back(phase.mixture);
+    mixtures_.back().check(options_.length);
+    detail::json_text(phase.name);  // names go to the checkpoint's metadata: throws where they could not
+    for (const MixtureSource& source : phase.mixture) detail::json_text(source.name);
+  }
+}
+
+/// Reads every text once, as far as it is used.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::check_texts() const {
+  std::vector<TokenRange> ranges;
+  const auto add = [&](const TokenRange& range, const std::string& what) {
+    range.check();
+    const std::string path = range.file->path().string();
+    const Token end = range.file->document_end().value_or(0);
+    require(end < Net::vocabulary, "Trainer: the document end of '", path, "' is ", end,
+            ", outside the model's vocabulary of ", Net::vocabulary);
+    require(range.has_target(), "Trainer: ", what, " ('", path, "' from ", range.first, " to ", range.last,
+            ") has no target: there is no token that another one follows in its document");
+    ranges.push_back(range);
+  };
+  for (const Phase& phase : phases_)
+    for (const MixtureSource& source : phase.mixture)
+      add(source.range, "'" + source.name + "' of phase '" + phase.name + "'");
+  if (options_.held_out.file) add(options_.held_out, "the held_out text");
+  check_vocabulary(std::move(ranges), Net::vocabulary);
+}
+
+/// Takes the memory of a step's batches.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::make_batches() {
+  try {
+    batches_.resize(static_cast<std::size_t>(options_.accumulation));
+    for (PackedBatch& batch : batches_) batch.clear(options_.rows * options_.length);
+  } catch (const std::bad_alloc&) {
+    detail::throw_error<OutOfMemory>("Trainer: out of memory for batches of ", options_.rows, " rows x ",
+                                     options_.length, " tokens x ", options_.accumulation, " of a step");
   }
 }
 
 template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::run() {
+  while (!finished()) advance();
+  tell_trouble();
+}
+
+template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run_phase() {
-  if (finished()) return;
-  const Index end = phase_ends_[phase()];
-  while (step_ < end) take_step();
+  if (!finished())
+    for (const Index end = phase_ends_[phase()]; step_ < end;) advance();
+  tell_trouble();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::take_step() {
+  advance();
+  if (at_end_of_phase()) tell_trouble();
+}
+
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::advance() {
   require(!finished(), "Trainer: all ", step_, " steps were taken");
   const auto begin = Clock::now();
   const std::size_t now = phase();
@@ -240,15 +258,55 @@ void Trainer<Net, T, Device>::take_step() {
                .loss_and_gradients(ctx_, {batch.tokens, batch.targets, batch.offsets}, gradients_,
                                    {.scale = scale, .recompute = options_.recompute})
                .sum;
-  if (!is_finite(sum))
-    fail("Trainer: the loss of step ", step_ + 1, " is ", sum, "; the model is as it was after step ", step_);
+  const auto refuse = [&](const auto&... cause) {
+    fail("Trainer: step ", step_ + 1, ", in phase '", phase.name, "', was not taken: ", cause...,
+         "; the model is as it was after step ", step_);
+  };
+  if (!is_finite(sum)) refuse("the loss is ", sum);
+  try {
+    optimiser_.step(ctx_, model_, gradients_, rate);
+  } catch (const OutOfMemory&) {
+    throw;
+  } catch (const Error& error) {
+    refuse(detail::without_prefix(error.what()));
+  }
   loss_ = sum * scale;
-  optimiser_.step(ctx_, model_, gradients_, rate);
   ++step_;
 
-  report(phase, rate, std::chrono::duration<double>(Clock::now() - begin).count());
-  if (due(options_.evaluate_every_steps)) log_measurement();
+  aside([&] { report(phase, rate, std::chrono::duration<double>(Clock::now() - begin).count()); });
+  if (due(options_.evaluate_every_steps)) aside([&] { log_measurement(); });
   if (due(options_.checkpoint_every_steps)) save();
+}
+
+/// Does what a run is not to be lost for.
+template <class Net, class T, class Device>
+template <class F>
+void Trainer<Net, T, Device>::aside(F&& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    if (!trouble_.empty()) {
+      ++further_troubles_;
+      return;
+    }
+    trouble_ = "after step " + std::to_string(step_) + ": " + detail::without_prefix(error.what());
+    if (!options_.progress) return;
+    try {
+      if (progress_) progress_->finish();
+      *options_.progress << "Trainer: trouble " << trouble_ << "; the training goes on" << std::endl;
+    } catch (const std::exception&) {  // a stream that throws may be the trouble itself
+    }
+  }
+}
+
+/// Throws what aside() caught.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::tell_trouble() {
+  if (trouble_.empty()) return;
+  const Index further = std::exchange(further_troubles_, 0);
+  fail("Trainer: ", step_, " of ", steps(), " steps are taken, ", folder_ ? "the checkpoint is written, " : "",
+       "and the run can go on; but there was trouble ", std::exchange(trouble_, {}),
+       further > 0 ? " (and " + std::to_string(further) + " more since then)" : "");
 }
 
 /// The progress line, and a line of the log.
@@ -258,20 +316,18 @@ void Trainer<Net, T, Device>::report(const Phase& phase, double rate, double sec
   const auto tokens = static_cast<double>(tokens_per_step()), steps_left = static_cast<double>(steps() - step_);
   if (progress_) progress_->update({step_, steps(), loss_, tokens / seconds_per_step_, steps_left * seconds_per_step_});
   if (!log_ || !due(options_.log_every_steps)) return;
-  const double norm = optimiser_.gradient_norm();
   log_->append({{"step", step_},
                 {"phase", phase.name},
                 {"tokens", this->tokens()},
                 {"loss", loss_},
                 {"learning_rate", rate},
-                {"gradient_norm", norm},
+                {"gradient_norm", optimiser_.gradient_norm()},
                 {"time", {{"seconds", seconds}, {"tokens_per_second", tokens / seconds}}}});
-  require(is_finite(norm), "Trainer: the gradients of step ", step_, " have a norm of ", norm,
-          ", so the weights are lost; the last checkpoint is from before it");
 }
 
 template <class Net, class T, class Device>
 double Trainer<Net, T, Device>::held_out_bits_per_byte() {
+  require(options_.held_out.file, "Trainer: there is no held-out text to measure: TrainerOptions has no held_out");
   if (measured_at_ != step_) {
     const LossSum loss =
         held_out_loss(ctx_, model_, options_.held_out, options_.length, options_.rows, held_out_batch_);
@@ -287,20 +343,21 @@ void Trainer<Net, T, Device>::log_measurement() {
   log_->append({{"step", step_}, {"tokens", tokens()}, {"held_out_bits_per_byte", held_out_bits_per_byte()}});
 }
 
-/// The log is complete up to this step before the checkpoint says so.
+/// The log is complete up to this step, on the disk, before the checkpoint says so. The picture comes after it.
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::save() {
   if (!folder_) return;
+  aside([&] { log_->sync(); });
   const auto end = std::find(phase_ends_.begin(), phase_ends_.end(), step_);
   Metadata metadata = arithmetic();
   metadata["step"] = std::to_string(step_);
   metadata["tokens"] = std::to_string(tokens());
   if (end != phase_ends_.end()) {
-    draw_loss();
     const std::string name = "phase-" + std::to_string(end - phase_ends_.begin() + 1) + ".safetensors";
     save_checkpoint(options_.folder / name, model_, optimiser_, metadata);
   }
   save_checkpoint(options_.folder / "checkpoint.safetensors", model_, optimiser_, metadata);
+  if (end != phase_ends_.end()) aside([&] { draw_loss(); });
 }
 
 /// All that decides the numbers of the phases begun so far. Phases that did not begin yet may still be changed.
@@ -323,18 +380,19 @@ Metadata Trainer<Net, T, Device>::arithmetic() const {
     text[key + "tokens"] = std::to_string(phases_[i].tokens);
     text[key + "rate"] = phases_[i].rate.str();
     text[key + "mixture"] = mixtures_[i].str();
-    for (const MixtureSource& source : mixtures_[i].sources())
-      text[key + "text of " + source.name] = std::to_string(detail::fingerprint(source.range));
+    for (const MixtureSource& source : mixtures_[i].sources()) {
+      std::string& prints = text[key + "text of " + source.name];  // names may be equal
+      prints += (prints.empty() ? "" : " ") + std::to_string(detail::fingerprint(source.range));
+    }
   }
   return text;
 }
 
+/// Throws unless the run can go on from it exactly; sets step_, and nothing else.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::resume(const std::filesystem::path& checkpoint) {
-  const Safetensors file = Safetensors::open(checkpoint);
+detail::FittingCheckpoint<Net, T, Device> Trainer<Net, T, Device>::open_checkpoint(const Safetensors& file) {
   detail::check_architecture<Net>(file);
-  const Index step = metadata_number(file, "step");
-  step_ = step;
+  step_ = metadata_number(file, "step");
   std::string differences;
   for (const auto& [key, now] : arithmetic()) {
     const auto found = file.metadata().find(key);
@@ -342,36 +400,25 @@ void Trainer<Net, T, Device>::resume(const std::filesystem::path& checkpoint) {
       differences += "\n  " + key + ": " + (found == file.metadata().end() ? "nothing" : "'" + found->second + "'") +
                      " in the checkpoint, '" + now + "' now";
   }
-  require(differences.empty(), "Trainer: '", checkpoint.string(),
+  require(differences.empty(), "Trainer: '", file.origin(),
           "' was made with other options, and would not be continued exactly:", differences,
-          "\nGive the same options, or another folder and this file as start_from.");
-  require(step > 0 && step <= steps(), "Trainer: '", checkpoint.string(), "' was at step ", step,
+          "\nGive the same options, or another folder and this file as start_from: that takes the weights alone, and "
+          "begins with new moments, at step 0 of the phases.");
+  require(step_ > 0 && step_ <= steps(), "Trainer: '", file.origin(), "' was at step ", step_,
           ", the phases given now end at step ", steps());
-  load_checkpoint(file, model_, optimiser_);
+  return {file, model_, optimiser_};
 }
 
-/// Read from the log, so that the picture of a resumed run is whole.
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::draw_loss() const {
-  const double nat = 1 / std::numbers::ln2 / options_.bytes_per_token;
-  LinePlot plot{
-      .title = "Training", .x_label = "tokens", .y_label = "bits per byte", .curves = {{"training"}, {"held out"}}};
-  plot.curves[1].markers = true;
-  std::ifstream lines(log_->path());
-  for (std::string line; std::getline(lines, line);) {
-    const auto record = nlohmann::json::parse(line);
-    const double x = record.at("tokens");
-    if (record.contains("loss")) plot.curves[0].points.push_back({x, nat * record.at("loss").get<double>()});
-    if (record.contains("held_out_bits_per_byte"))
-      plot.curves[1].points.push_back({x, record.at("held_out_bits_per_byte")});
-  }
-  if (plot.curves[1].points.empty()) plot.curves.pop_back();
+  std::vector<PlotBand> bands;
   for (std::size_t i = 0; i < phases_.size() && (i == 0 || phase_ends_[i - 1] < step_); ++i) {
     const Index begin = i > 0 ? phase_ends_[i - 1] : 0, end = phase_ends_[i];
-    plot.bands.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
-                          static_cast<double>(end * tokens_per_step())});
+    bands.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
+                     static_cast<double>(end * tokens_per_step())});
   }
-  write_line_plot(options_.folder / "loss.svg", plot);
+  detail::draw_losses(log_->path(), options_.folder / "loss.svg", 1 / std::numbers::ln2 / options_.bytes_per_token,
+                      std::move(bands));
 }
 
 }  // namespace zamba

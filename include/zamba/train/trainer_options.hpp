@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+// TrainerOptions: how a run is trained, where it is kept, and what it is measured by.
+#pragma once
+
+#include <filesystem>
+#include <ostream>
+
+#include <zamba/error.hpp>
+#include <zamba/number.hpp>
+#include <zamba/random.hpp>
+#include <zamba/train/adamw.hpp>
+#include <zamba/train/mixture.hpp>
+
+namespace zamba {
+
+struct TrainerOptions {
+  Index rows = 8;          // windows in a micro-batch
+  Index length = 1024;     // tokens of a window
+  Index accumulation = 1;  // micro-batches in a step
+  AdamWOptions adamw{};
+  Seed seed{};             // of the batches
+  bool recompute = false;  // less memory, more time, the same numbers
+
+  std::filesystem::path folder{};      // empty: nothing is written
+  std::filesystem::path start_from{};  // weights, and no moments, of another run's checkpoint; once the folder has one
+                                       // of its own, the run goes on from that
+  Index checkpoint_every_steps = 0;    // 0: at the end of each phase only; needs a folder
+  Index log_every_steps = 1;           // where there is a folder; 0: at the end of each phase only
+
+  TokenRange held_out{};           // none: no measurements
+  Index evaluate_every_steps = 0;  // 0: at the beginning and at the end of each phase only; for the log in the folder
+  double bytes_per_token = 1;      // of the texts, for bits per byte
+
+  std::ostream* progress = nullptr;  // where the progress line goes, and trouble that ends no run
+  int progress_fd = -1;              // the descriptor behind it: the line is drawn on a terminal only
+
+  /// Throws where a value makes no sense or would be ignored, naming it.
+  void check() const;
+};
+
+inline void TrainerOptions::check() const {
+  require(rows > 0 && length > 0 && accumulation > 0,
+          "TrainerOptions: rows, length and accumulation must be positive, got ", rows, ", ", length, " and ",
+          accumulation);
+  require(rows <= most_batch_tokens / length && accumulation <= most_batch_tokens / (rows * length),
+          "TrainerOptions: rows x length x accumulation may be ", most_batch_tokens, " tokens, got ", rows, " x ",
+          length, " x ", accumulation);
+  require(checkpoint_every_steps >= 0 && log_every_steps >= 0 && evaluate_every_steps >= 0,
+          "TrainerOptions: checkpoint_, log_ and evaluate_every_steps must be 0 or more, got ", checkpoint_every_steps,
+          ", ", log_every_steps, " and ", evaluate_every_steps);
+  require(is_finite(bytes_per_token) && bytes_per_token > 0, "TrainerOptions: bytes_per_token must be positive, got ",
+          bytes_per_token);
+  // What would do nothing.
+  require(checkpoint_every_steps == 0 || !folder.empty(), "TrainerOptions: checkpoint_every_steps is ",
+          checkpoint_every_steps, ", but there is no folder for checkpoints");
+  require(evaluate_every_steps == 0 || held_out.file, "TrainerOptions: evaluate_every_steps is ", evaluate_every_steps,
+          ", but there is no held_out text to measure");
+  require(evaluate_every_steps == 0 || !folder.empty(), "TrainerOptions: evaluate_every_steps is ",
+          evaluate_every_steps, ", but there is no folder for the log that measurements go to");
+  require(held_out.file || (held_out.first == 0 && held_out.last == 0),
+          "TrainerOptions: held_out is a range without a file");
+  require(bytes_per_token == 1 || !folder.empty() || held_out.file, "TrainerOptions: bytes_per_token is ",
+          bytes_per_token, ", but there is neither a held_out text nor a folder for a picture");
+  require(progress_fd < 0 || progress, "TrainerOptions: progress_fd is ", progress_fd, ", but there is no progress");
+}
+
+}  // namespace zamba
