@@ -8,15 +8,22 @@ if(NOT expected)
   message(FATAL_ERROR "  ${CASE}: no line says `// expect: <text of the message>`")
 endif()
 
+# Of a case whose mistake is a flag, `// good flags: ...` and `// bad flags: ...` tell the forms apart.
+foreach(form good bad)
+  file(STRINGS ${CASE} ${form}_flags REGEX "^// ${form} flags: " LIMIT_COUNT 1)
+  string(REPLACE "// ${form} flags: " "" ${form}_flags "${${form}_flags}")
+  separate_arguments(${form}_flags UNIX_COMMAND "${${form}_flags}")
+endforeach()
+
 list(TRANSFORM INCLUDES PREPEND "-I")  # of a system folder this changes nothing, unlike -isystem
 set(compile ${CMAKE_COMMAND} -E env LC_ALL=C ${COMPILER} -std=c++20 -fsyntax-only -fmessage-length=0 ${INCLUDES} ${CASE})
 
-execute_process(COMMAND ${compile} RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
+execute_process(COMMAND ${compile} ${good_flags} RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "  ${CASE}: the good form does not compile:\n${output}")
 endif()
 
-execute_process(COMMAND ${compile} -DZAMBA_EXPECT_FAILURE RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
+execute_process(COMMAND ${compile} ${bad_flags} -DZAMBA_EXPECT_FAILURE RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
 if(result EQUAL 0)
   message(FATAL_ERROR "  ${CASE}: the bad form compiles")
 endif()

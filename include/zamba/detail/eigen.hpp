@@ -9,7 +9,14 @@
 #ifndef EIGEN_NO_CUDA
 #define EIGEN_NO_CUDA
 #endif
+// g++ 12 takes the undefined registers of its own AVX-512 intrinsics for mistakes wherever Eigen's kernels are inlined.
+#pragma GCC diagnostic push
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <Eigen/Core>
+#pragma GCC diagnostic pop
 
 #include <zamba/tensor.hpp>
 

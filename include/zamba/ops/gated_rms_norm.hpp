@@ -85,7 +85,7 @@ struct GatedRmsNorm<cpu> {
             squares += v * v;
             detail::store(&out(i, c), v, count);
           });
-          rstd(i, g) = detail::reciprocal_root(detail::sum<A>(squares), width, eps, [&](A scale) {
+          rstd(i, g) = detail::reciprocal_root(detail::sum<A>(squares), width, eps, [=](A scale) {
             Pack<A> sum = detail::zeros<A>();
             detail::for_packs<A>(width, [&](Index k, auto count) {
               const Pack<A> scaled = detail::load<A>(&out(i, first + k), count) * scale;

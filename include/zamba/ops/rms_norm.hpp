@@ -40,8 +40,9 @@ template <class F>
 inline constexpr F small_scale = sizeof(F) == 8 ? F(0x1p-768) : F(0x1p-96f);
 
 /// 1 / sqrt(sum / width + eps); where the sum of squares overflowed, from that of v * scale, which `squares` tells.
+/// What that takes it holds by value, so that the rest of the row has its own in registers.
 template <class F, class Squares>
-F reciprocal_root(F sum, Index width, double eps, Squares&& squares) {
+[[gnu::always_inline]] inline F reciprocal_root(F sum, Index width, double eps, Squares&& squares) {
   if (is_finite(sum)) [[likely]]
     return F(1) / std::sqrt(sum / static_cast<F>(width) + static_cast<F>(eps));
   return small_scale<F> / std::sqrt(squares(small_scale<F>) / static_cast<F>(width));
@@ -129,7 +130,7 @@ struct RmsNorm<cpu> {
     for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
       const Segment<A> segment{row(x, i), row(t, i), d};
       rstd[i] = detail::reciprocal_root(sum_of_squares(segment, A(1)), d, eps,
-                                        [&](A scale) { return sum_of_squares(segment, scale); });
+                                        [=](A scale) { return sum_of_squares(segment, scale); });
       normalise(segment, weight.data, rstd[i], row(out, i));
     });
   }
@@ -154,7 +155,7 @@ struct RmsNorm<cpu> {
       const Segment<A> left{row(a, i), nullptr, d}, right{row(b, i), nullptr, d};
       rstd[i] =
           detail::reciprocal_root(sum_of_squares(left, A(1)) + sum_of_squares(right, A(1)), 2 * d, eps,
-                                  [&](A scale) { return sum_of_squares(left, scale) + sum_of_squares(right, scale); });
+                                  [=](A scale) { return sum_of_squares(left, scale) + sum_of_squares(right, scale); });
       normalise(left, weight.data, rstd[i], row(out, i));
       normalise(right, weight.data + d, rstd[i], row(out, i) + d);
     });
