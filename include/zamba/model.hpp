@@ -246,8 +246,8 @@ class Model {
     StateType* state = nullptr;
     StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
   };
-  /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. A state
-  /// from bytes may be of any weights: a run that goes on has it from the step before.
+  /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. The state
+  /// may be of any weights, as in loss(): it is an input like the tokens, and a run has it from the step before.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
                              const GradientOptions& options) const requires trains<Device>;
   LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
@@ -287,7 +287,7 @@ class Model {
   [[noreturn]] void fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const;
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
-  void check_weights(const char* call, const StateType& state, std::initializer_list<std::uint64_t> models) const;
+  void check_weights(const char* call, const StateType& state) const;
 
   std::vector<ParameterEntry> entries_;
   std::string checkpoint_config_;

@@ -80,17 +80,16 @@ std::uint64_t Model<Net, T, Device>::fingerprint() const {
 template <class Net, class T, class Device>
 auto Model<Net, T, Device>::state_from_bytes(std::span<const std::byte> bytes) const -> StateType {
   StateType state = StateType::from_bytes(bytes);
-  check_weights("state_from_bytes", state, {});
+  check_weights("state_from_bytes", state);
   return state;
 }
 
-/// Throws unless the state is of these weights, or of what the weights of one of the numbered models were.
+/// Throws for a state that another model computed, unless its weights are the same; what this one's weights were before
+/// a step of training may have computed it.
 template <class Net, class T, class Device>
-void Model<Net, T, Device>::check_weights(const char* call, const StateType& state,
-                                          std::initializer_list<std::uint64_t> models) const {
+void Model<Net, T, Device>::check_weights(const char* call, const StateType& state) const {
   const WeightsId of = state.weights();
-  if (of.fingerprint == fingerprint() || state.empty()) return;
-  require(std::find(models.begin(), models.end(), of.model) != models.end(), call,
+  require(of.model == mark_.model() || of.fingerprint == fingerprint() || state.empty(), call,
           ": the state was computed with other weights: theirs have the fingerprint ", of.fingerprint,
           ", this model's ", fingerprint());
 }
@@ -181,7 +180,7 @@ void Model<Net, T, Device>::check(const StateType& state, const Tokens& tokens) 
             " positions and would get ", added, " more, over max_length ", state.max_length());
   }
   detail::check_vocabulary(tokens.tokens, Net::vocabulary, "extend", false);
-  check_weights("extend", state, {});
+  check_weights("extend", state);
 }
 
 template <class Net, class T, class Device>
@@ -369,7 +368,6 @@ template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
                                     StateType* state) const requires trains<Device> {
   check(batch, state, nullptr);
-  if (state) check_weights("loss", *state, {mark_.model()});
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, state);
@@ -396,7 +394,6 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
                                                   GradientsType& gradients,
                                                   const GradientOptions& options) const requires trains<Device> {
   check(batch, options.state, options.d_state);
-  if (options.state) check_weights("loss", *options.state, {mark_.model(), 0});
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
