@@ -44,7 +44,8 @@ Result eval(const Arguments& arguments) { return run(zamba_apps::eval, arguments
 const std::filesystem::path& folder() {
   static const zamba_test::TemporaryFolder folder;
   static const bool made = [] {
-    save_huggingface(zamba_test::random_model<zamba_test::ByteNet, float>(), folder.path / "model");
+    save_huggingface(zamba_test::random_model<zamba_test::ByteNet, float>(), folder.path / "model",
+                     {.config = R"({"eos_token_id": 0})"});
     return true;
   }();
   REQUIRE(made);
