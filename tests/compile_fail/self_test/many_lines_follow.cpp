@@ -6,12 +6,12 @@
 
 #ifdef ZAMBA_EXPECT_FAILURE
 zamba::Tensor<float, 5> view;
-#warning "before it"
-#warning "before it"
-#warning "before it"
-#warning "before it"
-#warning "before it"
-#warning "before it"
-#warning "before it"
-#warning "before it"
+int number0 = "text";
+int number1 = "text";
+int number2 = "text";
+int number3 = "text";
+int number4 = "text";
+int number5 = "text";
+int number6 = "text";
+int number7 = "text";
 #endif
