@@ -226,7 +226,7 @@ TEST_CASE("sample_rows draws what Sampler draws: 64 rows, with excluded tokens a
                                         {},
                                         {.temperature = 0.8, .top_p = 0.95},
                                         {.top_k = 50, .top_p = 0.9, .min_p = 0.01}})
-    for (const Tokens& excluded : {Tokens{}, {1, 31, 32, 700, 2047}})
+    for (const auto& excluded : {std::vector<Token>{}, {1, 31, 32, 700, 2047}})
       CHECK(differences<float>(options, 2048, 64, Kind::smooth, 6, excluded) == 0);
 }
 
