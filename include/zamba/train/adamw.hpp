@@ -20,6 +20,7 @@
 #include <vector>
 
 #include <zamba/buffer.hpp>
+#include <zamba/detail/finite.hpp>
 #include <zamba/error.hpp>
 #include <zamba/model.hpp>
 #include <zamba/number.hpp>
