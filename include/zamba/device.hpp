@@ -16,8 +16,8 @@
 #define ZAMBA_HOST_DEVICE
 #endif
 
-/// The value of a sum, which -fassociative-math may not merge with the sums around it. Without that flag the code is
-/// the same as that of the sum: clang sees to it, and g++ defines the macro only where the flag is in force.
+/// The value of a sum or product, which -fassociative-math may not merge with those around it. Without that flag the
+/// code is the same as that of the sum: clang sees to it, and g++ defines the macro only where the flag is in force.
 #if defined(__CUDACC__) && defined(__ASSOCIATIVE_MATH__)
 #error "zamba: nvcc knows no way to keep a sum as it is written: add -fno-associative-math to -Xcompiler's flags"
 #elif defined(__clang__) && !defined(__CUDACC__)

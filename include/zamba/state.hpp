@@ -12,6 +12,7 @@
 
 #include <zamba/block.hpp>
 #include <zamba/buffer.hpp>
+#include <zamba/detail/array.hpp>
 #include <zamba/number.hpp>
 
 namespace zamba {
@@ -206,7 +207,7 @@ class State {
     });
     s.layout = layout();
     s.weights = weights_;
-    for (Index row = 0; row < batch_; ++row) s.history.push_back(history_at(row, lengths_[row]));
+    for (Index row = 0; row < batch_; ++row) s.history.push_back(history_at(row, detail::item(lengths_, row)));
     std::size_t at = 0;
     for_each_rewritten([&](auto* data, std::size_t bytes) {
       Memory<Device>::copy_to_host(s.rewritten.data() + at, data, bytes);
@@ -261,10 +262,10 @@ class State {
 
   /// Notes that `tokens` were appended to a row. For Model, which calls it after the computation.
   void advance(Index row, std::span<const Token> tokens) {
-    detail::Hash hash = detail::Hash::from(history_at(row, lengths_[row]));
+    detail::Hash hash = detail::Hash::from(history_at(row, detail::item(lengths_, row)));
     for (const Token token : tokens) {
       hash.add(static_cast<Index>(weights_.fingerprint) ^ Index{token});
-      history(row)[lengths_[row]++] = hash.value();
+      history(row)[detail::item(lengths_, row)++] = hash.value();
     }
   }
 
@@ -334,13 +335,15 @@ class State {
   template <class F>
   void for_each_part(Index row, F&& f) const {
     for_each_tensor([&](auto& tensor, Index rows, Index width) {
-      const Index used = rows == per_position ? lengths_[row] : lengths_[row] > 0 ? rows : 0;
+      const Index used = rows == per_position              ? detail::item(lengths_, row)
+                         : detail::item(lengths_, row) > 0 ? rows
+                                                           : 0;
       f(tensor[row].data, sizeof(*tensor.data) * static_cast<std::size_t>(used * width));
     });
   }
   void copy_row(const State& from, Index source, Index target) {
-    lengths_[target] = from.lengths_[source];
-    std::copy_n(from.history(source), lengths_[target], history(target));
+    detail::item(lengths_, target) = detail::item(from.lengths_, source);
+    std::copy_n(from.history(source), detail::item(lengths_, target), history(target));
     std::array<const void*, detail::count_state_tensors<Net>()> parts;
     std::size_t part = 0;
     from.for_each_part(source, [&](const void* data, std::size_t) { parts[part++] = data; });
@@ -368,23 +371,23 @@ std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
   std::memcpy(header.magic, magic, sizeof header.magic);
   std::size_t size = sizeof header + lengths_.size() * sizeof(Index);
   for (Index row = 0; row < batch_; ++row) {
-    size += static_cast<std::size_t>(lengths_[row]) * sizeof(std::uint64_t);
+    size += static_cast<std::size_t>(detail::item(lengths_, row)) * sizeof(std::uint64_t);
     for_each_part(row, [&](const void*, std::size_t part) { size += part; });
   }
   std::vector<std::byte> bytes;
   detail::or_out_of_memory("to_bytes", [&] { bytes.reserve(size); });
-  const auto append = [&](const void* data, std::size_t size) {
-    bytes.resize(bytes.size() + size);
-    if (size) std::memcpy(bytes.data() + bytes.size() - size, data, size);
+  const auto append = [&](const void* data, std::size_t count) {
+    bytes.resize(bytes.size() + count);
+    if (count) std::memcpy(bytes.data() + bytes.size() - count, data, count);
   };
   append(&header, sizeof header);
   append(lengths_.data(), lengths_.size() * sizeof(Index));
   for (Index row = 0; row < batch_; ++row) {
-    append(history(row), static_cast<std::size_t>(lengths_[row]) * sizeof(std::uint64_t));
-    for_each_part(row, [&](const void* data, std::size_t size) {
+    append(history(row), static_cast<std::size_t>(detail::item(lengths_, row)) * sizeof(std::uint64_t));
+    for_each_part(row, [&](const void* data, std::size_t count) {
       const std::size_t at = bytes.size();
-      bytes.resize(at + size);
-      if (size) Memory<Device>::copy_to_host(bytes.data() + at, data, size);
+      bytes.resize(at + count);
+      if (count) Memory<Device>::copy_to_host(bytes.data() + at, data, count);
     });
   }
   return bytes;
@@ -422,7 +425,7 @@ State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byt
   state.lengths_ = std::move(lengths);
   state.weights_ = {0, header.fingerprint};
   for (Index row = 0; row < state.batch_; ++row) {
-    const std::size_t history = static_cast<std::size_t>(state.lengths_[row]) * sizeof(std::uint64_t);
+    const std::size_t history = static_cast<std::size_t>(detail::item(state.lengths_, row)) * sizeof(std::uint64_t);
     std::memcpy(state.history(row), take(history), history);
     state.for_each_part(row,
                         [&](void* data, std::size_t size) { Memory<Device>::copy_from_host(data, take(size), size); });

@@ -144,7 +144,7 @@ TEST_CASE_TEMPLATE("gated_rms_norm of every finite row: without eps the scale of
     Values z = normal_values(n * D, 2);
     for (double& value : z) value *= 5;  // x z may overflow where x silu(z) does not
     const Result one = run<Where>(x, z, weight, d_out, n, groups, 0);
-    for (const int exponent : {most / 2 - 1, most / 2, most * 3 / 4, most - 8}) {
+    for (const int exponent : {most / 2 - 1, most / 2, most * 3 / 4, most - 32, most - 8}) {
       CAPTURE(D);
       CAPTURE(exponent);
       const auto times = [&](Values values) {
@@ -155,9 +155,10 @@ TEST_CASE_TEMPLATE("gated_rms_norm of every finite row: without eps the scale of
       CHECK(relative_error(result.out, one.out) < Where::tolerance);
       CHECK(relative_error(times(result.rstd), one.rstd) < Where::tolerance);
       if (!trains<typename Where::device>) continue;
+      CHECK(relative_error(result.d_weight, one.d_weight) < Where::tolerance);
+      if (exponent > most - 32) continue;  // d_v may be subnormal
       CHECK(relative_error(times(result.d_x), one.d_x) < Where::tolerance);
       CHECK(relative_error(result.d_z, one.d_z) < Where::tolerance);
-      CHECK(relative_error(result.d_weight, one.d_weight) < Where::tolerance);
     }
   }
 }

@@ -230,7 +230,7 @@ TEST_CASE_TEMPLATE("rms_norm of every finite row: without eps the scale of a row
     const Values weight = normal_values(d, 4);
     const Result one = run<Where>(x, t, weight, d_out, n, 0);
     // Squares overflow from 2^(most / 2) on; normal numbers times 2^(most - 4) are finite.
-    for (const int exponent : {most / 2 - 8, most / 2 - 1, most / 2, most / 2 + 1, most * 3 / 4, most - 4}) {
+    for (const int exponent : {most / 2 - 8, most / 2 - 1, most / 2, most / 2 + 1, most * 3 / 4, most - 32, most - 4}) {
       CAPTURE(d);
       CAPTURE(exponent);
       const Result result =
@@ -238,8 +238,9 @@ TEST_CASE_TEMPLATE("rms_norm of every finite row: without eps the scale of a row
       CHECK(relative_error(result.out, one.out) < Where::tolerance);
       CHECK(relative_error(times_power_of_two(result.rstd, exponent), one.rstd) < Where::tolerance);
       CHECK(relative_error(result.d_weight, one.d_weight) < Where::tolerance);
-      // What is left of the gradient of one channel is rounding.
-      if (d > 1) CHECK(relative_error(times_power_of_two(result.d_x, exponent), one.d_x) < 4 * Where::tolerance);
+      // What is left of the gradient of one channel is rounding, and that of the greatest rows may be subnormal.
+      if (d > 1 && exponent <= most - 32)
+        CHECK(relative_error(times_power_of_two(result.d_x, exponent), one.d_x) < 4 * Where::tolerance);
     }
   }
 }

@@ -54,7 +54,7 @@ TEST_CASE("report: relative_error") {
   CHECK(std::isnan(relative_error(Values{1}, Values{1, 2})));
   CHECK(std::isnan(relative_error(Values{std::nan("")}, Values{1})));
   CHECK(std::isnan(relative_error(Values{1}, Values{std::nan("")})));
-  for (const double scale : {1e-320, 1e-200, 1e200, 1e307}) {  // their squares are no numbers, or 0
+  for (const double scale : {1e-300, 1e-200, 1e200, 1e307}) {  // their squares are no numbers, or 0
     CHECK(relative_error(Values{3 * scale, 5 * scale}, Values{3 * scale, 4 * scale}) ==
           doctest::Approx(0.2).epsilon(1e-3));
     CHECK(relative_error(Values{scale}, Values{0}) == doctest::Approx(scale).epsilon(1e-3));

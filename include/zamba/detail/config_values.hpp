@@ -64,7 +64,7 @@ inline nlohmann::json dt_limit_of(const nlohmann::json& config, const nlohmann::
   const nlohmann::json limit = config.value("time_step_limit", nlohmann::json());
   if (!limit.is_array() || limit.size() != 2 || !limit.front().is_number()) return limit;
   const nlohmann::json& most = limit.back();
-  const bool none = most.is_number() ? most.get<double>() >= std::numeric_limits<float>::max()
+  const bool none = most.is_number() ? most.get<double>() >= static_cast<double>(std::numeric_limits<float>::max())
                                      : most == infinite_number() || most == "Infinity";
   return none ? nlohmann::json{limit.front(), infinite_number()} : limit;
 }

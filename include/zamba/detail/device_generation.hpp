@@ -155,28 +155,28 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
     if (ahead) step(turn ^ 1);
     ctx.wait_for(turn);
     for (Index row = 0; row < rows; ++row) {
-      if (left[row] == 0) continue;
+      if (detail::item(left, row) == 0) continue;
       Token token;
       try {
         token = posted[turn * rows + row].checked();
       } catch (const detail::NoToken& why) {
         failed.add(row, output[static_cast<std::size_t>(row)].size(), why);
-        left[row] = 0;
+        detail::item(left, row) = 0;
         continue;
       }
       output[static_cast<std::size_t>(row)].push_back(token);
       const auto& stops = options.stop_tokens;
       // The device comes to the same; only a callback's wish it has to be told.
-      if (std::find(stops.begin(), stops.end(), token) != stops.end()) left[row] = 1;
-      --left[row];
-      if (!callback || callback(row, token) || left[row] == 0) continue;
-      left[row] = 0;
-      ctx.upload(&left[row], there.left.slice(row, 1));
+      if (std::find(stops.begin(), stops.end(), token) != stops.end()) detail::item(left, row) = 1;
+      --detail::item(left, row);
+      if (!callback || callback(row, token) || detail::item(left, row) == 0) continue;
+      detail::item(left, row) = 0;
+      ctx.upload(&detail::item(left, row), there.left.slice(row, 1));
     }
     if (most_left() == 0) break;
     if (!ahead) step(turn ^ 1);
     for (Index row = 0; row < rows; ++row)
-      if (left[row] > 0) state.advance(row, std::span(&output[static_cast<std::size_t>(row)].back(), 1));
+      if (detail::item(left, row) > 0) state.advance(row, std::span(&output[static_cast<std::size_t>(row)].back(), 1));
   }
   failed.check("generate", output);
   return output;

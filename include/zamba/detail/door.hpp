@@ -37,7 +37,7 @@ struct Door {
 
  private:
   template <int Rank>
-  static std::string text(const Index (&extents)[Rank]) {
+  static std::string text(const Index (&extents)[std::size_t{Rank}]) {
     std::ostringstream all;
     for (int i = 0; i < Rank; ++i) all << (i == 0 ? "(" : ", ") << extents[i];
     all << ")";

@@ -175,7 +175,7 @@ void Model<Net, T, Device>::check(const StateType& state, const Tokens& tokens) 
   require(tokens.lengths.empty() || sum == count, "extend: the lengths add up to ", sum, ", but ", count,
           " tokens were given");
   for (Index row = 0; row < rows; ++row) {
-    const Index added = tokens.lengths.empty() ? count : tokens.lengths[row];
+    const Index added = tokens.lengths.empty() ? count : detail::item(tokens.lengths, row);
     require(state.length(row) + added <= state.max_length(), "extend: row ", row, " holds ", state.length(row),
             " positions and would get ", added, " more, over max_length ", state.max_length());
   }
@@ -205,7 +205,7 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   const Matrix<A>& x_last = room.last;
   first[0] = 0;
   for (Index row = 0; row < rows; ++row) {
-    first[row + 1] = first[row] + (tokens.lengths.empty() ? count : tokens.lengths[row]);
+    first[row + 1] = first[row] + (tokens.lengths.empty() ? count : detail::item(tokens.lengths, row));
     done[row] = 0;
   }
   if (positions == Positions::last) ctx.fill(x_last, static_cast<A>(std::numeric_limits<F>::quiet_NaN()));
@@ -325,7 +325,7 @@ void Model<Net, T, Device>::check(const TrainingBatch& batch, const StateType* s
     const Index rows = static_cast<Index>(batch.offsets.size()) - 1;
     require(state->batch() == rows, "loss: the batch holds ", rows, " documents, the state ", state->batch(), " rows");
     for (Index row = 0; row < rows; ++row) {
-      const Index added = batch.offsets[row + 1] - batch.offsets[row];
+      const Index added = detail::item(batch.offsets, row + 1) - detail::item(batch.offsets, row);
       require(state->length(row) + added <= state->max_length(), "loss: row ", row, " holds ", state->length(row),
               " positions and would get ", added, " more, over max_length ", state->max_length());
     }
@@ -346,7 +346,8 @@ Sequences sequences_of(Context<Device>& ctx, const TrainingBatch& batch, const S
   const Index rows = static_cast<Index>(batch.offsets.size()) - 1;
   Sequences sequences{ctx.readable(batch.offsets.data(), rows + 1), nullptr, rows, batch.offsets.back(), 0};
   for (Index row = 0; row < rows; ++row)
-    sequences.longest = std::max(sequences.longest, batch.offsets[row + 1] - batch.offsets[row]);
+    sequences.longest =
+        std::max(sequences.longest, detail::item(batch.offsets, row + 1) - detail::item(batch.offsets, row));
   if (state) {
     auto starts = ctx.host_arena().template tensor<Index>(rows);
     std::copy_n(state->lengths().data(), rows, starts.data);
@@ -358,8 +359,9 @@ Sequences sequences_of(Context<Device>& ctx, const TrainingBatch& batch, const S
 template <class StateType>
 void advance_all(StateType& state, const TrainingBatch& batch) {
   for (Index row = 0; row < state.batch(); ++row)
-    state.advance(row, batch.tokens.subspan(static_cast<std::size_t>(batch.offsets[row]),
-                                            static_cast<std::size_t>(batch.offsets[row + 1] - batch.offsets[row])));
+    state.advance(row, batch.tokens.subspan(static_cast<std::size_t>(detail::item(batch.offsets, row)),
+                                            static_cast<std::size_t>(detail::item(batch.offsets, row + 1) -
+                                                                     detail::item(batch.offsets, row))));
 }
 
 }  // namespace detail

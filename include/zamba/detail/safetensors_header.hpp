@@ -106,9 +106,9 @@ class HeaderReader {
 
   void take_value(json& value) {
     if (depth_ == 3 && value.is_number_unsigned()) {
-      auto& numbers = field_ == shape ? entries.back().shape : entries.back().offsets;
-      if (numbers.size() == (field_ == shape ? highest_rank : 2)) refuse("more");
-      numbers.push_back(value.get_ref<const json::number_unsigned_t&>());
+      auto& read = field_ == shape ? entries.back().shape : entries.back().offsets;
+      if (read.size() == (field_ == shape ? highest_rank : 2)) refuse("more");
+      read.push_back(value.get_ref<const json::number_unsigned_t&>());
     } else if (depth_ == 2 && in_metadata_ && value.is_string()) {
       metadata[key_] = std::move(value.get_ref<std::string&>());
     } else if (depth_ == 2 && field_ == dtype && value.is_string()) {

@@ -192,7 +192,7 @@ To convert_value(From value) {
     // bfloat16, sees on which side of a tie the double was.
     const auto nearest = static_cast<float>(value);
     auto bits = std::bit_cast<std::uint32_t>(nearest);
-    const double back{nearest};
+    const double back = static_cast<double>(nearest);
     if (back != value && value == value) {
       if ((back > value) == (value > 0)) --bits;  // towards zero
       bits |= 1;

@@ -235,7 +235,8 @@ class CheckpointWriter {
       const std::string hash = hashes.emplace(name, hash_of(text)).first->second;
       const auto present = MappedFile::open_if_there(directory_ / name);
       if (!present || present->text() != text)
-        replace_file(directory_ / next_name(name, hash), [&](FileWriter& out) { out.write(std::string_view(text)); });
+        replace_file(directory_ / next_name(name, hash),
+                     [&, &whole = text](FileWriter& out) { out.write(std::string_view(whole)); });
     }
     return hashes;
   }

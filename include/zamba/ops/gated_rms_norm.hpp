@@ -88,14 +88,14 @@ struct GatedRmsNorm<cpu> {
           rstd(i, g) = detail::reciprocal_root(detail::sum<A>(squares), width, eps, [=](A scale) {
             Pack<A> sum = detail::zeros<A>();
             detail::for_packs<A>(width, [&](Index k, auto count) {
-              const Pack<A> scaled = detail::load<A>(&out(i, first + k), count) * scale;
+              const Pack<A> scaled = ZAMBA_AS_WRITTEN(detail::load<A>(&out(i, first + k), count) * scale);
               sum += scaled * scaled;
             });
             return detail::sum<A>(sum);
           });
           detail::for_packs<A>(width, [&](Index k, auto count) {
             A* at = &out(i, first + k);
-            const Pack<A> scaled = detail::load<A>(at, count) * rstd(i, g);
+            const Pack<A> scaled = ZAMBA_AS_WRITTEN(detail::load<A>(at, count) * rstd(i, g));
             detail::store(at, Pack<A>(scaled * detail::load(weight.data + first + k, count)), count);
           });
         }
@@ -121,7 +121,7 @@ struct GatedRmsNorm<cpu> {
           const F r = rstd(i, g);
           Pack<A> product = detail::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
-            const Pack<A> d = detail::load(&d_out(i, c), count), u = v * r;
+            const Pack<A> d = detail::load(&d_out(i, c), count), u = ZAMBA_AS_WRITTEN(v * r);
             product += detail::load(weight.data + c, count) * d * u;
             detail::store(d_w + c, Pack<A>(detail::load(d_w + c, count) + d * u), count);
           });
@@ -129,11 +129,13 @@ struct GatedRmsNorm<cpu> {
           detail::for_packs<A>(width, [&](Index k, auto count) {
             const Index c = first + k;
             const Pack<A> x_c = detail::load(&x(i, c), count), z_c = detail::load(&z(i, c), count);
-            const Pack<A> gate = detail::sigmoid<A>(z_c), silu = z_c * gate;
-            const Pack<A> d_out_c = detail::load(&d_out(i, c), count), u = x_c * silu * r;
-            const Pack<A> d_v = r * (detail::load(weight.data + c, count) * d_out_c - mean * u);
+            const Pack<A> gate = detail::sigmoid<A>(z_c), silu = ZAMBA_AS_WRITTEN(z_c * gate);
+            const Pack<A> d_out_c = detail::load(&d_out(i, c), count),
+                          u = ZAMBA_AS_WRITTEN(ZAMBA_AS_WRITTEN(x_c * silu) * r);
+            const Pack<A> d_v = ZAMBA_AS_WRITTEN(r * (detail::load(weight.data + c, count) * d_out_c - mean * u));
             detail::store(&d_x(i, c), Pack<A>(d_v * silu), count);
-            detail::store(&d_z(i, c), Pack<A>(d_v * x_c * gate * (A(1) + z_c * (A(1) - gate))), count);
+            detail::store(&d_z(i, c), Pack<A>(ZAMBA_AS_WRITTEN(d_v * x_c) * gate * (A(1) + z_c * (A(1) - gate))),
+                          count);
           });
         }
     });
@@ -157,7 +159,8 @@ struct GatedRmsNorm<cpu> {
                                                F&& f) {
     detail::for_packs<A>(width, [&](Index k, auto count) {
       const Pack<A> z_c = detail::load(&z(i, first + k), count);
-      f(first + k, count, Pack<A>(detail::load(&x(i, first + k), count) * (z_c * detail::sigmoid<A>(z_c))));
+      f(first + k, count,
+        Pack<A>(detail::load(&x(i, first + k), count) * ZAMBA_AS_WRITTEN(z_c * detail::sigmoid<A>(z_c))));
     });
   }
 };

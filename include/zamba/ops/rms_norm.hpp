@@ -33,23 +33,6 @@ namespace zamba {
 
 ZAMBA_DECLARE_OPERATOR(RmsNorm, "rms_norm.cuh");
 
-namespace detail {
-
-/// v times this has a square for every finite v, and a square that counts for the largest of a row whose own overflow.
-template <class F>
-inline constexpr F small_scale = sizeof(F) == 8 ? F(0x1p-768) : F(0x1p-96f);
-
-/// 1 / sqrt(sum / width + eps); where the sum of squares overflowed, from that of v * scale, which `squares` tells.
-/// What that takes it holds by value, so that the rest of the row has its own in registers.
-template <class F, class Squares>
-[[gnu::always_inline]] inline F reciprocal_root(F sum, Index width, double eps, Squares&& squares) {
-  if (is_finite(sum)) [[likely]]
-    return F(1) / std::sqrt(sum / static_cast<F>(width) + static_cast<F>(eps));
-  return small_scale<F> / std::sqrt(squares(small_scale<F>) / static_cast<F>(width));
-}
-
-}  // namespace detail
-
 /// out (n, d) = weight (d) * (x + t) * rstd; t (n, d) is optional; rstd (n) is written.
 template <class Device, class A>
 void rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> t,
@@ -119,6 +102,23 @@ void rms_norm_concat_backward(Context<Device>& ctx, std::type_identity_t<Matrix<
   }
   RmsNorm<Device>::template concat_backward<A>(ctx, d_out, a, b, weight, rstd, d_a, d_b, d_weight);
 }
+
+namespace detail {
+
+/// v times this has a square for every finite v, and a square that counts for the largest of a row whose own overflow.
+template <class F>
+inline constexpr F small_scale = sizeof(F) == 8 ? F(0x1p-768) : F(0x1p-96f);
+
+/// 1 / sqrt(sum / width + eps); where the sum of squares overflowed, from that of v * scale, which `squares` tells.
+/// What that takes it holds by value, so that the rest of the row has its own in registers.
+template <class F, class Squares>
+[[gnu::always_inline]] inline F reciprocal_root(F sum, Index width, double eps, Squares&& squares) {
+  if (is_finite(sum)) [[likely]]
+    return F(1) / std::sqrt(sum / static_cast<F>(width) + static_cast<F>(eps));
+  return small_scale<F> / std::sqrt(squares(small_scale<F>) / static_cast<F>(width));
+}
+
+}  // namespace detail
 
 /// A row is one or two segments: each has its own inputs, outputs and part of the weight, all share one rstd.
 template <>
@@ -244,7 +244,7 @@ struct RmsNorm<cpu> {
   [[gnu::always_inline]] static A sum_of_squares(const Segment<A>& segment, A scale) {
     Pack<A> sum = detail::zeros<A>();
     for_values(segment, [&](Index, auto, const Pack<A>& v) {
-      const Pack<A> scaled = v * scale;
+      const Pack<A> scaled = ZAMBA_AS_WRITTEN(v * scale);
       sum += scaled * scaled;
     });
     return detail::sum<A>(sum);
@@ -253,7 +253,7 @@ struct RmsNorm<cpu> {
   template <class A>
   static void normalise(const Segment<A>& segment, const A* weight, A rstd, A* out) {
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      detail::store(out + i, Pack<A>(detail::load(weight + i, count) * (v * rstd)), count);
+      detail::store(out + i, Pack<A>(detail::load(weight + i, count) * ZAMBA_AS_WRITTEN(v * rstd)), count);
     });
   }
 
@@ -262,7 +262,7 @@ struct RmsNorm<cpu> {
   static A product(const Segment<A>& segment, const A* weight, const A* dy, A rstd) {
     Pack<A> sum = detail::zeros<A>();
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      sum += detail::load(weight + i, count) * detail::load(dy + i, count) * (v * rstd);
+      sum += detail::load(weight + i, count) * detail::load(dy + i, count) * ZAMBA_AS_WRITTEN(v * rstd);
     });
     return detail::sum<A>(sum);
   }
@@ -272,7 +272,7 @@ struct RmsNorm<cpu> {
   static void differentiate(const Segment<A>& segment, const A* weight, const A* dy, A rstd, A mean, A* d_x, A* d_t,
                             A* d_weight) {
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      const Pack<A> d_y = detail::load(dy + i, count), u = v * rstd;
+      const Pack<A> d_y = detail::load(dy + i, count), u = ZAMBA_AS_WRITTEN(v * rstd);
       const Pack<A> d_v = rstd * (detail::load(weight + i, count) * d_y - mean * u);
       detail::store(d_x + i, Pack<A>(detail::load(d_x + i, count) + d_v), count);
       if (d_t) detail::store(d_t + i, d_v, count);

@@ -36,6 +36,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <set>
@@ -330,7 +331,7 @@ class ReferenceCheck {
     if (bounds_.greedy_identical)
       report_.add("greedy_ids", static_cast<double>(wrong), 0, "tokens that differ");
     else
-      report_.add("greedy_ids", wrong > 0 ? double{INFINITY} : shortfall, bounds_.logits,
+      report_.add("greedy_ids", wrong > 0 ? std::numeric_limits<double>::infinity() : shortfall, bounds_.logits,
                   "what the reference's choice lacks to the best logit; " + std::to_string(different) + " of " +
                       std::to_string(batch_ * (length - length_)) + " tokens differ");
   }

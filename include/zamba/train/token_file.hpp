@@ -175,12 +175,12 @@ inline void check_vocabulary(std::vector<TokenRange> ranges, Index vocabulary) {
     return a.file != b.file ? std::less<const TokenFile*>()(a.file, b.file) : a.first < b.first;
   });
   const TokenFile* file = nullptr;
-  Index checked = 0;
+  Index seen = 0;
   for (const TokenRange& range : ranges) {
-    if (range.file != file) checked = 0;
+    if (range.file != file) seen = 0;
     file = range.file;
-    file->check_vocabulary(vocabulary, std::max(range.first, checked), range.last);
-    checked = std::max(checked, range.last);
+    file->check_vocabulary(vocabulary, std::max(range.first, seen), range.last);
+    seen = std::max(seen, range.last);
   }
 }
 
