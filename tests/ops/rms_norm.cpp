@@ -229,8 +229,8 @@ TEST_CASE_TEMPLATE("rms_norm of every finite row: without eps the scale of a row
     const Values x = normal_values(n * d, 1), t = normal_values(n * d, 2), d_out = normal_values(n * d, 3);
     const Values weight = normal_values(d, 4);
     const Result one = run<Where>(x, t, weight, d_out, n, 0);
-    // Squares overflow from 2^(most / 2) on; normal numbers times 2^(most - 4) are finite.
-    for (const int exponent : {most / 2 - 8, most / 2 - 1, most / 2, most / 2 + 1, most * 3 / 4, most - 32, most - 4}) {
+    // Squares overflow from 2^(most / 2) on; from 2^(most - 2) on rstd is subnormal.
+    for (const int exponent : {most / 2 - 8, most / 2 - 1, most / 2, most / 2 + 1, most * 3 / 4, most - 32, most - 8}) {
       CAPTURE(d);
       CAPTURE(exponent);
       const Result result =
@@ -251,7 +251,7 @@ TEST_CASE_TEMPLATE("rms_norm_concat where one half's squares overflow, or only t
   const int most = std::numeric_limits<T>::max_exponent;
   auto ctx = zamba::testing::new_context<Device>(1);
   for (const double other : {1.0, std::ldexp(1.0, most / 2 - 1)}) {
-    const double huge = other == 1 ? std::ldexp(1.0, most - 2) : other;  // 4 squares of 2^(most / 2 - 1) are 2^most
+    const double huge = other == 1 ? std::ldexp(1.0, most - 8) : other;  // 4 squares of 2^(most / 2 - 1) are 2^most
     const PaddedMatrix<Device, T> a({huge, huge}, 1), b({other, other}, 1), w({1, 2, 3, 4}, 1), out(Values(4), 1);
     const PaddedMatrix<Device, T> rstd(Values(1), 1);
     rms_norm_concat(ctx, a.view(), b.view(), w.vector(), 1e-5, out.view(), rstd.vector());

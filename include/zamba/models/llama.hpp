@@ -11,25 +11,28 @@ namespace zamba {
 
 namespace detail {
 
-template <Index Vocabulary, Index Layers, TransformerConfig Layer>
-using PublishedTransformer = LanguageModel<Vocabulary, UniformStack<Layers, TransformerBlock<Layer>>, Head::own>;
+/// Layer is a type, not its config: nvcc 13.0 loses an alias's argument of class type.
+template <Index Vocabulary, Index Layers, class Layer>
+using PublishedTransformer = LanguageModel<Vocabulary, UniformStack<Layers, Layer>, Head::own>;
 
 }  // namespace detail
 
 using Llama2_7B =
-    detail::PublishedTransformer<32000, 32, TransformerConfig{.d_model = 4096, .n_heads = 32, .d_ff = 11008}>;
+    detail::PublishedTransformer<32000, 32,
+                                 TransformerBlock<TransformerConfig{.d_model = 4096, .n_heads = 32, .d_ff = 11008}>>;
 
 using Llama3_8B = detail::PublishedTransformer<
     128256, 32,
-    TransformerConfig{.d_model = 4096, .n_heads = 32, .n_kv_heads = 8, .d_ff = 14336, .rope_theta = 500000}>;
+    TransformerBlock<TransformerConfig{
+        .d_model = 4096, .n_heads = 32, .n_kv_heads = 8, .d_ff = 14336, .rope_theta = 500000}>>;
 
-using TinyLlama_1_1B =
-    detail::PublishedTransformer<32000, 22,
-                                 TransformerConfig{.d_model = 2048, .n_heads = 32, .n_kv_heads = 4, .d_ff = 5632}>;
+using TinyLlama_1_1B = detail::PublishedTransformer<
+    32000, 22, TransformerBlock<TransformerConfig{.d_model = 2048, .n_heads = 32, .n_kv_heads = 4, .d_ff = 5632}>>;
 
 using Mistral_7B_v0_3 = detail::PublishedTransformer<
     32768, 32,
-    TransformerConfig{.d_model = 4096, .n_heads = 32, .n_kv_heads = 8, .d_ff = 14336, .rope_theta = 1000000}>;
+    TransformerBlock<TransformerConfig{
+        .d_model = 4096, .n_heads = 32, .n_kv_heads = 8, .d_ff = 14336, .rope_theta = 1000000}>>;
 
 static_assert(parameter_count<Llama2_7B> == 6'738'415'616);
 static_assert(parameter_count<Llama3_8B> == 8'030'261'248);
