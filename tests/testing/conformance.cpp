@@ -39,7 +39,8 @@ enum class Fault {
   adds_t_gradient,
   clears_empty_row,
   clears_gradient_of_empty_row,
-  counts_on_zeros,    // in scratch memory
+  counts_on_zeros,  // in scratch memory
+  reads_unused_slots,
   keeps_too_little,   // where a stack computes again
   stores_state_as_S,  // rounds it, whatever its type
   adds_in_bf16,
@@ -187,6 +188,7 @@ struct Ring {
           A sum = 0;
           for (Index k = std::max<Index>(0, at - Window + 1); k <= at; ++k)
             sum += k < start ? saved.past(row * Window + k % Window, c) : inputs(begin + k - start, c);
+          if (is(Fault::reads_unused_slots) && start > 0) sum += 0 * saved.past(row * Window + Window - 1, c);
           saved.sums(begin + at - start, c) = sum;
           io.out(begin + at - start, c) = io.x(begin + at - start, c) + p.w[c] * sum;
         }
@@ -319,7 +321,7 @@ TEST_SUITE("conformance") {
     CHECK(mentions(failed(Fault::lost_state), "token by token: state"));
     check_breaks(rules::causal, "causality, bit by bit", Fault::future);
     check_breaks(rules::rows, "a ragged batch equals its rows alone", Fault::other_row);
-    check_breaks(rules::fresh, "a fresh row reads nothing", Fault::unwritten_state);
+    check_breaks(rules::fresh, "a fresh row does not read its state", Fault::unwritten_state);
   }
 
   TEST_CASE("a carry forgotten where a chunk ends") {
@@ -344,7 +346,9 @@ TEST_SUITE("conformance") {
     CHECK(failed(Fault::needs_out) == "backward without io.out; ");
     check_breaks(rules::given, "backward without io.out", Fault::needs_out);
     check_breaks(rules::in_place, "out in the memory of x", Fault::reads_x_late);
-    check_breaks(rules::fresh, "a fresh row reads nothing", Fault::counts_on_zeros);
+    check_breaks(rules::unused, "scratch memory may hold anything", Fault::counts_on_zeros);
+    check_breaks<Ring<32>>(rules::unused, "every split into two or three chunks: output", Fault::reads_unused_slots);
+    CHECK(failed<Ring<32>>(Fault::reads_unused_slots).find("a fresh row") == std::string::npos);
     fault = Fault::needs_t;
     CHECK(mentions(testing::conformance<Accumulator<>>().text(),
                    "ended by "));  // a signal, or what a sanitizer makes of it

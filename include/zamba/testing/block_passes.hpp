@@ -85,10 +85,10 @@ class Cuts {
     cut(lengths);
   }
 
-  /// Lines of what was cut since the last one.
+  /// Lines of what was cut since the last one. A NaN comes from what was not written.
   void report(RuleReport& report, const BlockRule& rule, const std::string& name, double bound) {
-    report.add(rule, name + ": output", out_, bound);
-    report.add(rule, name + ": state", state_, bound);
+    report.add(std::isnan(out_) ? block_rules::unused : rule, name + ": output", out_, bound);
+    report.add(std::isnan(state_) ? block_rules::unused : rule, name + ": state", state_, bound);
     out_ = state_ = 0;
   }
 
