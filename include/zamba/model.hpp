@@ -10,7 +10,6 @@
 #include <atomic>
 #include <concepts>
 #include <functional>
-#include <initializer_list>
 #include <iomanip>
 #include <limits>
 #include <numeric>
@@ -79,27 +78,22 @@ void bind_parameters(P& parameters, F&& first_byte) {
   });
 }
 
-/// The number of a Model in this process, and the fingerprint of its weights while it is known. Threads that share a
-/// model may find it out at the same time: they find the same.
-class WeightsMark {
+/// A fingerprint while it is known, 0 while it is not. Threads that share a model may find it out at the same time:
+/// they find the same.
+class Fingerprint {
  public:
-  WeightsMark() : model_(next_++) {}
-  WeightsMark(WeightsMark&& other) noexcept : model_(other.model_), fingerprint_(other.fingerprint()) {}
-  WeightsMark& operator=(WeightsMark&& other) noexcept {
-    model_ = other.model_;
-    fingerprint_ = other.fingerprint();
+  Fingerprint() = default;
+  Fingerprint(Fingerprint&& other) noexcept : value_(other.get()) {}
+  Fingerprint& operator=(Fingerprint&& other) noexcept {
+    set(other.get());
     return *this;
   }
 
-  std::uint64_t model() const { return model_; }
-  std::uint64_t fingerprint() const { return fingerprint_.load(std::memory_order_relaxed); }  // 0: not known
-  void set_fingerprint(std::uint64_t value) const { fingerprint_.store(value, std::memory_order_relaxed); }
+  std::uint64_t get() const { return value_.load(std::memory_order_relaxed); }
+  void set(std::uint64_t value) const { value_.store(value, std::memory_order_relaxed); }
 
  private:
-  inline static std::atomic<std::uint64_t> next_{1};
-
-  std::uint64_t model_;
-  mutable std::atomic<std::uint64_t> fingerprint_{0};
+  mutable std::atomic<std::uint64_t> value_{0};
 };
 
 }  // namespace detail
@@ -219,8 +213,8 @@ class Model {
                                            const TokenFunction& callback) const requires draws<Device>;
 
   /// Sum of the next-token losses of a batch. `state`, where given, has one row a document and is continued. It may be
-  /// one that this model computed before its weights were trained further, as where it is carried from step to step; of
-  /// another model it is refused. Where a call throws, the state is as it was.
+  /// of any weights, as where training carries it from step to step: to a loss it is an input like another. Where a
+  /// call throws, the state is as it was.
   LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
                StateType* state = nullptr) const requires trains<Device>;
   LossSum loss(const TrainingBatch& batch, StateType* state = nullptr) const requires trains<Device>;
@@ -231,8 +225,7 @@ class Model {
     StateType* state = nullptr;
     StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
   };
-  /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. A state
-  /// from bytes may be of any weights: a run that goes on has it from the step before.
+  /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
                              const GradientOptions& options) const requires trains<Device>;
   LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
@@ -242,8 +235,6 @@ class Model {
   /// call of write(), or of data() on a model that is not const, so pointers are asked for anew before weights are
   /// changed again.
   std::uint64_t fingerprint() const;
-  /// What a state that this model computes is marked with.
-  WeightsId weights() const { return {mark_.model(), fingerprint()}; }
 
   const Views& parameters() const { return views_; }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
@@ -252,7 +243,7 @@ class Model {
   void write(const ParameterEntry& entry, std::span<const double> values);
   /// The bytes of one parameter, of type T or, where entry.precise, compute_t<T>.
   std::byte* data(const ParameterEntry& entry) {
-    mark_.set_fingerprint(0);
+    fingerprint_.set(0);
     return buffer_.data() + entry.byte_offset;
   }
   const std::byte* data(const ParameterEntry& entry) const { return buffer_.data() + entry.byte_offset; }
@@ -268,12 +259,12 @@ class Model {
   [[noreturn]] void fail_for_memory(const char* call, StateOptions options, std::size_t workspace) const;
   void check(const StateType& state, const Tokens& tokens) const;
   void check(const TrainingBatch& batch, const StateType* state, const StateGradients* d_state) const;
-  void check_weights(const char* call, const StateType& state, std::initializer_list<std::uint64_t> models) const;
+  void check_weights(const char* call, const StateType& state) const;
 
   std::vector<ParameterEntry> entries_;
   Buffer<Device> buffer_;
   Views views_;
-  detail::WeightsMark mark_;
+  detail::Fingerprint fingerprint_;
 };
 
 /// What generation asks of a model: every Model has it, and AnyModel, whose type is chosen at run time. Logits are

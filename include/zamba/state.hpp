@@ -87,19 +87,13 @@ std::uint64_t architecture_hash() {
   return hash;
 }
 
-/// Which weights a state was computed with.
-struct WeightsId {
-  std::uint64_t model = 0;  // a number of the Model in this process, whatever becomes of its weights; 0: not known
-  std::uint64_t fingerprint = 0;  // Model::fingerprint(), as the weights were then
-};
-
 /// What State::roll_back needs: the parts that further tokens rewrite. Caches only grow, so theirs stay where they are.
 struct StateSnapshot {
   std::vector<Index> lengths;
   std::vector<std::uint64_t> history;  // of each row's tokens so far, and of the weights that read them
   std::vector<std::byte> rewritten;
-  std::uint64_t layout = 0;  // of architecture and storage type
-  WeightsId weights;
+  std::uint64_t layout = 0;       // of architecture and storage type
+  std::uint64_t fingerprint = 0;  // of the weights
 };
 
 namespace detail {
@@ -126,8 +120,8 @@ auto all_or_none(const char* what, StateType& state, F&& f) {
 /// The states of `batch` sequences, each with room for max_length positions. Rows have lengths of their own. Copying
 /// copies the used part of every row; nothing beyond a row's length is ever read. Belongs to one thread.
 ///
-/// A state that holds positions is one of the weights that computed them, which it knows by WeightsId: Model::extend
-/// refuses those of others, in memory or from bytes. One without positions is anybody's.
+/// A state that holds positions is one of the weights that computed them, which it knows by Model::fingerprint():
+/// Model::extend refuses those of others, in memory or from bytes. One without positions is anybody's.
 template <class Net, class T, class Device>
 class State {
  public:
@@ -143,7 +137,7 @@ class State {
     bind();
   }
   State(const State& other) : State(StateOptions{other.batch_, other.max_length_}) {
-    weights_ = other.weights_;
+    fingerprint_ = other.fingerprint_;
     for (Index row = 0; row < batch_; ++row) copy_row(other, row, row);
   }
   State& operator=(const State& other) {
@@ -175,11 +169,11 @@ class State {
   std::size_t bytes() const { return buffer_.size(); }
   const std::byte* data() const { return buffer_.data(); }
 
-  /// The weights that computed what the state holds; of those that read the last token, where training changed them.
-  WeightsId weights() const { return weights_; }
+  /// Model::fingerprint() of the weights that computed what the state holds, or continued it last.
+  std::uint64_t fingerprint() const { return fingerprint_; }
   /// Model notes its own before it advances a row. Whoever wants to go on with a state of other weights, to see what
-  /// comes of it, may give the state those of the model: set_weights(model.weights()).
-  void set_weights(WeightsId weights) { weights_ = weights; }
+  /// comes of it, gives it that of the model.
+  void set_fingerprint(std::uint64_t fingerprint) { fingerprint_ = fingerprint; }
 
   /// Forgets all rows, or one. Takes no time: a row of length 0 begins from zero.
   void reset() { std::fill(lengths_.begin(), lengths_.end(), 0); }
@@ -189,7 +183,7 @@ class State {
   State gather(std::span<const Index> rows) const {
     require(!rows.empty(), "gather: no rows are named, at least one is needed");
     State selected(StateOptions{static_cast<Index>(rows.size()), max_length_});
-    selected.weights_ = weights_;
+    selected.fingerprint_ = fingerprint_;
     for (std::size_t i = 0; i < rows.size(); ++i)
       selected.copy_row(*this, static_cast<Index>(checked(rows[i])), static_cast<Index>(i));
     return selected;
@@ -205,7 +199,7 @@ class State {
       s.rewritten.resize(rewritten_bytes());
     });
     s.layout = layout();
-    s.weights = weights_;
+    s.fingerprint = fingerprint_;
     for (Index row = 0; row < batch_; ++row) s.history.push_back(history_at(row, lengths_[row]));
     std::size_t at = 0;
     for_each_rewritten([&](auto* data, std::size_t bytes) {
@@ -227,8 +221,7 @@ class State {
     for (std::size_t i = 0; i < lengths_.size(); ++i) {
       const Index row = static_cast<Index>(i), length = s.lengths[i];
       if (length >= 0 && length <= lengths_[i] && history_at(row, length) == s.history[i]) continue;
-      require(s.weights.fingerprint == weights_.fingerprint,
-              "roll_back: the snapshot is of a state that other weights computed");
+      require(s.fingerprint == fingerprint_, "roll_back: the snapshot is of a state that other weights computed");
       fail("roll_back: row ", row, " no longer begins with the ", length, " tokens of the snapshot");
     }
     std::size_t at = 0;
@@ -237,7 +230,7 @@ class State {
       at += bytes;
     });
     lengths_ = s.lengths;
-    weights_ = s.weights;
+    fingerprint_ = s.fingerprint;
   }
 
   /// The used part of all rows, with the hash of the architecture and the fingerprint of the weights.
@@ -263,7 +256,7 @@ class State {
   void advance(Index row, std::span<const Token> tokens) {
     detail::Hash hash = detail::Hash::from(history_at(row, lengths_[row]));
     for (const Token token : tokens) {
-      hash.add(static_cast<Index>(weights_.fingerprint) ^ Index{token});
+      hash.add(static_cast<Index>(fingerprint_) ^ Index{token});
       history(row)[lengths_[row]++] = hash.value();
     }
   }
@@ -350,7 +343,7 @@ class State {
 
   Index batch_, max_length_;
   std::vector<Index> lengths_;
-  WeightsId weights_;
+  std::uint64_t fingerprint_ = 0;
   Buffer<cpu> history_;
   Buffer<Device> buffer_, logits_;
   Views views_;
@@ -360,7 +353,7 @@ template <class Net, class T, class Device>
 std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
   Header header{{},
                 architecture_hash<Net>(),
-                weights_.fingerprint,
+                fingerprint_,
                 static_cast<Index>(sizeof(T)),
                 batch_,
                 max_length_,
@@ -420,7 +413,7 @@ State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byt
             " in a state of max_length ", header.max_length);
   State state(StateOptions{header.batch, header.max_length});
   state.lengths_ = std::move(lengths);
-  state.weights_ = {0, header.fingerprint};
+  state.fingerprint_ = header.fingerprint;
   for (Index row = 0; row < state.batch_; ++row) {
     const std::size_t history = static_cast<std::size_t>(state.lengths_[row]) * sizeof(std::uint64_t);
     std::memcpy(state.history(row), take(history), history);

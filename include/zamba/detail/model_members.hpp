@@ -76,30 +76,27 @@ void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const d
 
 template <class Net, class T, class Device>
 std::uint64_t Model<Net, T, Device>::fingerprint() const {
-  std::uint64_t hash = mark_.fingerprint();
+  std::uint64_t hash = fingerprint_.get();
   if (hash != 0) return hash;
   for (const ParameterEntry& entry : entries_) hash = detail::hash_sample<Device>(data(entry), bytes(entry), hash);
   hash |= 1;  // 0 says that it is not known
-  mark_.set_fingerprint(hash);
+  fingerprint_.set(hash);
   return hash;
 }
 
 template <class Net, class T, class Device>
 auto Model<Net, T, Device>::state_from_bytes(std::span<const std::byte> bytes) const -> StateType {
   StateType state = StateType::from_bytes(bytes);
-  check_weights("state_from_bytes", state, {});
+  check_weights("state_from_bytes", state);
   return state;
 }
 
-/// Throws unless the state is of these weights, or of what the weights of one of the numbered models were.
+/// Throws unless the state is of these weights, or empty.
 template <class Net, class T, class Device>
-void Model<Net, T, Device>::check_weights(const char* call, const StateType& state,
-                                          std::initializer_list<std::uint64_t> models) const {
-  const WeightsId of = state.weights();
-  if (of.fingerprint == fingerprint() || state.empty()) return;
-  require(std::find(models.begin(), models.end(), of.model) != models.end(), call,
-          ": the state was computed with other weights: theirs have the fingerprint ", of.fingerprint,
-          ", this model's ", fingerprint());
+void Model<Net, T, Device>::check_weights(const char* call, const StateType& state) const {
+  if (state.fingerprint() == fingerprint() || state.empty()) return;
+  fail(call, ": the state was computed with other weights: theirs have the fingerprint ", state.fingerprint(),
+       ", this model's ", fingerprint());
 }
 
 template <class Net, class T, class Device>
@@ -188,7 +185,7 @@ void Model<Net, T, Device>::check(const StateType& state, const Tokens& tokens) 
             " positions and would get ", added, " more, over max_length ", state.max_length());
   }
   detail::check_vocabulary(tokens.tokens, Net::vocabulary, "extend", false);
-  check_weights("extend", state, {});
+  check_weights("extend", state);
 }
 
 template <class Net, class T, class Device>
@@ -250,7 +247,7 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
     for (Index computed = 0; computed < count; computed += offsets[rows]) compute_chunk();
     if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(x_last), logits);
   });
-  state.set_weights(weights());
+  state.set_fingerprint(fingerprint());
   for (Index row = 0; row < rows; ++row)
     state.advance(row, tokens.tokens.subspan(static_cast<std::size_t>(first[row]),
                                              static_cast<std::size_t>(first[row + 1] - first[row])));
@@ -306,7 +303,7 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
     run();  // which takes no memory
   else
     keeping_state(ctx, state, run);
-  state.set_weights(weights());
+  state.set_fingerprint(fingerprint());
   for (Index row = 0; row < rows; ++row) state.advance(row, tokens.subspan(static_cast<std::size_t>(row), 1));
   return logits;
 }
@@ -376,7 +373,6 @@ template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
                                     StateType* state) const requires trains<Device> {
   check(batch, state, nullptr);
-  if (state) check_weights("loss", *state, {mark_.model()});
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, state);
@@ -388,7 +384,7 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
   };
   if (!state) return compute({});
   const LossSum sum = detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
-  state->set_weights(weights());
+  state->set_fingerprint(fingerprint());
   detail::advance_all(*state, batch);
   return sum;
 }
@@ -403,7 +399,6 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
                                                   GradientsType& gradients,
                                                   const GradientOptions& options) const requires trains<Device> {
   check(batch, options.state, options.d_state);
-  if (options.state) check_weights("loss", *options.state, {mark_.model(), 0});
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
@@ -423,7 +418,7 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
   if (!options.state) return compute({});
   const LossSum sum =
       detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { return compute(options.state->views()); });
-  options.state->set_weights(weights());
+  options.state->set_fingerprint(fingerprint());
   detail::advance_all(*options.state, batch);
   return sum;
 }
