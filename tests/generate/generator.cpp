@@ -239,16 +239,6 @@ TEST_SUITE("generator") {
     CHECK(generate_alone({3}, options) == Ids{0, 0, 0, 0, 0});
   }
 
-  TEST_CASE("a sequence without an end takes no room before it has tokens") {
-    // A state of Mamba layers alone has room for any number of positions.
-    const auto model = random_model<Plain, double, Device>();
-    auto state = model.new_state({.max_length = Index{1} << 46});
-    GenerationOptions options = greedy;
-    options.max_new_tokens = std::numeric_limits<Index>::max();
-    int left = 5;
-    CHECK(generate(model, state, Ids{3}, options, [&](Index, Token) { return --left > 0; }).size() == 5);
-  }
-
   TEST_CASE("wrong input is refused by name and leaves the state as it was") {
     auto state = model().new_state({.batch = 2, .max_length = 8});
     generate(model(), state, Prompts{{1}, {2}}, {.max_new_tokens = 3});

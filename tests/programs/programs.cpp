@@ -44,8 +44,10 @@ Result eval(const Arguments& arguments) { return run(zamba_apps::eval, arguments
 const std::filesystem::path& folder() {
   static const zamba_test::TemporaryFolder folder;
   static const bool made = [] {
-    save_huggingface(zamba_test::random_model<zamba_test::ByteNet, float>(), folder.path / "model",
-                     {.config = R"({"eos_token_id": 0})"});
+    save_huggingface(zamba_test::random_model<zamba_test::ByteNet, float>(), folder.path / "model");
+    auto config = nlohmann::json::parse(read_text(folder.path / "model" / "config.json"));
+    config["eos_token_id"] = nullptr;  // NUL alone ends a text
+    write_text(folder.path / "model" / "config.json", config.dump());
     return true;
   }();
   REQUIRE(made);
