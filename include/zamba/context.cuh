@@ -85,10 +85,9 @@ ZAMBA_EMITTED void Memory<cuda>::copy_to_host(void* to, const void* from, std::s
   detail::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_to_host");
 }
 ZAMBA_EMITTED void Memory<cuda>::copy_pieces_to_host(void* to, const void* from, std::size_t bytes, std::size_t count,
-                                                      std::size_t stride) {
-  detail::check_cuda(
-      cudaMemcpy2DAsync(to, bytes, from, stride, bytes, count, cudaMemcpyDeviceToHost, cudaStreamLegacy),
-      "copy_pieces_to_host");
+                                                     std::size_t stride) {
+  detail::check_cuda(cudaMemcpy2DAsync(to, bytes, from, stride, bytes, count, cudaMemcpyDeviceToHost, cudaStreamLegacy),
+                     "copy_pieces_to_host");
   detail::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_pieces_to_host");
 }
 ZAMBA_EMITTED void Memory<cuda>::copy(void* to, const void* from, std::size_t bytes) {

@@ -37,9 +37,10 @@ using MambaCase = LanguageModel<96, UniformStack<4, MambaBlock<MambaConfig{.d_mo
 using Mamba2Case =
     LanguageModel<96, UniformStack<4, Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8}>>>;
 
-using Mamba2GroupsCase = LanguageModel<
-    96, UniformStack<4, Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8, .n_groups = 2}>>,
-    Head::own>;
+using Mamba2GroupsCase =
+    LanguageModel<96,
+                  UniformStack<4, Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8, .n_groups = 2}>>,
+                  Head::own>;
 
 using LlamaCase =
     LanguageModel<96,
