@@ -50,10 +50,7 @@ TEST_SUITE("detail/added_tokens") {
         {"  \t<|right|>  <|left|>a", {1, 2408, 2408, 2410, 2405, 2408, 2408, 2404, 585}},
         {"<|right|> <|right|> ", {1, 2405, 2408, 2405, 2408}},
     };
-    for (const auto& [text, ids] : wanted) {
-      CAPTURE(text);
-      CHECK(tokenizer.encode(text) == ids);
-    }
+    for (const auto& one : wanted) CHECK_MESSAGE(tokenizer.encode(one.first) == one.second, std::string(one.first));
   }
 
   TEST_CASE("of added tokens the longest at the first place counts, as a search for each of them says") {

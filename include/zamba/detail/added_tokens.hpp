@@ -140,8 +140,8 @@ class AddedTokens {
     if (patterns_.empty()) return matches;
     std::uint32_t node = root;
     for (std::size_t at = text.size(); at-- > 0;) {
-      node = after(node, text[at]);
-      if (nodes_[node].pattern != none) matches.push_back({at, nodes_[node].pattern});
+      node = node == root ? first_[static_cast<unsigned char>(text[at])] : after(node, text[at]);
+      if (node != root && nodes_[node].pattern != none) matches.push_back({at, nodes_[node].pattern});
     }
     return matches;
   }
