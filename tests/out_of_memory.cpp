@@ -203,11 +203,7 @@ TEST_SUITE("out_of_memory") {
     CHECK(failures(
               make, [&](AnyState& s) { AnyState copy = s; }, bytes) > 0);
     CHECK(failures(
-              make,
-              [&](AnyState& s) {
-                s.gather(std::vector<Index>{1, 1, 0});
-              },
-              bytes) > 0);
+              make, [&](AnyState& s) { s.gather(rows); }, bytes) > 0);
     CHECK(failures(
               make, [&](AnyState& s) { s = model.state_from_bytes(written); }, bytes) > 0);
     const std::vector<std::vector<Token>> prompts{{1, 2}, {3}};
