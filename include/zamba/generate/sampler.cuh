@@ -57,13 +57,15 @@ struct Draw {
 
   __device__ bool wanted(Index row) const { return samplers.left[row] > 0; }
 
-  /// Whether scores are the logits as they are.
-  __device__ bool plain(double penalty) const { return penalty == 1 && !samplers.excluded; }
-  /// A token's logit after the penalty; -inf where it is excluded.
-  __device__ double score(Index row, Index token, double logit, double penalty) const {
-    if (samplers.excluded && samplers.excluded[token / 32] >> token % 32 & 1) return -INFINITY;
+  /// A token's logit after the penalty.
+  __device__ double penalised(Index row, Index token, double logit, double penalty) const {
     if (penalty == 1 || !(samplers.seen(row, token / 32) >> token % 32 & 1)) return logit;
     return logit > 0 ? logit / penalty : logit * penalty;
+  }
+  /// The same, and -inf where the token is excluded.
+  __device__ double score(Index row, Index token, double logit, double penalty) const {
+    const bool excluded = samplers.excluded && samplers.excluded[token / 32] >> token % 32 & 1;
+    return excluded ? -INFINITY : penalised(row, token, logit, penalty);
   }
   __device__ Index place(Index row) const { return samplers.places ? samplers.places[row] : row; }
 
@@ -74,7 +76,7 @@ struct Draw {
   }
   /// Leaves the error that a row's best token is; false where it is none.
   __device__ bool failed(Index row, Index rows, const BestToken& best) const {
-    const bool nan = is_nan(best.score);
+    const bool nan = ::isnan(best.score);
     if (!nan && best.score > -INFINITY) return false;
     if (threadIdx.x == 0) leave(row, rows, best.token, nan ? Drawn::met_nan : Drawn::all_impossible);
     return true;
@@ -89,7 +91,7 @@ struct Largest {
 
   __device__ explicit Largest(Token none) : token(none), nan(none) {}
   __device__ void add(S next, Token of) {
-    if (is_nan(next)) nan = ::min(nan, of);
+    if (::isnan(next)) nan = ::min(nan, of);  // one instruction; no flag of nvcc takes it away
     if (next > score) {
       score = next;
       token = of;
@@ -111,7 +113,18 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
   const auto* logits = &draw.logits(draw.place(row), 0);
   const double penalty = draw.samplers.options->repetition_penalty;
   Largest<double> mine(none);
-  if (draw.plain(penalty)) {  // which is exact and takes less
+  const auto add_scores = [&](auto score) {
+#pragma unroll 2
+    for (int i = threadIdx.x * width; i < V; i += Traits::threads * width) {
+      F values[width];
+      piece_at<width>(logits + i).values(values);
+#pragma unroll
+      for (int k = 0; k < width; ++k) mine.add(score(i + k, values[k]), i + k);
+    }
+  };
+  if (draw.samplers.excluded) {
+    add_scores([&](Index token, double logit) { return draw.score(row, token, logit, penalty); });
+  } else if (penalty == 1) {  // then as they are, which is exact and takes less
     Largest<F> plain(none);
 #pragma unroll 4
     for (int i = threadIdx.x * width; i < V; i += Traits::threads * width) {
@@ -124,13 +137,7 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
     mine.token = plain.token;
     mine.nan = plain.nan;
   } else {
-#pragma unroll 2
-    for (int i = threadIdx.x * width; i < V; i += Traits::threads * width) {
-      F values[width];
-      piece_at<width>(logits + i).values(values);
-#pragma unroll
-      for (int k = 0; k < width; ++k) mine.add(draw.score(row, i + k, values[k], penalty), i + k);
-    }
+    add_scores([&](Index token, double logit) { return draw.penalised(row, token, logit, penalty); });
   }
   const Token nan = block_min<Traits::threads>(mine.nan);
   const double largest = block_max<Traits::threads>(mine.score);
