@@ -10,7 +10,10 @@
 #include <doctest/doctest.h>
 
 #include <zamba/any_model.hpp>
+#include <zamba/eval/log_likelihood.hpp>
+#include <zamba/eval/perplexity.hpp>
 #include <zamba/generate/generator.hpp>
+#include <zamba/generate/speculative.hpp>
 #include <zamba/train/adamw.hpp>
 
 #include "support/allocation_count.hpp"
@@ -181,6 +184,47 @@ TEST_SUITE("out_of_memory") {
               make, [&](auto& at) { at.state = model.state_from_bytes(written); }, bytes) > 0);
     CHECK(failures(
               make, [&](auto&) { model.new_state({.batch = 3, .max_length = 9}); }, bytes) > 0);
+  }
+
+  TEST_CASE("weights are read and written, texts judged and continued with a draft, or not at all") {
+    auto model = random_model<Hybrid, float>();
+    const auto draft = random_model<Second, float>();
+    const std::vector<Token> tokens = random_tokens(12, 2), targets = random_tokens(12, 3), prompt{3, 1, 4};
+    const std::vector<Index> lengths{5, 7};
+    struct Pair {
+      State<Hybrid, float, cpu> state;
+      State<Second, float, cpu> drafted;
+    };
+    const auto make = [&] {
+      return Pair{model.new_state({.batch = 2, .max_length = 24}), draft.new_state({.batch = 1, .max_length = 24})};
+    };
+    const auto single = [&] { return Pair{model.new_state({.max_length = 24}), make().drafted}; };
+    const auto bytes = [](Pair& pair) {
+      Bytes all = pair.state.to_bytes();
+      const Bytes drafted = pair.drafted.to_bytes();
+      all.insert(all.end(), drafted.begin(), drafted.end());
+      return all;
+    };
+    const ParameterEntry& entry = model.entries()[2];
+    const auto values = model.read(entry);
+    CHECK(failures(
+              make, [&](Pair&) { model.read(entry); }, bytes) > 0);
+    CHECK(failures(
+              make, [&](Pair&) { model.write(entry, values); }, bytes) > 0);
+    CHECK(failures(
+              make,
+              [&](Pair& pair) {
+                log_likelihoods(model, pair.state, {tokens, lengths}, targets);
+              },
+              bytes) > 0);
+    CHECK(failures(
+              make, [&](Pair&) { text_loss(model, tokens, {.length = 6}); }, bytes) > 0);
+    CHECK(failures(
+              single,
+              [&](Pair& pair) {
+                generate_speculatively(model, pair.state, draft, pair.drafted, prompt, {.max_new_tokens = 5});
+              },
+              bytes) > 0);
   }
 
   TEST_CASE("AnyModel: the same, with logits of its own") {

@@ -8,7 +8,8 @@
 namespace zamba {
 
 template <class Net, class T, class Device>
-Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<Net, T>()) {
+Model<Net, T, Device>::Model(Uninitialised)
+    : entries_(detail::or_out_of_memory("Model", detail::list_parameters<Net, T>)) {
   const ParameterEntry& last = entries_.back();
   const std::size_t all = last.byte_offset + align_up(bytes(last));
   try {
@@ -22,7 +23,10 @@ Model<Net, T, Device>::Model(Uninitialised) : entries_(detail::list_parameters<N
 
 template <class Net, class T, class Device>
 Model<Net, T, Device>::Model(Seed seed) : Model(Uninitialised{}) {
-  for (std::size_t i = 0; i < entries_.size(); ++i) write(entries_[i], detail::initial_values(entries_[i], i, seed));
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const auto values = [&] { return detail::initial_values(entries_[i], i, seed); };
+    write(entries_[i], detail::or_out_of_memory("Model", values));
+  }
 }
 
 template <class Net, class T, class Device>
@@ -36,18 +40,13 @@ Model<Net, U, OtherDevice> Model<Net, T, Device>::to() const {
 
 template <class Net, class T, class Device>
 std::vector<double> Model<Net, T, Device>::read(const ParameterEntry& entry) const {
-  std::vector<double> values(static_cast<std::size_t>(entry.size));
   const auto copy = [&](auto zero) {
     using Stored = decltype(zero);
-    std::vector<Stored> stored(values.size());
+    std::vector<Stored> stored(static_cast<std::size_t>(entry.size));
     Memory<Device>::copy_to_host(stored.data(), data(entry), bytes(entry));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(stored[i]);
+    return std::vector<double>(stored.begin(), stored.end());
   };
-  if (entry.precise)
-    copy(F{});
-  else
-    copy(T{});
-  return values;
+  return detail::or_out_of_memory("Model::read", [&] { return entry.precise ? copy(F{}) : copy(T{}); });
 }
 
 template <class Net, class T, class Device>
@@ -61,10 +60,7 @@ void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const d
       stored[i] = static_cast<Stored>(static_cast<compute_t<Stored>>(values[i]));
     Memory<Device>::copy_from_host(data(entry), stored.data(), bytes(entry));
   };
-  if (entry.precise)
-    copy(F{});
-  else
-    copy(T{});
+  detail::or_out_of_memory("Model::write", [&] { entry.precise ? copy(F{}) : copy(T{}); });
 }
 
 template <class Net, class T, class Device>

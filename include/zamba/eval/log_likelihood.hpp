@@ -72,11 +72,13 @@ double log_probability(std::span<const A> logits, Token token) {
 }
 
 /// Appends tokens to the rows of a state, as Model::extend does, and gives log p of each one's target, the token wanted
-/// after it; 0 where the target is negative: nothing is wanted there. An Error names the row whose logits hold a NaN.
+/// after it; 0 where the target is negative: nothing is wanted there. An Error names the row whose logits hold a NaN;
+/// an OutOfMemory leaves the state as it was.
 template <InferenceModel M>
 std::vector<double> log_likelihoods(const M& model, typename M::StateType& state, const Tokens& tokens,
                                     std::span<const Token> targets) {
-  auto values = detail::log_likelihoods_or_nan(model, state, tokens, targets);
+  const auto values = detail::all_or_none(
+      "log_likelihoods", state, [&] { return detail::log_likelihoods_or_nan(model, state, tokens, targets); });
   const auto nan = std::find_if(values.begin(), values.end(), [](double value) { return is_nan(value); });
   if (nan == values.end()) return values;
   const auto [row, position] = detail::place_of(tokens, nan - values.begin());

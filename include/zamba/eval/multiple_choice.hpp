@@ -196,14 +196,10 @@ inline Index character_count(std::string_view text) {  // the bytes that do not 
   return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; });
 }
 
-}  // namespace detail
-
-/// Asks every item after n shots. An Error names an item whose logits hold a NaN. `shots` may hold more than are used;
-/// the items are none of them.
-template <InferenceModel M, EvaluationCallback Callback = GoOn>
+template <InferenceModel M, EvaluationCallback Callback>
 std::vector<ItemResult> multiple_choice(const M& model, const Encode& encode, std::span<const MultipleChoiceItem> items,
                                         std::span<const MultipleChoiceItem> shots, Index n,
-                                        const MultipleChoiceOptions& options, Callback&& callback = {}) {
+                                        const MultipleChoiceOptions& options, Callback&& callback) {
   require(!items.empty(), "multiple_choice: there are no items");
   require(encode != nullptr, "multiple_choice: there is no way to encode texts, `encode` is empty");
   require(n >= 0, "multiple_choice: the number of shots must be 0 or more, got ", n);
@@ -213,25 +209,37 @@ std::vector<ItemResult> multiple_choice(const M& model, const Encode& encode, st
   for (std::size_t first = 0, end = 0; first < items.size(); first = end) {
     // A run of items with one heading, whose prompts begin alike.
     const std::string before = prompt_before(items[first], shots, n);
-    std::vector<detail::EncodedItem> run;
+    std::vector<EncodedItem> run;
     std::size_t known = static_cast<std::size_t>(-1), longest = 0;
     for (; end < items.size() && items[end].heading == items[first].heading; ++end) {
-      run.push_back(detail::encode_item(items[end], before, encode, options));
-      known = std::min({known, run.back().common, detail::common_length(run.front().rows[0], run.back().rows[0])});
+      run.push_back(encode_item(items[end], before, encode, options));
+      known = std::min({known, run.back().common, common_length(run.front().rows[0], run.back().rows[0])});
       for (const auto& row : run.back().rows) longest = std::max(longest, row.size());
     }
     auto state = model.new_state({.batch = 1, .max_length = static_cast<Index>(longest)});
     if (known > 0) model.extend(state, std::span<const Token>(run.front().rows[0]).first(known));
     for (std::size_t i = first; i < end; ++i) {
       results.push_back(
-          {items[i].name, items[i].answer, detail::score_item(model, state, known, run[i - first], items[i].name)});
+          {items[i].name, items[i].answer, score_item(model, state, known, run[i - first], items[i].name)});
       for (std::size_t c = 0; c < items[i].choices.size(); ++c)
-        results.back().choices[c].characters = detail::character_count(items[i].choices[c].text);
+        results.back().choices[c].characters = character_count(items[i].choices[c].text);
       const auto done = static_cast<Index>(results.size()), all = static_cast<Index>(items.size());
       require(callback(done, all), "multiple_choice: ended after ", done, " of ", all, " items");
     }
   }
   return results;
+}
+
+}  // namespace detail
+
+/// Asks every item after n shots. An Error names an item whose logits hold a NaN. `shots` may hold more than are used;
+/// the items are none of them.
+template <InferenceModel M, EvaluationCallback Callback = GoOn>
+std::vector<ItemResult> multiple_choice(const M& model, const Encode& encode, std::span<const MultipleChoiceItem> items,
+                                        std::span<const MultipleChoiceItem> shots, Index n,
+                                        const MultipleChoiceOptions& options, Callback&& callback = {}) {
+  return detail::or_out_of_memory(
+      "multiple_choice", [&] { return detail::multiple_choice(model, encode, items, shots, n, options, callback); });
 }
 
 }  // namespace zamba

@@ -31,9 +31,10 @@ struct WindowOptions {
   std::optional<Token> begin{};  // the token that begins a text, before each window
 };
 
-/// The losses of a text's tokens, added up. An Error names a window whose loss is NaN.
-template <LossModel M, EvaluationCallback Callback = GoOn>
-LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
+namespace detail {
+
+template <LossModel M, EvaluationCallback Callback>
+LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback) {
   const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0;
   const Index length = std::max<Index>(options.length, 0) - before;
   const Index stride = options.stride ? options.stride : length;
@@ -60,7 +61,7 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
     const auto known = static_cast<std::size_t>(judged - (begin + 1 - before));  // inputs whose targets were judged
     state.reset();
     if (known > 0) model.extend(state, inputs.first(known));
-    constexpr auto chunk = static_cast<std::size_t>(detail::prefill_chunk<typename M::DeviceType>);
+    constexpr auto chunk = static_cast<std::size_t>(prefill_chunk<typename M::DeviceType>);
     for (std::size_t at = known; at < inputs.size(); at += chunk) {
       const std::size_t count = std::min(chunk, inputs.size() - at);
       const Index offsets[] = {0, static_cast<Index>(count)};
@@ -74,6 +75,14 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
     require(callback(window + 1, windows), "text_loss: ended after ", window + 1, " of ", windows, " windows");
   }
   return total;
+}
+
+}  // namespace detail
+
+/// The losses of a text's tokens, added up. An Error names a window whose loss is NaN.
+template <LossModel M, EvaluationCallback Callback = GoOn>
+LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
+  return detail::or_out_of_memory("text_loss", [&] { return detail::text_loss(model, text, options, callback); });
 }
 
 inline double perplexity(const LossSum& loss) { return std::exp(loss.mean()); }

@@ -112,19 +112,13 @@ Index check_speculation(const M& model, const typename M::StateType& state, cons
   return room;
 }
 
-}  // namespace detail
-
-/// The new tokens after `prompt`, as generate() gives them with temperature 0. Both states have one row and the same
-/// past; afterwards both hold everything but the last new token. A sequence ends with a stop token (which is returned),
-/// after max_new_tokens, or where one of the states would be full. Where logits give no token, because one is NaN, a
-/// GenerationError says whose and holds the tokens before; the states are then to be reset.
 template <InferenceModel M, InferenceModel Draft>
-SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& state, const Draft& draft,
-                                         typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
-                                         const SpeculativeOptions& options) {
-  const Index room = detail::check_speculation(model, state, draft, draft_state, prompt, options);
-  detail::Reader<M> reader{model, state, prompt};
-  detail::Reader<Draft> drafter{draft, draft_state, prompt};
+SpeculativeOutput speculate(const M& model, typename M::StateType& state, const Draft& draft,
+                            typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
+                            const SpeculativeOptions& options) {
+  const Index room = check_speculation(model, state, draft, draft_state, prompt, options);
+  Reader<M> reader{model, state, prompt};
+  Reader<Draft> drafter{draft, draft_state, prompt};
   reader.catch_up();
   drafter.catch_up();
   SpeculativeOutput output;
@@ -138,7 +132,7 @@ SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& 
     for (Index left = std::min(options.max_new_tokens, room); left > 0;) {
       fresh.clear();
       whose = "generate_speculatively, the draft";
-      const auto proposed = detail::propose(drafter, std::min(options.draft_tokens, left - 1), options.excluded_tokens);
+      const auto proposed = propose(drafter, std::min(options.draft_tokens, left - 1), options.excluded_tokens);
       whose = "generate_speculatively, the model";
       std::vector<Token> tokens = reader.pending;
       tokens.insert(tokens.end(), proposed.begin(), proposed.end());
@@ -146,7 +140,7 @@ SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& 
       bool running = true, agreed = true;
       while (running && agreed) {
         const std::size_t n = fresh.size();
-        fresh.push_back(detail::largest_of_row<typename M::DeviceType>(
+        fresh.push_back(largest_of_row<typename M::DeviceType>(
             logits, static_cast<Index>(reader.pending.size() + n) - 1, options.excluded_tokens));
         running = !stops(fresh.back());
         agreed = n < proposed.size() && fresh.back() == proposed[n];
@@ -162,18 +156,34 @@ SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& 
       if (!whole) state.roll_back(before);
       if (whole) reader.pending.clear();
       reader.pending.insert(reader.pending.end(), whole ? fresh.end() - 1 : fresh.begin(), fresh.end());
-      const bool catches_up = left == 0 || reader.pending.size() > detail::most_pending;
+      const bool catches_up = left == 0 || reader.pending.size() > most_pending;
       if (catches_up) reader.catch_up();
       if (whole || catches_up) before = state.snapshot();
     }
-  } catch (const detail::NoToken& why) {
+  } catch (const NoToken& why) {
     output.tokens.insert(output.tokens.end(), fresh.begin(), fresh.end());
-    detail::FailedRows failed;
+    FailedRows failed;
     failed.add(0, output.tokens.size(), why);
     failed.check(whose, {output.tokens});
   }
   drafter.catch_up();
   return output;
+}
+
+}  // namespace detail
+
+/// The new tokens after `prompt`, as generate() gives them with temperature 0. Both states have one row and the same
+/// past; afterwards both hold everything but the last new token. A sequence ends with a stop token (which is returned),
+/// after max_new_tokens, or where one of the states would be full. Where logits give no token, because one is NaN, a
+/// GenerationError says whose and holds the tokens before; the states are then to be reset. An OutOfMemory leaves both
+/// as they were.
+template <InferenceModel M, InferenceModel Draft>
+SpeculativeOutput generate_speculatively(const M& model, typename M::StateType& state, const Draft& draft,
+                                         typename Draft::StateType& draft_state, const std::vector<Token>& prompt,
+                                         const SpeculativeOptions& options) {
+  const auto run = [&] { return detail::speculate(model, state, draft, draft_state, prompt, options); };
+  return detail::all_or_none("generate_speculatively", state,
+                             [&] { return detail::all_or_none("generate_speculatively", draft_state, run); });
 }
 
 }  // namespace zamba
