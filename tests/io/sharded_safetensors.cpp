@@ -296,7 +296,8 @@ TEST_CASE("sharded_safetensors: where writing fails, the old files stay and noth
 
 TEST_CASE("sharded_safetensors: readers meet one writer's tensors and text, in hundreds of loads") {
   constexpr std::uint64_t limits[][2] = {{120, 120}, {120, 80}, {0, 120}, {80, 0}, {0, 0}};
-  for (const auto& [first, second] : limits) {
+  for (const auto& limit : limits) {
+    const std::uint64_t first = limit[0], second = limit[1];  // clang 14 captures no structured bindings
     CAPTURE(first);
     CAPTURE(second);
     const TemporaryFolder folder;
