@@ -110,6 +110,7 @@ class ParameterCheck {
     found_->add(Problem::parameter_initializer, name, 0, shape.count);
   }
   constexpr ParameterCheck scope(std::string_view, Index = -1) const { return *this; }
+  constexpr ParameterCheck stream(Index) const { return *this; }
 
  private:
   Found* found_;
