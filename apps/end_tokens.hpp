@@ -7,11 +7,11 @@
 #include <filesystem>
 #include <span>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include <zamba/detail/json_object.hpp>
 #include <zamba/detail/json_part.hpp>
+#include <zamba/io/file.hpp>
 
 #include "text.hpp"
 
@@ -19,8 +19,7 @@ namespace zamba_apps {
 
 /// The ids under eos_token_id in a file of the model's folder; none where the file or the key is not there, or null.
 inline std::vector<Token> eos_token_ids(const std::filesystem::path& file, Index vocabulary) {
-  std::error_code error;
-  if (!std::filesystem::exists(file, error)) return {};
+  if (!zamba::is_there(file)) return {};
   const std::string origin = file.string();
   const nlohmann::json object = zamba::detail::parse_object(read_text_file(file), origin);
   const zamba::detail::JsonPart part = zamba::detail::JsonPart(object, origin)["eos_token_id"];

@@ -11,6 +11,7 @@
 
 #include <zamba/detail/problems.hpp>
 #include <zamba/error.hpp>
+#include <zamba/io/file.hpp>
 #include <zamba/io/sharded_safetensors.hpp>
 
 namespace zamba::detail {
@@ -27,24 +28,19 @@ std::string first_file(const std::filesystem::path& directory, Wanted&& wanted) 
   return first;
 }
 
-inline bool holds(const std::filesystem::path& directory, const char* file) {
-  std::error_code error;
-  return std::filesystem::exists(directory / file, error);
-}
-
 /// Throws where there is no config.json, but that of something else.
 inline void check_has_config(const std::filesystem::path& directory) {
-  if (holds(directory, "config.json")) return;
-  require(!holds(directory, "adapter_config.json"), "'", directory.string(),
+  if (is_there(directory / "config.json")) return;
+  require(!is_there(directory / "adapter_config.json"), "'", directory.string(),
           "' holds an adapter (adapter_config.json) and no model: merge it into its model first");
-  require(!holds(directory, "params.json"), "'", directory.string(),
+  require(!is_there(directory / "params.json"), "'", directory.string(),
           "' is of the original format of Meta or Mistral (params.json), not of Hugging Face's: take the repository of "
           "that, or convert it by transformers");
 }
 
 /// Throws where weights are there, but not as model.safetensors or in shards with an index.
 inline void check_has_safetensors(const std::filesystem::path& directory) {
-  if (holds(directory, whole_file) || holds(directory, index_file)) return;
+  if (is_there(directory / whole_file) || is_there(directory / index_file)) return;
   const std::string pickled = first_file(directory, [](std::string_view name) {
     const bool of_weights =
         name.starts_with("pytorch_model") || name.starts_with("model") || name.starts_with("consolidated");

@@ -61,6 +61,23 @@ constexpr Index scan_checkpoint_count(const Sequences& sequences) {
 
 ZAMBA_DECLARE_OPERATOR(SelectiveScan, "selective_scan.cuh");
 
+namespace detail {
+
+template <class A, class F>
+void check_inputs(const Door& door, const SelectiveScanInputs<A, F>& in, Index n) {
+  const Index D = in.u.cols(), H = in.B.shape[1], N = in.B.shape[2];
+  door.shape("u", in.u, n, D);
+  door.shape("delta", in.delta, n, D);
+  door.shape("B", in.B, n, H, N);
+  door.shape("C", in.C, n, H, N);
+  door.shape("z", in.z, n, D);
+  door.shape("A_log", in.A_log, D, N);
+  door.shape("D", in.D, D);
+  door.shape("delta_bias", in.delta_bias, D);
+}
+
+}  // namespace detail
+
 /// y (tokens, D). state (rows, N, D), optional: read where the row has a past, rewritten with the row's last state.
 /// checkpoints (scan_checkpoint_count, N, D), optional: kept for selective_scan_backward.
 template <class Device, class A, class F = compute_t<A>>
@@ -69,15 +86,8 @@ void selective_scan(Context<Device>& ctx, const std::type_identity_t<SelectiveSc
                     std::type_identity_t<Tensor<F, 3>> checkpoints = {}) {
   if constexpr (checked) {
     const detail::Door door{"selective_scan"};
-    const Index n = sequences.tokens, D = in.u.cols(), H = in.B.shape[1], N = in.B.shape[2];
-    door.shape("u", in.u, n, D);
-    door.shape("delta", in.delta, n, D);
-    door.shape("B", in.B, n, H, N);
-    door.shape("C", in.C, n, H, N);
-    door.shape("z", in.z, n, D);
-    door.shape("A_log", in.A_log, D, N);
-    door.shape("D", in.D, D);
-    door.shape("delta_bias", in.delta_bias, D);
+    const Index n = sequences.tokens, D = in.u.cols(), N = in.B.shape[2];
+    detail::check_inputs(door, in, n);
     door.optional("state", state, sequences.rows, N, D);
     door.shape("y", y, n, D);
     door.optional("checkpoints", checkpoints, scan_checkpoint_count(sequences), N, D);
@@ -95,14 +105,7 @@ void selective_scan_backward(Context<Device>& ctx, std::type_identity_t<Matrix<c
   if constexpr (checked) {
     const detail::Door door{"selective_scan_backward"};
     const Index n = sequences.tokens, D = in.u.cols(), H = in.B.shape[1], N = in.B.shape[2];
-    door.shape("u", in.u, n, D);
-    door.shape("delta", in.delta, n, D);
-    door.shape("B", in.B, n, H, N);
-    door.shape("C", in.C, n, H, N);
-    door.shape("z", in.z, n, D);
-    door.shape("A_log", in.A_log, D, N);
-    door.shape("D", in.D, D);
-    door.shape("delta_bias", in.delta_bias, D);
+    detail::check_inputs(door, in, n);
     door.shape("d_y", d_y, n, D);
     door.shape("checkpoints", checkpoints, scan_checkpoint_count(sequences), N, D);
     door.shape("gradient of u", gradients.u, n, D);

@@ -70,6 +70,24 @@ constexpr Index ssd_checkpoint_count(const Sequences& sequences, Index chunk = s
 
 ZAMBA_DECLARE_OPERATOR(Ssd, "ssd.cuh");
 
+namespace detail {
+
+template <class A, class F>
+void check_inputs(const Door& door, const SsdInputs<A, F>& in, Index n) {
+  const Index D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
+  door.shape("u", in.u, n, D);
+  door.shape("delta", in.delta, n, H);
+  door.shape("B", in.B, n, G, N);
+  door.shape("C", in.C, n, G, N);
+  door.shape("A_log", in.A_log, H);
+  door.shape("D", in.D, H);
+  door.shape("dt_bias", in.dt_bias, H);
+  require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
+          " groups");
+}
+
+}  // namespace detail
+
 /// y (tokens, D). state (rows, N, D), optional: read where the row has a past, rewritten with the row's last state.
 /// checkpoints (ssd_checkpoint_count, N, D), optional: kept for ssd_backward.
 template <class Device, class A, class F = compute_t<A>>
@@ -78,16 +96,8 @@ void ssd(Context<Device>& ctx, const std::type_identity_t<SsdInputs<A, F>>& in, 
          Index chunk = ssd_chunk) {
   if constexpr (checked) {
     const detail::Door door{"ssd"};
-    const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
-    door.shape("u", in.u, n, D);
-    door.shape("delta", in.delta, n, H);
-    door.shape("B", in.B, n, G, N);
-    door.shape("C", in.C, n, G, N);
-    door.shape("A_log", in.A_log, H);
-    door.shape("D", in.D, H);
-    door.shape("dt_bias", in.dt_bias, H);
-    require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
-            " groups");
+    const Index n = sequences.tokens, D = in.u.cols(), N = in.B.shape[2];
+    detail::check_inputs(door, in, n);
     door.optional("state", state, sequences.rows, N, D);
     door.shape("y", y, n, D);
     door.optional("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
@@ -105,15 +115,7 @@ void ssd_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_
   if constexpr (checked) {
     const detail::Door door{"ssd_backward"};
     const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
-    door.shape("u", in.u, n, D);
-    door.shape("delta", in.delta, n, H);
-    door.shape("B", in.B, n, G, N);
-    door.shape("C", in.C, n, G, N);
-    door.shape("A_log", in.A_log, H);
-    door.shape("D", in.D, H);
-    door.shape("dt_bias", in.dt_bias, H);
-    require(G > 0 && H > 0 && H % G == 0 && D % H == 0, door.name, ": ", D, " channels in ", H, " heads of ", G,
-            " groups");
+    detail::check_inputs(door, in, n);
     door.shape("d_y", d_y, n, D);
     door.shape("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
     door.shape("gradient of u", gradients.u, n, D);
