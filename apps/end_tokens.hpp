@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include <zamba/detail/json_object.hpp>
-#include <zamba/detail/json_part.hpp>
 #include <zamba/io/file.hpp>
+#include <zamba/io/json.hpp>
+#include <zamba/io/json_part.hpp>
 
 #include "text.hpp"
 

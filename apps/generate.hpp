@@ -13,8 +13,8 @@
 #include <vector>
 
 #include <nlohmann/json.hpp>
-#include <zamba/detail/json_object.hpp>
 #include <zamba/generate/generator.hpp>
+#include <zamba/io/json.hpp>
 #include <zamba/io/json_lines.hpp>
 
 #include "end_tokens.hpp"

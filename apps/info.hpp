@@ -8,8 +8,8 @@
 #include <system_error>
 #include <vector>
 
+#include <zamba/checkpoints/registry.hpp>
 #include <zamba/io/line_plot.hpp>
-#include <zamba/io/registry.hpp>
 
 #include "console.hpp"
 #include "models.hpp"

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include <zamba/io/registry.hpp>
+#include <zamba/checkpoints/registry.hpp>
 
 #include "console.hpp"
 

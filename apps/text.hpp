@@ -12,9 +12,9 @@
 #include <system_error>
 #include <vector>
 
-#include <zamba/io/byte_tokenizer.hpp>
-#include <zamba/io/text_stream.hpp>
-#include <zamba/io/tokenizer.hpp>
+#include <zamba/text/byte_tokenizer.hpp>
+#include <zamba/text/text_stream.hpp>
+#include <zamba/text/tokenizer.hpp>
 
 namespace zamba_apps {
 

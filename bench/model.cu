@@ -45,7 +45,7 @@ OnGpu<Net> random_weights() {
     if (entry.precise)
       ctx.fill(Vector<float>(reinterpret_cast<float*>(data), entry.size), 0.5f);
     else
-      detail::for_elements(ctx, 1, entry.size,
+      kernel::for_elements(ctx, 1, entry.size,
                            bench::RandomElement<bf16>{{reinterpret_cast<bf16*>(data), entry.size}, ++stream, scale},
                            "random_weights");
   }
@@ -159,7 +159,7 @@ void prefill(benchmark::State& state) {
   }
   // What was announced: weights, state and workspace; and what the GPU holds, with CUDA's and cuBLAS's own.
   std::size_t free = 0, total = 0;
-  detail::check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  kernel::check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   const ParameterEntry& last = model->entries().back();
   const std::size_t announced = last.byte_offset + model->bytes(last) + sequence.bytes() +
                                 OnGpu<Net>::workspace_bytes({.batch = 1, .max_length = length});

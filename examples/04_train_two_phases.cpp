@@ -7,7 +7,7 @@
 #include <iterator>
 #include <string>
 
-#include <zamba/io/byte_tokenizer.hpp>
+#include <zamba/text/byte_tokenizer.hpp>
 #include <zamba/train/trainer.hpp>
 #include <zamba/zamba.hpp>
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include <zamba/generate/generator.hpp>
-#include <zamba/io/byte_tokenizer.hpp>
+#include <zamba/text/byte_tokenizer.hpp>
 #include <zamba/zamba.hpp>
 
 using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64, .d_state = 16, .n_heads = 2}>;

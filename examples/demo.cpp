@@ -14,7 +14,7 @@
 #include <CLI/CLI.hpp>
 
 #include <zamba/generate/generator.hpp>
-#include <zamba/io/byte_tokenizer.hpp>
+#include <zamba/text/byte_tokenizer.hpp>
 #include <zamba/train/trainer.hpp>
 #include <zamba/zamba.hpp>
 

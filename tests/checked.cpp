@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-#include <zamba/detail/dry_run.hpp>
+#include <zamba/dry_run.hpp>
 #include <zamba/train/adamw.hpp>
 
 #include "support/nets.hpp"

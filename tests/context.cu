@@ -8,7 +8,7 @@
 
 #include <doctest/doctest.h>
 
-#include <zamba/detail/elementwise.cuh>
+#include <zamba/kernel/elementwise.cuh>
 #include <zamba/number.hpp>
 
 namespace {
@@ -86,7 +86,7 @@ TEST_CASE("Context<cuda>: what kernels leave in the mailbox is there at the mome
   CHECK(reinterpret_cast<int*>(ctx.mailbox(16)) == mail);
   for (int round = 0; round < 20; ++round) {  // the next is queued before this one is read
     const int turn = round % 2;
-    detail::for_elements(ctx, 1, count, Count{mail + turn * count, 1000 * round}, "count");
+    kernel::for_elements(ctx, 1, count, Count{mail + turn * count, 1000 * round}, "count");
     ctx.note(turn);
     if (round == 0) continue;
     const int* before = mail + (1 - turn) * count;
@@ -107,7 +107,7 @@ TEST_CASE("Context<cuda>: a step without input is recorded once for a key, and a
       ++runs;
       ArenaScope scope(ctx.arena());
       ctx.zero(ctx.arena().tensor<float>(100));
-      detail::for_elements(ctx, 1, 4, Count{mail, 7}, "count");
+      kernel::for_elements(ctx, 1, 4, Count{mail, 7}, "count");
     });
   };
   const ArenaScope scope(ctx.arena());
@@ -142,7 +142,7 @@ TEST_CASE("CUDA's errors are exceptions that name the call, and are reported onc
   CHECK(values(x)[3] == 1);
 
   std::vector<float> host(4);
-  CHECK_THROWS_WITH_AS(detail::check_cuda(cudaErrorInvalidValue, "fill"),
+  CHECK_THROWS_WITH_AS(kernel::check_cuda(cudaErrorInvalidValue, "fill"),
                        "zamba: fill: invalid argument (cudaErrorInvalidValue)", Error);
 }
 

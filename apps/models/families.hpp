@@ -3,7 +3,7 @@
 // weights; another type of it costs an add more.
 #pragma once
 
-#include <zamba/io/registry.hpp>
+#include <zamba/checkpoints/registry.hpp>
 
 namespace zamba_apps {
 

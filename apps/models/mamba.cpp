@@ -2,9 +2,9 @@
 // Mamba and Mamba-2, of one format.
 #include "families.hpp"
 
+#include <zamba/checkpoints/mamba.hpp>
 #include <zamba/models/mamba.hpp>
 #include <zamba/models/mamba2.hpp>
-#include <zamba/models/mamba_checkpoint.hpp>
 
 void zamba_apps::add_mamba(zamba::Registry& registry) {
   registry.add<zamba::Mamba_130M, float>("Mamba-130M")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "families.hpp"
 
+#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/models/zamba2.hpp>
-#include <zamba/models/zamba2_checkpoint.hpp>
 
 void zamba_apps::add_zamba2(zamba::Registry& registry) {
   registry.add<zamba::Zamba2_1_2B, zamba::bf16>("Zamba2-1.2B")

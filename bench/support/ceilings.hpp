@@ -13,7 +13,7 @@
 #include <Eigen/Core>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/simd.hpp>
 
 namespace zamba::bench {
 
@@ -33,7 +33,7 @@ double least_seconds(int repeats, F&& f) {
 inline double read_bandwidth(int threads) {
   static std::map<int, double> known;
   if (const auto at = known.find(threads); at != known.end()) return at->second;
-  constexpr Index count = Index{1} << 27, streams = 4, step = detail::lanes<float>;
+  constexpr Index count = Index{1} << 27, streams = 4, step = kernel::lanes<float>;
   const std::vector<float> data(count, 1.0f);
   std::vector<float> sums(static_cast<std::size_t>(threads) * 16);
   Context<cpu> ctx(threads);
@@ -41,10 +41,10 @@ inline double read_bandwidth(int threads) {
     ctx.parallel_for(threads, [&](Index i, int) {
       const Index length = count / threads / (streams * step) * step;
       const float* from = data.data() + i * streams * length;
-      detail::Pack<float> sum[streams] = {};
+      kernel::Pack<float> sum[streams] = {};
       for (Index k = 0; k < length; k += step)
-        for (Index s = 0; s < streams; ++s) sum[s] += detail::load(from + s * length + k);
-      sums[static_cast<std::size_t>(i) * 16] = detail::sum<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        for (Index s = 0; s < streams; ++s) sum[s] += kernel::load(from + s * length + k);
+      sums[static_cast<std::size_t>(i) * 16] = kernel::sum<float>((sum[0] + sum[1]) + (sum[2] + sum[3]));
     });
     benchmark::DoNotOptimize(sums.data());
     benchmark::ClobberMemory();

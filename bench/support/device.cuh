@@ -10,7 +10,7 @@
 #include <benchmark/benchmark.h>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
+#include <zamba/kernel/elementwise.cuh>
 #include <zamba/number.hpp>
 #include <zamba/tensor.hpp>
 
@@ -20,8 +20,8 @@ namespace zamba::bench {
 class DeviceTimer {
  public:
   explicit DeviceTimer(cudaStream_t stream) : stream_(stream) {
-    detail::check_cuda(cudaEventCreate(&begin_), "cudaEventCreate");
-    detail::check_cuda(cudaEventCreate(&end_), "cudaEventCreate");
+    kernel::check_cuda(cudaEventCreate(&begin_), "cudaEventCreate");
+    kernel::check_cuda(cudaEventCreate(&end_), "cudaEventCreate");
   }
   ~DeviceTimer() {
     cudaEventDestroy(begin_);
@@ -30,12 +30,12 @@ class DeviceTimer {
   DeviceTimer(const DeviceTimer&) = delete;
   DeviceTimer& operator=(const DeviceTimer&) = delete;
 
-  void start() { detail::check_cuda(cudaEventRecord(begin_, stream_), "cudaEventRecord"); }
+  void start() { kernel::check_cuda(cudaEventRecord(begin_, stream_), "cudaEventRecord"); }
   double stop() {
     float milliseconds = 0;
-    detail::check_cuda(cudaEventRecord(end_, stream_), "cudaEventRecord");
-    detail::check_cuda(cudaEventSynchronize(end_), "DeviceTimer");
-    detail::check_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
+    kernel::check_cuda(cudaEventRecord(end_, stream_), "cudaEventRecord");
+    kernel::check_cuda(cudaEventSynchronize(end_), "DeviceTimer");
+    kernel::check_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
     return milliseconds;
   }
 
@@ -64,7 +64,7 @@ class DeviceArray {
  public:
   DeviceArray(Context<cuda>& ctx, Index count, std::uint64_t stream, float scale = 1)
       : count_(count), buffer_(static_cast<std::size_t>(std::max<Index>(count, 1)) * sizeof(T)) {
-    detail::for_elements(ctx, 1, count, RandomElement<T>{view(count), stream, scale}, "DeviceArray");
+    kernel::for_elements(ctx, 1, count, RandomElement<T>{view(count), stream, scale}, "DeviceArray");
   }
   template <class... Extents>
   Tensor<T, sizeof...(Extents)> view(Extents... extents) const {
@@ -152,7 +152,7 @@ inline double product_rate() {
     const DeviceArray<bf16> a(ctx, n * n, 1), b(ctx, n * n, 2), c(ctx, n * n, 3);
     const float one = 1, zero = 0;
     return 2.0 * n * n * n / least_device_seconds(ctx, 8, [&] {
-             detail::check_cublas(cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a.view(n).data,
+             kernel::check_cublas(cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a.view(n).data,
                                                   CUDA_R_16BF, n, b.view(n).data, CUDA_R_16BF, n, &zero, c.view(n).data,
                                                   CUDA_R_16BF, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                                   "product_rate");

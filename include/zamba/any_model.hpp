@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // AnyModel: a Model whose type is chosen at run time, and AnyState, its state.
 //
-//   zamba::AnyModel model = registry.load("my-model");       // io/registry.hpp; or AnyModel(Model<Net>(...), "mine")
-//   zamba::AnyState state = model.new_state({.batch = 1, .max_length = 4096});
-//   auto logits = model.extend(state, prompt);
+//   zamba::AnyModel model = registry.load("my-model");       // checkpoints/registry.hpp; or AnyModel(Model<Net>(...),
+//   "mine") zamba::AnyState state = model.new_state({.batch = 1, .max_length = 4096}); auto logits =
+//   model.extend(state, prompt);
 //
 // Every call is one virtual call more than the Model's own, and computes with the calling thread's context: how many
 // threads that has is set by this_thread_context<cpu>() = Context<cpu>(threads). Like a Model, a const AnyModel may be

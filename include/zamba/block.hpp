@@ -85,7 +85,7 @@ constexpr void visit_state(S& s, F&& f) {
 namespace detail {
 
 template <class B, bool Shared>
-struct BlockCheck;  // detail/block_check.hpp
+struct BlockCheck;  // block/check.hpp
 
 }  // namespace detail
 
@@ -99,7 +99,7 @@ concept Block = detail::BlockCheck<B, false>::passed;
 template <class B>
 concept SharedBlock = detail::BlockCheck<B, true>::passed;
 
-/// Whether B does all its computing by operators, so that its forward pass can be run dry (detail/dry_run.hpp): a block
+/// Whether B does all its computing by operators, so that its forward pass can be run dry (dry_run.hpp): a block
 /// that does has `static constexpr bool by_operators = true`.
 template <class B>
 inline constexpr bool by_operators = [] {
@@ -223,4 +223,4 @@ constexpr Index state_bytes(Index batch, Index length) {
 
 }  // namespace zamba
 
-#include <zamba/detail/block_check.hpp>
+#include <zamba/block/check.hpp>

@@ -22,7 +22,7 @@
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// Throws Error, naming what was called, unless it succeeded.
 inline void check_cuda(cudaError_t status, const char* call) {
@@ -53,14 +53,14 @@ __global__ void fill_kernel(T* to, Index count, T value) {
   for (Index i = Index{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) to[i] = value;
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 // Emitted even where unused: units of other compilers call these.
 #define ZAMBA_EMITTED [[gnu::used]] inline
 
 ZAMBA_EMITTED std::size_t Memory<cuda>::free_bytes() {
   std::size_t available = 0, total = 0;
-  detail::check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+  kernel::check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
   return available;
 }
 ZAMBA_EMITTED void* Memory<cuda>::allocate(std::size_t bytes) {
@@ -71,30 +71,30 @@ ZAMBA_EMITTED void* Memory<cuda>::allocate(std::size_t bytes) {
     detail::throw_error<OutOfMemory>("cudaMalloc: out of memory: ", bytes, " bytes wanted, ", free_bytes(),
                                      " are free");
   }
-  detail::check_cuda(status, "cudaMalloc");
+  kernel::check_cuda(status, "cudaMalloc");
   return pointer;
 }
 ZAMBA_EMITTED void Memory<cuda>::release(void* pointer) noexcept { cudaFree(pointer); }
 
 ZAMBA_EMITTED void Memory<cuda>::copy_from_host(void* to, const void* from, std::size_t bytes) {
-  detail::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cudaStreamLegacy), "copy_from_host");
-  detail::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_from_host");
+  kernel::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cudaStreamLegacy), "copy_from_host");
+  kernel::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_from_host");
 }
 ZAMBA_EMITTED void Memory<cuda>::copy_to_host(void* to, const void* from, std::size_t bytes) {
-  detail::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cudaStreamLegacy), "copy_to_host");
-  detail::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_to_host");
+  kernel::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cudaStreamLegacy), "copy_to_host");
+  kernel::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_to_host");
 }
 ZAMBA_EMITTED void Memory<cuda>::copy_pieces_to_host(void* to, const void* from, std::size_t bytes, std::size_t count,
                                                      std::size_t stride) {
-  detail::check_cuda(cudaMemcpy2DAsync(to, bytes, from, stride, bytes, count, cudaMemcpyDeviceToHost, cudaStreamLegacy),
+  kernel::check_cuda(cudaMemcpy2DAsync(to, bytes, from, stride, bytes, count, cudaMemcpyDeviceToHost, cudaStreamLegacy),
                      "copy_pieces_to_host");
-  detail::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_pieces_to_host");
+  kernel::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy_pieces_to_host");
 }
 ZAMBA_EMITTED void Memory<cuda>::copy(void* to, const void* from, std::size_t bytes) {
-  detail::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cudaStreamLegacy), "Memory::copy");
+  kernel::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cudaStreamLegacy), "Memory::copy");
 }
 ZAMBA_EMITTED void Memory<cuda>::zero(void* to, std::size_t bytes) {
-  detail::check_cuda(cudaMemsetAsync(to, 0, bytes, cudaStreamLegacy), "Memory::zero");
+  kernel::check_cuda(cudaMemsetAsync(to, 0, bytes, cudaStreamLegacy), "Memory::zero");
 }
 
 #undef ZAMBA_EMITTED
@@ -104,16 +104,16 @@ class Context<cuda> {
  public:
   Context() {
     int device = 0;
-    detail::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    kernel::check_cuda(cudaGetDevice(&device), "cudaGetDevice");
     const auto read = [&](cudaDeviceAttr attribute) {
       int value = 0;
-      detail::check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+      kernel::check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
       return value;
     };
     overlaps_ = read(cudaDevAttrComputeCapabilityMajor) >= 9;
     multiprocessors_ = read(cudaDevAttrMultiProcessorCount);
     most_shared_ = static_cast<std::size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-    detail::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate");
+    kernel::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate");
   }
   ~Context() {
     while (!recordings_.empty()) forget(recordings_.begin());
@@ -138,8 +138,8 @@ class Context<cuda> {
   /// cuBLAS on this stream, made at first use: it takes a while and some memory.
   cublasHandle_t blas() {
     if (!blas_) {
-      detail::check_cublas(cublasCreate(&blas_), "cublasCreate");
-      detail::check_cublas(cublasSetStream(blas_, stream_), "cublasSetStream");
+      kernel::check_cublas(cublasCreate(&blas_), "cublasCreate");
+      kernel::check_cublas(cublasSetStream(blas_, stream_), "cublasSetStream");
     }
     return blas_;
   }
@@ -158,7 +158,7 @@ class Context<cuda> {
   /// Copies host data, which may likewise be overwritten at once, into an array of the device.
   template <class T>
   void upload(const T* host, Vector<T> to) {
-    detail::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "upload");
+    kernel::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "upload");
   }
 
   /// Memory of at least so many bytes that kernels write and the host reads, the same at every call until one asks for
@@ -170,7 +170,7 @@ class Context<cuda> {
       cudaFreeHost(std::exchange(mailbox_, nullptr));
       mailbox_size_ = 0;
       const std::size_t size = std::max<std::size_t>(bytes, 1 << 12);
-      detail::check_cuda(cudaMallocHost(&mailbox_, size), "cudaMallocHost");
+      kernel::check_cuda(cudaMallocHost(&mailbox_, size), "cudaMallocHost");
       mailbox_size_ = size;
     }
     return static_cast<std::byte*>(mailbox_);
@@ -178,11 +178,11 @@ class Context<cuda> {
   /// Calls this point of the queue moment 0 or 1.
   void note(int moment) {
     if (!moments_[moment])
-      detail::check_cuda(cudaEventCreateWithFlags(&moments_[moment], cudaEventDisableTiming), "cudaEventCreate");
-    detail::check_cuda(cudaEventRecord(moments_[moment], stream_), "note");
+      kernel::check_cuda(cudaEventCreateWithFlags(&moments_[moment], cudaEventDisableTiming), "cudaEventCreate");
+    kernel::check_cuda(cudaEventRecord(moments_[moment], stream_), "note");
   }
   /// Waits for everything queued before the moment was noted last, while what was queued later goes on.
-  void wait_for(int moment) { detail::check_cuda(cudaEventSynchronize(moments_[moment]), "wait_for"); }
+  void wait_for(int moment) { kernel::check_cuda(cudaEventSynchronize(moments_[moment]), "wait_for"); }
 
   /// Calls step(input), where input is readable by the device, with the same address for every key; of the second step
   /// of a key on, a graph of it is launched. The step must take scratch from the arena only, in a scope of its own.
@@ -192,7 +192,7 @@ class Context<cuda> {
     auto at = recordings_.begin() + number_of(key);
     if (at != recordings_.end() && at->place == place()) {
       if (!at->graph) at->graph = record([&] { step(there); });
-      return detail::check_cuda(cudaGraphLaunch(at->graph, stream_), "replay");
+      return kernel::check_cuda(cudaGraphLaunch(at->graph, stream_), "replay");
     }
     step(there);  // once as it is: the arena grows, libraries take their memory
     if (at == recordings_.end()) {
@@ -215,22 +215,22 @@ class Context<cuda> {
   /// Copies a contiguous tensor into another of the same extents.
   template <class T, int Rank>
   void copy(Tensor<T, Rank> from, std::type_identity_t<Tensor<std::remove_const_t<T>, Rank>> to) {
-    detail::check_cuda(cudaMemcpyAsync(to.data, from.data, bytes_of(from), cudaMemcpyDeviceToDevice, stream_), "copy");
+    kernel::check_cuda(cudaMemcpyAsync(to.data, from.data, bytes_of(from), cudaMemcpyDeviceToDevice, stream_), "copy");
   }
   template <class T, int Rank>
   void fill(Tensor<T, Rank> to, T value) {
     const Index count = to.size();
-    detail::fill_kernel<<<detail::blocks_for(count, detail::elementwise_threads), detail::elementwise_threads, 0,
+    kernel::fill_kernel<<<kernel::blocks_for(count, kernel::elementwise_threads), kernel::elementwise_threads, 0,
                           stream_>>>(to.data, count, value);
-    detail::check_launch("fill");
+    kernel::check_launch("fill");
   }
   template <class T, int Rank>
   void zero(Tensor<T, Rank> to) {
-    detail::check_cuda(cudaMemsetAsync(to.data, 0, bytes_of(to), stream_), "zero");
+    kernel::check_cuda(cudaMemsetAsync(to.data, 0, bytes_of(to), stream_), "zero");
   }
 
   /// Waits for everything queued, and throws what went wrong in it.
-  void synchronize() { detail::check_cuda(cudaStreamSynchronize(stream_), "synchronize"); }
+  void synchronize() { kernel::check_cuda(cudaStreamSynchronize(stream_), "synchronize"); }
 
  private:
   template <class T, int Rank>
@@ -267,24 +267,24 @@ class Context<cuda> {
   const std::byte* stage(std::span<const std::byte> input) {
     if (input.empty()) return nullptr;
     if (!input_read_)
-      detail::check_cuda(cudaEventCreateWithFlags(&input_read_, cudaEventDisableTiming), "cudaEventCreate");
-    detail::check_cuda(cudaEventSynchronize(input_read_), "replay: input");
+      kernel::check_cuda(cudaEventCreateWithFlags(&input_read_, cudaEventDisableTiming), "cudaEventCreate");
+    kernel::check_cuda(cudaEventSynchronize(input_read_), "replay: input");
     if (input.size() > input_there_.size()) {
       while (!recordings_.empty()) forget(recordings_.begin());  // they read from the memory that goes
       cudaFreeHost(std::exchange(input_, nullptr));
       input_there_ = Buffer<cuda>(std::max<std::size_t>(input.size(), 1 << 12));
-      detail::check_cuda(cudaMallocHost(&input_, input_there_.size()), "cudaMallocHost");
+      kernel::check_cuda(cudaMallocHost(&input_, input_there_.size()), "cudaMallocHost");
     }
     std::memcpy(input_, input.data(), input.size());
-    detail::check_cuda(cudaMemcpyAsync(input_there_.data(), input_, input.size(), cudaMemcpyHostToDevice, stream_),
+    kernel::check_cuda(cudaMemcpyAsync(input_there_.data(), input_, input.size(), cudaMemcpyHostToDevice, stream_),
                        "replay: input");
-    detail::check_cuda(cudaEventRecord(input_read_, stream_), "replay: input");
+    kernel::check_cuda(cudaEventRecord(input_read_, stream_), "replay: input");
     return input_there_.data();
   }
 
   template <class Step>
   cudaGraphExec_t record(Step&& step) {
-    detail::check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "replay: capture");
+    kernel::check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "replay: capture");
     cudaGraph_t graph = nullptr;
     try {
       step();
@@ -293,11 +293,11 @@ class Context<cuda> {
       if (graph) cudaGraphDestroy(graph);
       throw;
     }
-    detail::check_cuda(cudaStreamEndCapture(stream_, &graph), "replay: capture");
+    kernel::check_cuda(cudaStreamEndCapture(stream_, &graph), "replay: capture");
     cudaGraphExec_t executable = nullptr;
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
-    detail::check_cuda(status, "replay: cudaGraphInstantiate");
+    kernel::check_cuda(status, "replay: cudaGraphInstantiate");
     ++recorded_;
     return executable;
   }

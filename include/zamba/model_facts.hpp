@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include <zamba/io/dtype.hpp>
+#include <zamba/dtype.hpp>
 #include <zamba/model.hpp>
 
 namespace zamba {

@@ -16,7 +16,7 @@ namespace zamba::detail {
 template <class Device>
 inline constexpr bool no_version_for = false;
 
-// Defined in detail/dry_run.hpp.
+// Defined in dry_run.hpp.
 template <class Device>
 struct DryRun;
 template <template <class> class Operator, class Device>

@@ -11,8 +11,8 @@
 // x0 collects a gradient from every use, a shared block's weights the sum over its uses.
 #pragma once
 
+#include <zamba/array.hpp>
 #include <zamba/block.hpp>
-#include <zamba/detail/array.hpp>
 #include <zamba/ops/add.hpp>
 #include <zamba/ops/linear.hpp>
 #include <zamba/shared_use.hpp>

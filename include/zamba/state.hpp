@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
+#include <zamba/array.hpp>
 #include <zamba/block.hpp>
 #include <zamba/buffer.hpp>
-#include <zamba/detail/array.hpp>
 #include <zamba/number.hpp>
 
 namespace zamba {

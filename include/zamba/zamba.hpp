@@ -7,14 +7,12 @@
 #include <zamba/blocks/mamba_block.hpp>
 #include <zamba/blocks/shared_attention.hpp>
 #include <zamba/blocks/transformer_block.hpp>
+#include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/registry.hpp>
 #include <zamba/eval/multiple_choice.hpp>
 #include <zamba/eval/perplexity.hpp>
 #include <zamba/generate/generator.hpp>
 #include <zamba/generate/speculative.hpp>
-#include <zamba/io/byte_tokenizer.hpp>
-#include <zamba/io/huggingface.hpp>
-#include <zamba/io/registry.hpp>
-#include <zamba/io/text_stream.hpp>
 #include <zamba/language_model.hpp>
 #include <zamba/model.hpp>
 #include <zamba/models/llama.hpp>
@@ -23,4 +21,6 @@
 #include <zamba/models/zamba2.hpp>
 #include <zamba/models/zamba_7b.hpp>
 #include <zamba/pattern_stack.hpp>
+#include <zamba/text/byte_tokenizer.hpp>
+#include <zamba/text/text_stream.hpp>
 #include <zamba/train/trainer.hpp>

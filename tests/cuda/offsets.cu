@@ -27,7 +27,7 @@ constexpr double tolerance = 0x1p-8;
 template <class T>
 bool fits(Index elements) {
   std::size_t available = 0, total = 0;
-  zamba::detail::check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+  zamba::kernel::check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
   const auto wanted = static_cast<std::size_t>(elements) * sizeof(T);
   if (wanted + (std::size_t{1} << 30) <= available) return true;
   MESSAGE("skipped: ", wanted, " bytes wanted, ", available, " are free");

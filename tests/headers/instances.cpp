@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // What users instantiate: a model of each family in each storage type, with its training, generation, evaluation,
 // files, tokenizers and checks. Compiled only, by both compilers, with the warnings that strict projects turn on.
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/eval/multiple_choice_file.hpp>
-#include <zamba/models/llama_checkpoint.hpp>
-#include <zamba/models/mamba_checkpoint.hpp>
-#include <zamba/models/zamba2_checkpoint.hpp>
-#include <zamba/models/zamba_checkpoint.hpp>
 #include <zamba/testing/check_reference.hpp>
 #include <zamba/testing/conformance.hpp>
 #include <zamba/zamba.hpp>

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """The keys of config.json that transformers knows for the families read here, with its defaults: writes
-tests/data/config_keys.json, from which tests/models/config_keys.cpp tries every one.
+tests/data/config_keys.json, from which tests/checkpoints/config_keys.cpp tries every one.
 
     tests/interop/config_keys.py tests/data/config_keys.json
 

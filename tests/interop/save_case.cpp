@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include <zamba/io/huggingface.hpp>
+#include <zamba/checkpoints/huggingface.hpp>
 
 #include <tests/support/cases.hpp>
 

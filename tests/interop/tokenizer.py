@@ -271,7 +271,7 @@ def sentencepiece_model():
 
 
 def variants(base, byte_level):
-    """Both files with other parts; tests/io/tokenizer.cpp makes the same changes."""
+    """Both files with other parts; tests/text/tokenizer.cpp makes the same changes."""
 
     def metaspace(**settings):
         return {"normalizer": None, "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", **settings}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes include/zamba/detail/unicode_classes.hpp and unicode_compositions.hpp: unicode_tables.py include/zamba/detail
+"""Writes include/zamba/text/unicode/classes_table.hpp and unicode_compositions.hpp: unicode_tables.py include/zamba/detail
 
 The characters are those of the PyPI package `unicodedata2`, whose major version is that of Unicode; it lacks two
 properties, which the package `regex` has: pip install unicodedata2==16.0.0 regex==2024.11.6

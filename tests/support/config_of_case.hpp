@@ -8,7 +8,7 @@
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
-#include <zamba/io/huggingface.hpp>
+#include <zamba/checkpoints/huggingface.hpp>
 
 #include "cases.hpp"
 

@@ -10,8 +10,8 @@
 
 #include <numbers>
 
+#include <zamba/data/mixture.hpp>
 #include <zamba/model.hpp>
-#include <zamba/train/mixture.hpp>
 
 namespace zamba {
 

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/host_logits.hpp>
-#include <zamba/detail/softmax.hpp>
+#include <zamba/host_logits.hpp>
+#include <zamba/kernel/softmax.hpp>
 #include <zamba/model.hpp>
 #include <zamba/number.hpp>
 
@@ -28,7 +28,7 @@ double log_probability_or_nan(std::span<const A> logits, Token token) {
   require(token >= 0 && token < size, "log_probability: token ", token, " is outside the vocabulary of ", size);
   constexpr Index chunk = 1024;
   A room[chunk];
-  const A largest = detail::largest(logits.data(), size);
+  const A largest = kernel::largest(logits.data(), size);
   double sum = 0;
   for (Index first = 0; first < size; first += chunk) {
     const Index count = std::min(chunk, size - first);

@@ -21,10 +21,10 @@
 #include <vector>
 
 #include <nlohmann/json.hpp>
-#include <zamba/detail/json_object.hpp>
-#include <zamba/detail/text_steps.hpp>
 #include <zamba/eval/multiple_choice.hpp>
+#include <zamba/io/json.hpp>
 #include <zamba/io/json_lines.hpp>
+#include <zamba/text/replace_all.hpp>
 
 namespace zamba {
 

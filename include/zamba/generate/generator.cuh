@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-// advance_rows on CUDA: one block, some rows at a time; contract in detail/device_generation.hpp.
+// advance_rows on CUDA: one block, some rows at a time; contract in generate/device_loop.hpp.
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/detail/block_scan.cuh>
-#include <zamba/detail/launch.cuh>
 #include <zamba/generate/generator.hpp>
+#include <zamba/kernel/block_scan.cuh>
+#include <zamba/kernel/launch.cuh>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 struct AdvanceTraits {
   static constexpr int threads = 128;
@@ -46,13 +46,13 @@ __global__ void __launch_bounds__(Traits::threads) advance_rows_kernel(Generatio
   rows.turn[0] ^= 1;
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct AdvanceRows<cuda> {
   static void advance(Context<cuda>& ctx, const GenerationRows& rows) {
-    using Traits = detail::AdvanceTraits;
-    detail::launch(ctx, "advance_rows", detail::advance_rows_kernel<Traits>, 1, Traits::threads, 0, rows);
+    using Traits = kernel::AdvanceTraits;
+    kernel::launch(ctx, "advance_rows", kernel::advance_rows_kernel<Traits>, 1, Traits::threads, 0, rows);
   }
 };
 

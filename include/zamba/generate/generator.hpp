@@ -28,20 +28,12 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/host_logits.hpp>
+#include <zamba/generate/generation_options.hpp>
 #include <zamba/generate/sampler.hpp>
+#include <zamba/host_logits.hpp>
 #include <zamba/model.hpp>
 
 namespace zamba {
-
-struct GenerationOptions {
-  SamplerOptions sampling{};
-  Index max_new_tokens = 128;
-  std::vector<Token> stop_tokens{};
-  std::vector<Token> excluded_tokens{};  // never drawn: ids that a tokenizer has no text for, say
-  Seed seed{};
-  std::uint64_t stream = 0;  // of row 0
-};
 
 /// Called as callback(row, token) for every new token, stop tokens among them; false ends the row.
 template <class F>
@@ -55,28 +47,6 @@ struct RunOn {
 };
 
 namespace detail {
-
-template <class StateType>
-void check_generation(const StateType& state, std::span<const std::vector<Token>> prompts, Index vocabulary,
-                      const GenerationOptions& options) {
-  const Index rows = static_cast<Index>(prompts.size());
-  require(rows == state.batch(), "generate: ", rows, " prompts for a state of ", state.batch(), " rows");
-  require(options.max_new_tokens >= 0, "GenerationOptions: max_new_tokens must be 0 or more, got ",
-          options.max_new_tokens);
-  check_tokens(options.stop_tokens, vocabulary, "GenerationOptions: stop token");
-  check_excluded(options.excluded_tokens, vocabulary, "GenerationOptions: excluded token");
-  for (Index row = 0; row < rows; ++row) {
-    const std::vector<Token>& prompt = prompts[static_cast<std::size_t>(row)];
-    const Index length = static_cast<Index>(prompt.size());
-    require(length > 0, "generate: the prompt of row ", row, " is empty, at least one token is needed");
-    require(state.length(row) + length <= state.max_length(), "generate: row ", row, " holds ", state.length(row),
-            " positions, and its prompt of ", length, " would exceed max_length ", state.max_length());
-    for (Index i = 0; i < length; ++i)
-      require(prompt[static_cast<std::size_t>(i)] >= 0 && prompt[static_cast<std::size_t>(i)] < vocabulary,
-              "generate: token ", prompt[static_cast<std::size_t>(i)], " at position ", i, " of row ", row,
-              " is outside the vocabulary of ", vocabulary);
-  }
-}
 
 /// How many tokens a row gets room for before it has them: its end may be as far away as numbers go.
 inline constexpr std::size_t most_reserved = 1 << 20;
@@ -200,4 +170,4 @@ std::vector<Token> generate(Context<Device>& ctx, const Model<Net, T, Device>& m
 
 }  // namespace zamba
 
-#include <zamba/detail/device_generation.hpp>
+#include <zamba/generate/device_loop.hpp>

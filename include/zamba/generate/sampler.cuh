@@ -19,16 +19,16 @@
 #include <limits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/block_sum.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/weight_order.cuh>
-#include <zamba/detail/wide_load.cuh>
 #include <zamba/generate/sampler.hpp>
+#include <zamba/generate/sampler/radix_select.cuh>
+#include <zamba/kernel/block_reduce.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/number.hpp>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// The token of the largest score, or the first whose score is a NaN.
 struct BestToken {
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(Traits::threads) draw_token_kernel(Draw<typena
   draw.leave(row, gridDim.x, token, Drawn::drawn);
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct SampleRows<cuda> {
@@ -235,10 +235,10 @@ struct SampleRows<cuda> {
   static void sample(Context<cuda>& ctx, const BatchSampler& samplers, Index rows, Matrix<const A> logits,
                      bool greedy) {
     if (rows == 0) return;
-    if (detail::in_pieces(logits))
-      launch<detail::DrawTraits<A, detail::wide<A>>>(ctx, samplers, rows, logits, greedy);
+    if (kernel::in_pieces(logits))
+      launch<kernel::DrawTraits<A, kernel::wide<A>>>(ctx, samplers, rows, logits, greedy);
     else
-      launch<detail::DrawTraits<A, 1>>(ctx, samplers, rows, logits, greedy);
+      launch<kernel::DrawTraits<A, 1>>(ctx, samplers, rows, logits, greedy);
   }
 
  private:
@@ -250,20 +250,20 @@ struct SampleRows<cuda> {
     require(V <= Index{1} << 25, "sample_rows: on CUDA the vocabulary is at most 2^25, got ", V);
     const dim3 across(static_cast<unsigned>(rows));
     ArenaScope scope(ctx.arena());
-    detail::Draw<A> draw{samplers,
+    kernel::Draw<A> draw{samplers,
                          logits,
-                         ctx.arena().template tensor<detail::BestToken>(rows).data,
+                         ctx.arena().template tensor<kernel::BestToken>(rows).data,
                          {},
                          static_cast<double>(std::uint64_t{1} << (62 - bits))};
     if (!greedy) draw.weights = ctx.arena().template tensor<double>(rows, padded);
-    detail::launch(ctx, "sample_rows: best", detail::best_token_kernel<Traits>, across, Traits::threads, 0, draw);
+    kernel::launch(ctx, "sample_rows: best", kernel::best_token_kernel<Traits>, across, Traits::threads, 0, draw);
     if (greedy) return;
     // The weights need no wide loads, so there is one version of these.
-    using Single = detail::DrawTraits<A, 1>;
-    const dim3 parts(across.x, detail::blocks_for(padded, Traits::weigh_threads * Traits::weights_a_thread));
-    detail::launch(ctx, "sample_rows: weights", detail::weigh_tokens_kernel<Single>, parts, Traits::weigh_threads, 0,
+    using Single = kernel::DrawTraits<A, 1>;
+    const dim3 parts(across.x, kernel::blocks_for(padded, Traits::weigh_threads * Traits::weights_a_thread));
+    kernel::launch(ctx, "sample_rows: weights", kernel::weigh_tokens_kernel<Single>, parts, Traits::weigh_threads, 0,
                    draw);
-    detail::launch(ctx, "sample_rows: draw", detail::draw_token_kernel<Single>, across, Traits::threads, 0, draw);
+    kernel::launch(ctx, "sample_rows: draw", kernel::draw_token_kernel<Single>, across, Traits::threads, 0, draw);
   }
 };
 

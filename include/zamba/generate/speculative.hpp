@@ -19,8 +19,8 @@
 #include <span>
 #include <vector>
 
-#include <zamba/detail/host_logits.hpp>
 #include <zamba/generate/sampler.hpp>
+#include <zamba/host_logits.hpp>
 #include <zamba/model.hpp>
 
 namespace zamba {

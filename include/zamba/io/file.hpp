@@ -24,8 +24,8 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/folder.hpp>
 #include <zamba/error.hpp>
+#include <zamba/io/folder.hpp>
 
 namespace zamba {
 

@@ -28,11 +28,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include <zamba/detail/safetensors_header.hpp>
 #include <zamba/device.hpp>
+#include <zamba/dtype.hpp>
 #include <zamba/error.hpp>
-#include <zamba/io/dtype.hpp>
 #include <zamba/io/file.hpp>
+#include <zamba/io/safetensors/header.hpp>
 #include <zamba/number.hpp>
 
 namespace zamba {

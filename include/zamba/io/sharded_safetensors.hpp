@@ -31,12 +31,12 @@
 
 #include <nlohmann/json.hpp>
 
-#include <zamba/detail/folder.hpp>
-#include <zamba/detail/folder_head.hpp>
-#include <zamba/detail/problems.hpp>
 #include <zamba/error.hpp>
 #include <zamba/io/file.hpp>
+#include <zamba/io/folder.hpp>
+#include <zamba/io/problems.hpp>
 #include <zamba/io/safetensors.hpp>
+#include <zamba/io/sharded_safetensors/folder_head.hpp>
 
 namespace zamba {
 

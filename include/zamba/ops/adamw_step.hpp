@@ -23,8 +23,8 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/eigen.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/eigen.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
@@ -68,7 +68,7 @@ template <class Device, class W, class F>
 void adamw_step(Context<Device>& ctx, const AdamWTensors<W, F>& tensors, const AdamWScalars& scalars,
                 const double* norm_squared) {
   if constexpr (checked) {
-    const detail::Door door{"adamw_step"};
+    const kernel::Door door{"adamw_step"};
     const Index n = tensors.weight.size();
     door.shape("master", tensors.master, std::is_same_v<W, F> ? 0 : n);
     door.shape("gradient", tensors.gradient, n);

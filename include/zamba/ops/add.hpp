@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
+#include <zamba/kernel/door.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
 
@@ -17,7 +17,7 @@ ZAMBA_DECLARE_OPERATOR(Add, "add.cuh");
 template <class Device, class A>
 void add(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> from, Matrix<A> to) {
   if constexpr (checked) {
-    const detail::Door door{"add"};
+    const kernel::Door door{"add"};
     door.shape("from", from, to.rows(), to.cols());
   }
   Add<Device>::forward(ctx, from, to);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // attention on CUDA, forward; equations and shapes in attention.hpp.
 //
-// Rows of few tokens over a cache go at the pace of memory (detail/attention_tokens.cuh). Longer rows of bf16 go
-// through tensor cores (detail/attention_warpgroups.cuh, detail/attention_tiles.cuh); of other types, or where rows do
-// not start at multiples of 16 bytes, through the kernel for few tokens with one part.
+// Rows of few tokens over a cache go at the pace of memory (ops/attention/decode.cuh). Longer rows of bf16 go
+// through tensor cores (ops/attention/prefill_sm90.cuh, ops/attention/prefill_sm80.cuh); of other types, or where rows
+// do not start at multiples of 16 bytes, through the kernel for few tokens with one part.
 //
 // Numeric contract: scores, softmax and sums in compute_t; which way a row goes, its parts and the order of its keys
 // follow from the row alone, so a rerun is bit-equal and nothing depends on the rest of the batch. Rounded once when
@@ -14,13 +14,13 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/attention_tiles.cuh>
-#include <zamba/detail/attention_tokens.cuh>
-#include <zamba/detail/attention_warpgroups.cuh>
-#include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/attention.hpp>
+#include <zamba/ops/attention/decode.cuh>
+#include <zamba/ops/attention/prefill_sm80.cuh>
+#include <zamba/ops/attention/prefill_sm90.cuh>
 
 namespace zamba {
 
@@ -36,12 +36,12 @@ struct Attention<cuda> {
     require(shape.heads % shape.kv_heads == 0, "attention: heads must be a multiple of kv_heads, got ", shape.heads,
             " and ", shape.kv_heads);
     if (!cache_k)
-      return attend(ctx, shape, q, detail::AttentionKeys<A>{of_all(k), of_all(v), false}, New<A, A>{}, sequences, out,
+      return attend(ctx, shape, q, kernel::AttentionKeys<A>{of_all(k), of_all(v), false}, New<A, A>{}, sequences, out,
                     lse);
     const New<A, S> own{k, v, cache_k, cache_v};
     const bool few = sequences.longest <= few_tokens;  // their keys join the cache where they are read first
     if (!few) append(ctx, own, sequences);
-    attend(ctx, shape, q, detail::AttentionKeys<S>{cache_k, cache_v, true}, few ? own : New<A, S>{}, sequences, out,
+    attend(ctx, shape, q, kernel::AttentionKeys<S>{cache_k, cache_v, true}, few ? own : New<A, S>{}, sequences, out,
            lse);
   }
 
@@ -73,7 +73,7 @@ struct Attention<cuda> {
   }
 
   static Index most_parts(Index keys) {
-    using Token = detail::AttentionToken;
+    using Token = kernel::AttentionToken;
     return std::min<Index>((keys + Token::least_keys - 1) / Token::least_keys, Token::most_parts);
   }
   /// (parts, places, heads, head_dim + 2); nothing of one part.
@@ -93,76 +93,76 @@ struct Attention<cuda> {
   template <class A, class S>
   static void append(Context<cuda>& ctx, const New<A, S>& own, const Sequences& sequences) {
     const auto with = [&]<int Width>(std::integral_constant<int, Width>) {
-      detail::for_elements(ctx, own.k.rows(), 2 * own.k.cols() / Width,
-                           detail::AppendPieces<A, S, Width>{own.k, own.v, sequences, own.cache_k, own.cache_v},
+      kernel::for_elements(ctx, own.k.rows(), 2 * own.k.cols() / Width,
+                           kernel::AppendPieces<A, S, Width>{own.k, own.v, sequences, own.cache_k, own.cache_v},
                            "attention: append");
     };
     if constexpr (std::is_same_v<A, S>)
-      if (detail::in_pieces(own.k) && detail::in_pieces(own.v) && detail::in_pieces(own.cache_k) &&
-          detail::in_pieces(own.cache_v))
-        return with(std::integral_constant<int, detail::wide<A>>{});
+      if (kernel::in_pieces(own.k) && kernel::in_pieces(own.v) && kernel::in_pieces(own.cache_k) &&
+          kernel::in_pieces(own.cache_v))
+        return with(std::integral_constant<int, kernel::wide<A>>{});
     with(std::integral_constant<int, 1>{});
   }
 
   template <class A, class S, class F>
   static void attend(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
-                     const detail::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
+                     const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
                      Matrix<A> out, Matrix<F> lse) {
     if (with_few(sequences)) {
       const int per_row = static_cast<int>(std::min(sequences.longest, few_tokens));
       choose(ctx, shape, q, keys, own, sequences, {per_row, {1, few_tokens}}, out, lse);
     }
     if (sequences.longest <= few_tokens) return;
-    const detail::AttentionRows longer{few_tokens + 1, sequences.longest};
+    const kernel::AttentionRows longer{few_tokens + 1, sequences.longest};
     if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-      if (detail::AttentionTiles::fit(ctx, shape, q, keys, out)) {
-        if (detail::AttentionWarpgroups::fit(ctx, shape, keys))
-          return detail::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
-        return detail::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+      if (kernel::AttentionTiles::fit(ctx, shape, q, keys, out)) {
+        if (kernel::AttentionWarpgroups::fit(ctx, shape, keys))
+          return kernel::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+        return kernel::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
       }
     choose(ctx, shape, q, keys, New<A, S>{}, sequences, {0, longer}, out, lse);
   }
 
   template <class A, class S, class F>
   static void choose(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
-                     const detail::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
-                     const detail::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
-    constexpr int wide = detail::wide<S>;
-    const bool in_pieces = shape.head_dim % wide == 0 && detail::aligned(q, detail::wide<A>) &&
-                           detail::aligned(keys.k, wide) && detail::aligned(keys.v, wide) &&
-                           detail::aligned(own.k, detail::wide<A>) && detail::aligned(own.v, detail::wide<A>);
+                     const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
+                     const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
+    constexpr int wide = kernel::wide<S>;
+    const bool in_pieces = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::wide<A>) &&
+                           kernel::aligned(keys.k, wide) && kernel::aligned(keys.v, wide) &&
+                           kernel::aligned(own.k, kernel::wide<A>) && kernel::aligned(own.v, kernel::wide<A>);
     const Index group = shape.heads / shape.kv_heads;
     const auto with =
-        [&]<int Heads, int Lanes, int Width, int Pieces>(detail::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>) {
+        [&]<int Heads, int Lanes, int Width, int Pieces>(kernel::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>) {
           launch_pieces<Heads, Lanes, Width, Pieces>(ctx, shape, q, keys, own, sequences, places, out, lse);
         };
-    if (!in_pieces) return with(detail::AttentionTraits<A, S, 1, 32, 1, 2>{});
+    if (!in_pieces) return with(kernel::AttentionTraits<A, S, 1, 32, 1, 2>{});
     if constexpr (std::is_same_v<S, bf16>) {
-      if (group > 2) return with(detail::AttentionTraits<A, S, 4, 8, wide, 1>{});
-      if (group == 2) return with(detail::AttentionTraits<A, S, 2, 8, wide, 1>{});
-      return with(detail::AttentionTraits<A, S, 1, 8, wide, 1>{});
+      if (group > 2) return with(kernel::AttentionTraits<A, S, 4, 8, wide, 1>{});
+      if (group == 2) return with(kernel::AttentionTraits<A, S, 2, 8, wide, 1>{});
+      return with(kernel::AttentionTraits<A, S, 1, 8, wide, 1>{});
     }
-    with(detail::AttentionTraits<A, S, 1, 32, wide, 1>{});
+    with(kernel::AttentionTraits<A, S, 1, 32, wide, 1>{});
   }
 
   /// With as many lanes, then pieces a lane, as a head needs.
   template <int Heads, int Lanes, int Width, int Pieces, class A, class S, class F>
   static void launch_pieces(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
-                            const detail::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
-                            const detail::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
+                            const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
+                            const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
     if constexpr (Lanes * Width * Pieces < most_dimensions) {
       constexpr int lanes = std::min(2 * Lanes, 32), pieces = Lanes < 32 ? Pieces : 2 * Pieces;
       if (shape.head_dim > Lanes * Width * Pieces)
         return launch_pieces<Heads, lanes, Width, pieces>(ctx, shape, q, keys, own, sequences, places, out, lse);
     }
-    launch<detail::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>>(ctx, shape, q, keys, own, sequences, places, out,
+    launch<kernel::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>>(ctx, shape, q, keys, own, sequences, places, out,
                                                                        lse);
   }
 
   template <class Traits, class A, class S, class F>
   static void launch(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
-                     const detail::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
-                     const detail::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
+                     const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
+                     const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
     const Index group = shape.heads / shape.kv_heads;
     const Index across = shape.kv_heads * ((group + Traits::heads - 1) / Traits::heads);
     const Index down = places.per_row ? sequences.rows * places.per_row : sequences.tokens;
@@ -175,13 +175,13 @@ struct Attention<cuda> {
     const Index of_teams = Traits::teams * Traits::heads * (shape.head_dim + 2);
     const auto shared = std::max(static_cast<std::size_t>(Traits::stages * Traits::stage_bytes),
                                  static_cast<std::size_t>(of_teams) * sizeof(F));
-    const auto overlap = detail::overlap_for(sequences.tokens);
+    const auto overlap = kernel::overlap_for(sequences.tokens);
     const typename Traits::Append append{own.k, own.v, sequences, own.cache_k, own.cache_v};
-    detail::launch(ctx, overlap, "attention", detail::attention_tokens_kernel<Traits>, grid, Traits::threads, shared,
+    kernel::launch(ctx, overlap, "attention", kernel::attention_tokens_kernel<Traits>, grid, Traits::threads, shared,
                    shape, q, keys, append, sequences, places, sums, out, lse);
     if (!sums) return;
-    using Join = detail::AttentionJoinTraits<A>;
-    detail::launch(ctx, overlap, "attention: join", detail::attention_join_kernel<Join>,
+    using Join = kernel::AttentionJoinTraits<A>;
+    kernel::launch(ctx, overlap, "attention: join", kernel::attention_join_kernel<Join>,
                    static_cast<unsigned>(down * shape.heads), Join::threads, 0, shape, sequences, places, sums, out,
                    lse);
   }

@@ -28,14 +28,14 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/attention_stream.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/eigen.hpp>
-#include <zamba/detail/simd.hpp>
-#include <zamba/detail/softmax.hpp>
 #include <zamba/error.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/eigen.hpp>
+#include <zamba/kernel/simd.hpp>
+#include <zamba/kernel/softmax.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
+#include <zamba/ops/attention/decode.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/tensor.hpp>
 
@@ -57,7 +57,7 @@ void attention(Context<Device>& ctx, const AttentionShape& shape, std::type_iden
                const Sequences& sequences, Tensor<S, 3> cache_k, std::type_identity_t<Tensor<S, 3>> cache_v,
                Matrix<A> out, Matrix<compute_t<A>> lse) {
   if constexpr (checked) {
-    const detail::Door door{"attention"};
+    const kernel::Door door{"attention"};
     const Index n = sequences.tokens, width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
     door.shape("q", q, n, width);
     door.shape("k", k, n, kv_width);
@@ -83,7 +83,7 @@ void attention_backward(Context<Device>& ctx, const AttentionShape& shape, std::
                         std::type_identity_t<Matrix<A>> d_v, Tensor<compute_t<A>, 3> d_cache_k,
                         Tensor<compute_t<A>, 3> d_cache_v) {
   if constexpr (checked) {
-    const detail::Door door{"attention_backward"};
+    const kernel::Door door{"attention_backward"};
     const Index n = sequences.tokens, width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
     door.shape("d_out", d_out, n, width);
     door.shape("q", q, n, width);
@@ -144,7 +144,7 @@ struct Attention<cpu> {
 
  private:
   template <class A>
-  using Pack = detail::Pack<A>;
+  using Pack = kernel::Pack<A>;
 
   /// Queries (tokens times heads of a group) of one product, where a group has not more.
   static constexpr Index query_tile = 64;
@@ -216,8 +216,8 @@ struct Attention<cpu> {
     template <class A>
     void gather(Matrix<const A> from, A factor, A* to) const {
       for (Index t = 0; t < tokens; ++t)
-        detail::for_packs<A>(group * head_dim, [&, at = &from(token + t, column())](Index c, auto n) {
-          detail::store(to + t * group * head_dim + c, Pack<A>(factor * detail::load(at + c, n)), n);
+        kernel::for_packs<A>(group * head_dim, [&, at = &from(token + t, column())](Index c, auto n) {
+          kernel::store(to + t * group * head_dim + c, Pack<A>(factor * kernel::load(at + c, n)), n);
         });
     }
   };
@@ -233,9 +233,9 @@ struct Attention<cpu> {
   /// Scratch of the products of `rows` queries with a block of keys or values.
   template <class A>
   static Index products_of(Index rows, Index head_dim) {
-    return std::max({detail::product_scratch<A>(rows, head_dim, key_tile),
-                     detail::product_scratch<A>(rows, key_tile, head_dim),
-                     detail::product_scratch<A>(key_tile, rows, head_dim)});
+    return std::max({kernel::product_scratch<A>(rows, head_dim, key_tile),
+                     kernel::product_scratch<A>(rows, key_tile, head_dim),
+                     kernel::product_scratch<A>(key_tile, rows, head_dim)});
   }
   static Index padded(Index count) { return (count + 15) / 16 * 16; }
 
@@ -246,8 +246,8 @@ struct Attention<cpu> {
       return strided(from, n, head_dim, stride);
     } else {
       for (Index j = 0; j < n; ++j)
-        detail::for_packs<A>(head_dim, [&](Index c, auto count) {
-          detail::store(scratch + j * head_dim + c, detail::load_as<A>(from + j * stride + c, count), count);
+        kernel::for_packs<A>(head_dim, [&](Index c, auto count) {
+          kernel::store(scratch + j * head_dim + c, kernel::load_as<A>(from + j * stride + c, count), count);
         });
       return {scratch, n, head_dim};
     }
@@ -283,7 +283,7 @@ struct Attention<cpu> {
     if (most_keys > 0) stream_of(shape).attend(ctx, most_keys, q, source, sequences, out, lse);
   }
 
-  static detail::AttentionStream stream_of(const AttentionShape& shape) {
+  static kernel::AttentionStream stream_of(const AttentionShape& shape) {
     return {shape.heads, shape.kv_heads, shape.head_dim, shape.scale};
   }
 
@@ -331,15 +331,15 @@ struct Attention<cpu> {
         const Index n = std::min(key_tile, end - j);
         const Matrix<A> s = strided(scores, tile.rows(), n, key_tile);
         const auto k = block(keys.k + j * keys.k_stride, keys.k_stride, n, head_dim, block_scratch);
-        detail::set_product(s, x, detail::transposed(k), products);
+        kernel::set_product(s, x, kernel::transposed(k), products);
         soften(tile, keys.past + first - j, n, scores, sums, maxima, totals);
         const auto v = block(keys.v + j * keys.v_stride, keys.v_stride, n, head_dim, block_scratch);
-        detail::add_product(o, s, v, products);
+        kernel::add_product(o, s, v, products);
       }
       for (Index r = 0; r < tile.rows(); ++r) {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
         lse(token, head) = maxima[r] + std::log(totals[r]);
-        detail::scale(sums + r * head_dim, A(1) / totals[r], head_dim, &out(token, head * head_dim));
+        kernel::scale(sums + r * head_dim, A(1) / totals[r], head_dim, &out(token, head * head_dim));
       }
     });
   }
@@ -353,14 +353,14 @@ struct Attention<cpu> {
       const Index visible = std::clamp(position + r / tile.group + 1, Index{0}, n);
       std::fill(s + visible, s + n, A(0));
       if (visible == 0) continue;
-      const A before = maxima[r], maximum = std::max(before, detail::largest(s, visible));
+      const A before = maxima[r], maximum = std::max(before, kernel::largest(s, visible));
       if (maximum != before) {
         const A factor = std::exp(before - maximum);
         totals[r] *= factor;
-        detail::scale(sums + r * tile.head_dim, factor, tile.head_dim, sums + r * tile.head_dim);
+        kernel::scale(sums + r * tile.head_dim, factor, tile.head_dim, sums + r * tile.head_dim);
         maxima[r] = maximum;
       }
-      totals[r] += detail::exponentials(s, maximum, visible);
+      totals[r] += kernel::exponentials(s, maximum, visible);
     }
   }
 
@@ -404,7 +404,7 @@ struct Attention<cpu> {
                           past ? at.d_cache_v.stride[1] : at.d_v.stride[0]);
         }
         for (Index t = 0; t < tile.tokens; ++t)
-          detail::scale(work.d_q + t * tile.group * head_dim, static_cast<A>(shape.scale), tile.group * head_dim,
+          kernel::scale(work.d_q + t * tile.group * head_dim, static_cast<A>(shape.scale), tile.group * head_dim,
                         &at.d_q(tile.token + t, tile.column()));
       }
     });
@@ -448,10 +448,10 @@ struct Attention<cpu> {
         const Index token = tile.token + r / tile.group, head = tile.head + r % tile.group;
         lse[r] = at.lse(token, head);
         const A *dy = d_out + r * tile.head_dim, *y = &at.out(token, head * tile.head_dim);
-        Pack<A> sum = detail::zeros<A>();
-        detail::for_packs<A>(tile.head_dim,
-                             [&](Index c, auto n) { sum += detail::load(dy + c, n) * detail::load(y + c, n); });
-        dots[r] = detail::sum<A>(sum);
+        Pack<A> sum = kernel::zeros<A>();
+        kernel::for_packs<A>(tile.head_dim,
+                             [&](Index c, auto n) { sum += kernel::load(dy + c, n) * kernel::load(y + c, n); });
+        dots[r] = kernel::sum<A>(sum);
       }
     }
 
@@ -464,23 +464,23 @@ struct Attention<cpu> {
       const auto v = block<A>(keys.v + j * keys.v_stride, keys.v_stride, n, head_dim, v_scratch);
       const Matrix<A> x(q, rows, head_dim), dy(d_out, rows, head_dim), d_x(d_q, rows, head_dim);
       const Matrix<A> probabilities = strided(p, rows, n, key_tile), scores = strided(d_s, rows, n, key_tile);
-      detail::set_product(probabilities, x, detail::transposed(k), products);
-      detail::set_product(scores, dy, detail::transposed(v), products);
+      kernel::set_product(probabilities, x, kernel::transposed(k), products);
+      kernel::set_product(scores, dy, kernel::transposed(v), products);
       for (Index r = 0; r < rows; ++r) {
         A *p_r = p + r * key_tile, *s_r = d_s + r * key_tile;
         const Index visible = std::clamp(position + r / tile.group + 1, Index{0}, n);
-        detail::for_packs<A>(visible, [&](Index c, auto count) {
-          const Pack<A> e = detail::exp<A>(detail::load(p_r + c, count) - lse[r]);
-          detail::store(p_r + c, e, count);
-          detail::store(s_r + c, Pack<A>(e * (detail::load(s_r + c, count) - dots[r])), count);
+        kernel::for_packs<A>(visible, [&](Index c, auto count) {
+          const Pack<A> e = kernel::exp<A>(kernel::load(p_r + c, count) - lse[r]);
+          kernel::store(p_r + c, e, count);
+          kernel::store(s_r + c, Pack<A>(e * (kernel::load(s_r + c, count) - dots[r])), count);
         });
         std::fill(p_r + visible, p_r + n, A(0));
         std::fill(s_r + visible, s_r + n, A(0));
       }
-      detail::add_product(d_x, scores, k, products);
+      kernel::add_product(d_x, scores, k, products);
       if (!d_k) return;
-      detail::add_product(strided(d_k, n, head_dim, d_k_stride), detail::transposed(scores), x, products);
-      detail::add_product(strided(d_v, n, head_dim, d_v_stride), detail::transposed(probabilities), dy, products);
+      kernel::add_product(strided(d_k, n, head_dim, d_k_stride), kernel::transposed(scores), x, products);
+      kernel::add_product(strided(d_v, n, head_dim, d_v_stride), kernel::transposed(probabilities), dy, products);
     }
   };
 };

@@ -15,15 +15,15 @@
 #include <algorithm>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/tensor_core.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// K_ inputs to an output; a thread has Width_ neighbouring channels, one or 16 bytes of them. Blocks of one warp leave
 /// few threads without channels.
@@ -266,7 +266,7 @@ struct NextConvState {
   }
 };
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct CausalConv1d<cuda> {
@@ -276,17 +276,17 @@ struct CausalConv1d<cuda> {
     if (sequences.tokens == 0) return;
     constexpr Index K = 4;
     if (weight.cols() == K) {
-      constexpr Index width = detail::wide<A>;
-      const bool in_pieces = detail::in_pieces(x) && detail::in_pieces(out) && detail::in_pieces(weight) &&
-                             (!state || detail::aligned(state, detail::wide<F>));
-      return in_pieces ? launch<detail::CausalConv1dTraits<A, K, width>>(ctx, x, weight, bias, sequences, state, out)
-                       : launch<detail::CausalConv1dTraits<A, K, 1>>(ctx, x, weight, bias, sequences, state, out);
+      constexpr Index width = kernel::wide<A>;
+      const bool in_pieces = kernel::in_pieces(x) && kernel::in_pieces(out) && kernel::in_pieces(weight) &&
+                             (!state || kernel::aligned(state, kernel::wide<F>));
+      return in_pieces ? launch<kernel::CausalConv1dTraits<A, K, width>>(ctx, x, weight, bias, sequences, state, out)
+                       : launch<kernel::CausalConv1dTraits<A, K, 1>>(ctx, x, weight, bias, sequences, state, out);
     }
-    const detail::ConvInput<A> in{x, sequences, state, weight.cols()};
-    detail::for_elements(ctx, sequences.tokens, x.cols(), detail::ConvolveElement<A>{in, weight, bias, out},
+    const kernel::ConvInput<A> in{x, sequences, state, weight.cols()};
+    kernel::for_elements(ctx, sequences.tokens, x.cols(), kernel::ConvolveElement<A>{in, weight, bias, out},
                          "causal_conv1d");
     if (state)
-      detail::for_elements(ctx, sequences.rows, x.cols(), detail::NextConvState<A>{in}, "causal_conv1d: state");
+      kernel::for_elements(ctx, sequences.rows, x.cols(), kernel::NextConvState<A>{in}, "causal_conv1d: state");
   }
 
  private:
@@ -303,16 +303,16 @@ struct CausalConv1d<cuda> {
     const Index room = std::max<Index>(Traits::blocks * ctx.multiprocessors() / tiles, 1);
     const auto queue = [&](auto* kernel, Index count, auto each) {
       const auto blocks = static_cast<unsigned>(parts(count, each) * tiles);
-      detail::launch(ctx, "causal_conv1d", kernel, blocks, Traits::threads, 0, x, weight, bias, sequences, state, out,
+      kernel::launch(ctx, "causal_conv1d", kernel, blocks, Traits::threads, 0, x, weight, bias, sequences, state, out,
                      static_cast<unsigned>(tiles), each);
     };
     if (sequences.longest <= 1) {
       const Index each = std::clamp<Index>(parts(sequences.rows, room), 1, Traits::threads);
-      return queue(detail::causal_conv1d_token_kernel<Traits>, sequences.rows, static_cast<int>(each));
+      return queue(kernel::causal_conv1d_token_kernel<Traits>, sequences.rows, static_cast<int>(each));
     }
     // Groups for a whole number of times as many.
     const Index rounds = parts(sequences.tokens, room * most_tokens);
-    queue(detail::causal_conv1d_kernel<Traits>, sequences.tokens, parts(sequences.tokens, rounds * room));
+    queue(kernel::causal_conv1d_kernel<Traits>, sequences.tokens, parts(sequences.tokens, rounds * room));
   }
 };
 

@@ -21,8 +21,8 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/sequences.hpp>
@@ -39,7 +39,7 @@ void causal_conv1d(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x
                    Vector<const compute_t<A>> bias, const Sequences& sequences, Tensor<compute_t<A>, 3> state,
                    Matrix<A> out) {
   if constexpr (checked) {
-    const detail::Door door{"causal_conv1d"};
+    const kernel::Door door{"causal_conv1d"};
     const Index D = weight.rows(), K = weight.cols();
     door.shape("x", x, sequences.tokens, D);
     door.optional("bias", bias, D);
@@ -59,7 +59,7 @@ void causal_conv1d_backward(Context<Device>& ctx, std::type_identity_t<Matrix<co
                             Tensor<const compute_t<A>, 3> initial_state, Matrix<A> d_x, Matrix<compute_t<A>> d_weight,
                             Vector<compute_t<A>> d_bias, Tensor<compute_t<A>, 3> d_state) {
   if constexpr (checked) {
-    const detail::Door door{"causal_conv1d_backward"};
+    const kernel::Door door{"causal_conv1d_backward"};
     const Index D = weight.rows(), K = weight.cols();
     door.shape("d_out", d_out, sequences.tokens, D);
     door.shape("x", x, sequences.tokens, D);
@@ -91,7 +91,7 @@ struct CausalConv1d<cpu> {
         for (Index t = begin; t < begin + count; ++t) {
           A* to = &out(sequences.begin(row) + t, tile.channel);
           in.for_preactivations(row, t, tile, worker, [&](Index c, auto n, const Pack<A>& p) {
-            detail::store(to + c, Pack<A>(p * detail::sigmoid<A>(p)), n);
+            kernel::store(to + c, Pack<A>(p * kernel::sigmoid<A>(p)), n);
           });
         }
       });
@@ -142,8 +142,8 @@ struct CausalConv1d<cpu> {
     });
     const Matrix<A> total = partial[0];
     for (Index group = 1; group < groups; ++group)
-      detail::for_packs<A>(total.size(), [&, from = &partial(group, 0, 0)](Index i, auto n) {
-        detail::store(total.data + i, Pack<A>(detail::load(total.data + i, n) + detail::load(from + i, n)), n);
+      kernel::for_packs<A>(total.size(), [&, from = &partial(group, 0, 0)](Index i, auto n) {
+        kernel::store(total.data + i, Pack<A>(kernel::load(total.data + i, n) + kernel::load(from + i, n)), n);
       });
     for (Index j = 0; j < K; ++j)
       for (Index c = 0; c < D; ++c) d_weight(c, j) += total(j, c);
@@ -156,7 +156,7 @@ struct CausalConv1d<cpu> {
 
  private:
   template <class A>
-  using Pack = detail::Pack<A>;
+  using Pack = kernel::Pack<A>;
 
   /// Tokens that are worked through together.
   static constexpr Index chunk = 64;
@@ -174,12 +174,12 @@ struct CausalConv1d<cpu> {
   [[gnu::always_inline]] static Pack<A> add_taps(Pack<A> sum, Index K, const A* w, Index next, const A* const* x,
                                                  Index c, N n) {
     if (K == 4) {  // the usual width, without a loop
-      sum += detail::load(w + c, n) * detail::load(x[0] + c, n);
-      sum += detail::load(w + next + c, n) * detail::load(x[1] + c, n);
-      sum += detail::load(w + 2 * next + c, n) * detail::load(x[2] + c, n);
-      return sum + detail::load(w + 3 * next + c, n) * detail::load(x[3] + c, n);
+      sum += kernel::load(w + c, n) * kernel::load(x[0] + c, n);
+      sum += kernel::load(w + next + c, n) * kernel::load(x[1] + c, n);
+      sum += kernel::load(w + 2 * next + c, n) * kernel::load(x[2] + c, n);
+      return sum + kernel::load(w + 3 * next + c, n) * kernel::load(x[3] + c, n);
     }
-    for (Index j = 0; j < K; ++j) sum += detail::load(w + j * next + c, n) * detail::load(x[j] + c, n);
+    for (Index j = 0; j < K; ++j) sum += kernel::load(w + j * next + c, n) * kernel::load(x[j] + c, n);
     return sum;
   }
 
@@ -256,8 +256,8 @@ struct CausalConv1d<cpu> {
       const A* const* from = window(row, t, tile, worker);
       const A* w = &weight(0, tile.channel);
       const Index next = weight.stride[0];
-      detail::for_packs<A>(tile.width, [&, K = K](Index c, auto n) {
-        f(c, n, add_taps<A>(detail::load(w + K * next + c, n), K, w, next, from, c, n));
+      kernel::for_packs<A>(tile.width, [&, K = K](Index c, auto n) {
+        f(c, n, add_taps<A>(kernel::load(w + K * next + c, n), K, w, next, from, c, n));
       });
     }
   };
@@ -271,8 +271,8 @@ struct CausalConv1d<cpu> {
       const A* dy = &d_out(in.sequences.begin(row) + begin + t, tile.channel);
       A* to = &d_p(t, 0);
       in.for_preactivations(row, begin + t, tile, worker, [&](Index c, auto n, const Pack<A>& p) {
-        const Pack<A> gate = detail::sigmoid<A>(p);
-        detail::store(to + c, Pack<A>(detail::load(dy + c, n) * gate * (A(1) + p * (A(1) - gate))), n);
+        const Pack<A> gate = kernel::sigmoid<A>(p);
+        kernel::store(to + c, Pack<A>(kernel::load(dy + c, n) * gate * (A(1) + p * (A(1) - gate))), n);
       });
     }
     for (Index t = known; t < count; ++t) std::fill_n(&d_p(t, 0), tile.width, A(0));
@@ -284,12 +284,12 @@ struct CausalConv1d<cpu> {
                            Matrix<A> sums) {
     const A* const* from = in.window(row, t, tile, worker);
     const Index next = sums.stride[0];
-    detail::for_packs<A>(tile.width, [&, K = in.K](Index c, auto n) {
-      const Pack<A> d = detail::load(d_p + c, n);
+    kernel::for_packs<A>(tile.width, [&, K = in.K](Index c, auto n) {
+      const Pack<A> d = kernel::load(d_p + c, n);
       A* to = sums.data + c;
       for (Index j = 0; j < K; ++j, to += next)
-        detail::store(to, Pack<A>(detail::load(to, n) + d * detail::load(from[j] + c, n)), n);
-      detail::store(to, Pack<A>(detail::load(to, n) + d), n);
+        kernel::store(to, Pack<A>(kernel::load(to, n) + d * kernel::load(from[j] + c, n)), n);
+      kernel::store(to, Pack<A>(kernel::load(to, n) + d), n);
     });
   }
 
@@ -300,9 +300,9 @@ struct CausalConv1d<cpu> {
     const A** from = &in.windows(Index{worker}, 0);
     for (Index j = 0; j < in.K; ++j) from[j] = &d_p(t + in.K - 1 - j, 0);
     const A* w = &in.weight(0, tile.channel);
-    detail::for_packs<A>(tile.width, [&, K = in.K, next = in.weight.stride[0]](Index c, auto n) {
-      const Pack<A> past = d_state ? detail::load(d_state + c, n) : detail::zeros<A>();
-      detail::store(d_x + c, add_taps<A>(past, K, w, next, from, c, n), n);
+    kernel::for_packs<A>(tile.width, [&, K = in.K, next = in.weight.stride[0]](Index c, auto n) {
+      const Pack<A> past = d_state ? kernel::load(d_state + c, n) : kernel::zeros<A>();
+      kernel::store(d_x + c, add_taps<A>(past, K, w, next, from, c, n), n);
     });
   }
 
@@ -321,11 +321,11 @@ struct CausalConv1d<cpu> {
         continue;
       }
       const A* kept = slot >= length ? &d_state(row, slot - length, tile.channel) : nullptr;
-      detail::for_packs<A>(tile.width, [&](Index c, auto n) {
-        Pack<A> sum = kept ? detail::load(kept + c, n) : detail::zeros<A>();
+      kernel::for_packs<A>(tile.width, [&](Index c, auto n) {
+        Pack<A> sum = kept ? kernel::load(kept + c, n) : kernel::zeros<A>();
         for (Index j = 0; j <= slot; ++j)
-          sum += detail::load(&in.weight(j, tile.channel + c), n) * detail::load(&d_p(slot - j, c), n);
-        detail::store(to + c, sum, n);
+          sum += kernel::load(&in.weight(j, tile.channel + c), n) * kernel::load(&d_p(slot - j, c), n);
+        kernel::store(to + c, sum, n);
       });
     }
   }

@@ -17,8 +17,8 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/softmax.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/softmax.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/ops/linear.hpp>
@@ -62,7 +62,7 @@ struct CrossEntropy<cpu> {
         }
         const Softmax result = softmax(row, target);
         losses[t] = result.loss;
-        detail::scale(row.data, static_cast<A>(scale / result.sum), row.cols(), row.data);
+        kernel::scale(row.data, static_cast<A>(scale / result.sum), row.cols(), row.data);
         row[target] -= static_cast<A>(scale);
       });
       const Index rows = logits.rows();
@@ -106,11 +106,11 @@ struct CrossEntropy<cpu> {
   /// The loss of one row of logits, and the sum of e^(z - max z); these exponentials replace the logits.
   template <class A>
   static Softmax softmax(Vector<A> row, Token target) {
-    const A at_target = row[target], largest = detail::largest(row.data, row.cols());
+    const A at_target = row[target], largest = kernel::largest(row.data, row.cols());
     double sum = 0;
     constexpr Index chunk = 1024;  // summed in the activation type
     for (Index first = 0; first < row.cols(); first += chunk)
-      sum += static_cast<double>(detail::exponentials(row.data + first, largest, std::min(chunk, row.cols() - first)));
+      sum += static_cast<double>(kernel::exponentials(row.data + first, largest, std::min(chunk, row.cols() - first)));
     return {std::log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target)), sum};
   }
 };
@@ -119,7 +119,7 @@ struct CrossEntropy<cpu> {
 template <class D, class A, class W>
 LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, Tensor<W, 2> head, const Token* targets) {
   if constexpr (checked) {
-    const detail::Door door{"cross_entropy"};
+    const kernel::Door door{"cross_entropy"};
     door.shape("h", h, h.rows(), head.cols());
   }
   return CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h),
@@ -132,7 +132,7 @@ LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<cons
                                const Token* targets, double scale, Matrix<A> d_h,
                                std::type_identity_t<Matrix<compute_t<A>>> d_head) {
   if constexpr (checked) {
-    const detail::Door door{"cross_entropy_backward"};
+    const kernel::Door door{"cross_entropy_backward"};
     door.shape("h", h, h.rows(), head.cols());
     door.shape("d_h", d_h, h.rows(), head.cols());
     door.shape("d_head", d_head, head.rows(), head.cols());

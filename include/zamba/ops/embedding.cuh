@@ -6,13 +6,13 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/embedding.hpp>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 template <class A>
 struct EmbedPiece {
@@ -26,15 +26,15 @@ struct EmbedPiece {
   }
 };
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct Embedding<cuda> {
   template <class A, class W>
   static void forward(Context<cuda>& ctx, const Token* tokens, Index count, Matrix<const W> table, Matrix<A> out) {
     static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
-    detail::for_pieces<A>(ctx, detail::in_pieces(table) && detail::in_pieces(out), count, table.cols(),
-                          detail::EmbedPiece<A>{tokens, table, out}, "embedding");
+    kernel::for_pieces<A>(ctx, kernel::in_pieces(table) && kernel::in_pieces(out), count, table.cols(),
+                          kernel::EmbedPiece<A>{tokens, table, out}, "embedding");
   }
 };
 

@@ -14,7 +14,7 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
+#include <zamba/kernel/door.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
@@ -54,7 +54,7 @@ struct Embedding<cpu> {
 template <class D, class A, class W>
 void embedding(Context<D>& ctx, const Token* tokens, Index count, Tensor<W, 2> table, Matrix<A> out) {
   if constexpr (checked) {
-    const detail::Door door{"embedding"};
+    const kernel::Door door{"embedding"};
     door.shape("out", out, count, table.cols());
   }
   Embedding<D>::forward(ctx, tokens, count, Matrix<const std::remove_const_t<W>>(table), out);
@@ -64,7 +64,7 @@ void embedding(Context<D>& ctx, const Token* tokens, Index count, Tensor<W, 2> t
 template <class D, class A, class F>
 void embedding_backward(Context<D>& ctx, const Token* tokens, Index count, Tensor<A, 2> d_out, Matrix<F> d_table) {
   if constexpr (checked) {
-    const detail::Door door{"embedding_backward"};
+    const kernel::Door door{"embedding_backward"};
     door.shape("d_out", d_out, count, d_table.cols());
   }
   Embedding<D>::backward(ctx, tokens, count, Matrix<const std::remove_const_t<A>>(d_out), d_table);

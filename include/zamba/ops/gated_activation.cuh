@@ -10,14 +10,14 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/tensor_core.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/gated_activation.hpp>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 template <class A>
 struct GatePiece {
@@ -59,15 +59,15 @@ struct GatePiece {
   }
 };
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct GatedActivation<cuda> {
   template <class A>
   static void forward(Context<cuda>& ctx, Activation activation, Matrix<const A> gate, Matrix<const A> up,
                       Matrix<A> out) {
-    const bool whole = detail::in_pieces(gate) && detail::in_pieces(up) && detail::in_pieces(out);
-    detail::for_pieces<A>(ctx, whole, out.rows(), out.cols(), detail::GatePiece<A>{activation, gate, up, out},
+    const bool whole = kernel::in_pieces(gate) && kernel::in_pieces(up) && kernel::in_pieces(out);
+    kernel::for_pieces<A>(ctx, whole, out.rows(), out.cols(), kernel::GatePiece<A>{activation, gate, up, out},
                           "gated_activation");
   }
 };

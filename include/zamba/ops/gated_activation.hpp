@@ -19,9 +19,9 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/simd.hpp>
 #include <zamba/device.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
 
@@ -32,7 +32,7 @@ enum class Activation { gelu, silu };
 
 ZAMBA_DECLARE_OPERATOR(GatedActivation, "gated_activation.cuh");
 
-namespace detail {
+namespace kernel {
 
 /// The upper tail of the normal distribution is e^(-a^2 / 2) m(a) for a >= 0, where m falls smoothly from 1/2 like
 /// 1 / (a sqrt(2 pi)): here t = 1 / (1 + slope a) times a polynomial in t of these coefficients, fitted to 3e-8 of m
@@ -47,7 +47,7 @@ struct NormalTail {
   }
 };
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct GatedActivation<cpu> {
@@ -80,37 +80,37 @@ struct GatedActivation<cpu> {
  private:
   template <class A>
   struct ValueAndSlope {
-    detail::Pack<A> value, slope;
+    kernel::Pack<A> value, slope;
   };
 
   template <class A>
-  __attribute__((always_inline)) static ValueAndSlope<A> gelu(const detail::Pack<A>& x) {
-    const detail::Pack<A> a = x < A(0) ? -x : x;
-    const detail::Pack<A> bell = detail::exp<A>(A(-0.5) * a * a);
-    detail::Pack<A> tail;
+  __attribute__((always_inline)) static ValueAndSlope<A> gelu(const kernel::Pack<A>& x) {
+    const kernel::Pack<A> a = x < A(0) ? -x : x;
+    const kernel::Pack<A> bell = kernel::exp<A>(A(-0.5) * a * a);
+    kernel::Pack<A> tail;
     if constexpr (std::is_same_v<A, float>) {
-      using Tail = detail::NormalTail;
-      const detail::Pack<A> t = 1.0f / (1.0f + Tail::slope * a);
-      tail = bell * t * detail::horner<0, Tail::degree, float>(t, Tail{});
+      using Tail = kernel::NormalTail;
+      const kernel::Pack<A> t = 1.0f / (1.0f + Tail::slope * a);
+      tail = bell * t * kernel::horner<0, Tail::degree, float>(t, Tail{});
     } else {
-      for (Index i = 0; i < detail::lanes<A>; ++i) tail[i] = A(0.5) * std::erfc(a[i] * A(0.70710678118654752440));
+      for (Index i = 0; i < kernel::lanes<A>; ++i) tail[i] = A(0.5) * std::erfc(a[i] * A(0.70710678118654752440));
     }
-    const detail::Pack<A> below = x < A(0) ? tail : A(1) - tail;
+    const kernel::Pack<A> below = x < A(0) ? tail : A(1) - tail;
     return {x * below, below + x * bell * A(0.39894228040143267794)};
   }
 
   template <class A>
-  __attribute__((always_inline)) static ValueAndSlope<A> silu(const detail::Pack<A>& x) {
-    const detail::Pack<A> e = detail::exp<A>(x < A(0) ? x : -x), above = A(1) / (A(1) + e), below = e * above;
+  __attribute__((always_inline)) static ValueAndSlope<A> silu(const kernel::Pack<A>& x) {
+    const kernel::Pack<A> e = kernel::exp<A>(x < A(0) ? x : -x), above = A(1) / (A(1) + e), below = e * above;
     return {x * (x < A(0) ? below : above), (x < A(0) ? below : above) + x * below * above};
   }
 
   template <class A, class F>
   static void with_activation(Activation activation, F&& f) {
     if (activation == Activation::gelu)
-      f([](const detail::Pack<A>& x) __attribute__((always_inline)) { return gelu<A>(x); });
+      f([](const kernel::Pack<A>& x) __attribute__((always_inline)) { return gelu<A>(x); });
     else
-      f([](const detail::Pack<A>& x) __attribute__((always_inline)) { return silu<A>(x); });
+      f([](const kernel::Pack<A>& x) __attribute__((always_inline)) { return silu<A>(x); });
   }
 
   /// f(row, column, count) for every register's worth of a (rows, cols) matrix.
@@ -122,24 +122,24 @@ struct GatedActivation<cpu> {
     ctx.parallel_for((rows + height - 1) / height * across, [&](Index i, int) {
       const Index row = i / across * height, col = i % across * width, end = std::min(cols, col + width);
       for (Index t = row; t < std::min(rows, row + height); ++t)
-        detail::for_packs<A>(
+        kernel::for_packs<A>(
             end - col, [&](Index j, auto count) __attribute__((always_inline)) { f(t, col + j, count); });
     });
   }
 
   template <class A>
-  __attribute__((always_inline)) static detail::Pack<std::remove_const_t<A>> load(const Matrix<A>& from, Index t,
+  __attribute__((always_inline)) static kernel::Pack<std::remove_const_t<A>> load(const Matrix<A>& from, Index t,
                                                                                   Index j, Index count) {
     using Value = std::remove_const_t<A>;
     const A* at = from.data + t * from.stride[0] + j;
-    return count == detail::lanes<Value> ? detail::load<Value>(at) : detail::load<Value>(at, count);
+    return count == kernel::lanes<Value> ? kernel::load<Value>(at) : kernel::load<Value>(at, count);
   }
 
   template <class A>
   __attribute__((always_inline)) static void store(const Matrix<A>& to, Index t, Index j, Index count,
-                                                   const detail::Pack<A>& pack) {
+                                                   const kernel::Pack<A>& pack) {
     A* at = to.data + t * to.stride[0] + j;
-    count == detail::lanes<A> ? detail::store<A>(at, pack) : detail::store<A>(at, pack, count);
+    count == kernel::lanes<A> ? kernel::store<A>(at, pack) : kernel::store<A>(at, pack, count);
   }
 };
 
@@ -148,7 +148,7 @@ template <class D, class A>
 void gated_activation(Context<D>& ctx, Activation activation, std::type_identity_t<Matrix<const A>> gate,
                       std::type_identity_t<Matrix<const A>> up, Matrix<A> out) {
   if constexpr (checked) {
-    const detail::Door door{"gated_activation"};
+    const kernel::Door door{"gated_activation"};
     door.shape("gate", gate, out.rows(), out.cols());
     door.shape("up", up, out.rows(), out.cols());
   }
@@ -161,7 +161,7 @@ void gated_activation_backward(Context<D>& ctx, Activation activation, std::type
                                std::type_identity_t<Matrix<const A>> gate, std::type_identity_t<Matrix<const A>> up,
                                Matrix<A> d_gate, Matrix<A> d_up) {
   if constexpr (checked) {
-    const detail::Door door{"gated_activation_backward"};
+    const kernel::Door door{"gated_activation_backward"};
     const Index n = d_out.rows(), f = d_out.cols();
     door.shape("gate", gate, n, f);
     door.shape("up", up, n, f);

@@ -6,14 +6,14 @@
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/detail/tensor_core.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/gated_rms_norm.hpp>
 #include <zamba/ops/rms_norm.cuh>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// v = x silu(z), of groups of so many channels.
 template <class A_>
@@ -39,17 +39,17 @@ struct GatedInput {
 #pragma unroll
     for (int k = 0; k < wide<A>; ++k) to[k] *= silu(gate[k]);
   }
-  bool in_pieces() const { return detail::in_pieces(x) && detail::in_pieces(z); }
+  bool in_pieces() const { return kernel::in_pieces(x) && kernel::in_pieces(z); }
 };
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct GatedRmsNorm<cuda> {
   template <class A, class F>
   static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> z, Vector<const F> weight, double eps,
                       Matrix<A> out, Matrix<F> rstd) {
-    detail::launch_norm(ctx, detail::GatedInput<A>{x, z, out.cols() / rstd.cols()}, weight, eps, out, rstd,
+    kernel::launch_norm(ctx, kernel::GatedInput<A>{x, z, out.cols() / rstd.cols()}, weight, eps, out, rstd,
                         "gated_rms_norm");
   }
 };

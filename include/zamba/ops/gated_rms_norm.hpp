@@ -18,8 +18,8 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/ops/rms_norm.hpp>
@@ -35,7 +35,7 @@ void gated_rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> 
                     std::type_identity_t<Matrix<const A>> z, Vector<const compute_t<A>> weight, double eps,
                     Matrix<A> out, Matrix<compute_t<A>> rstd) {
   if constexpr (checked) {
-    const detail::Door door{"gated_rms_norm"};
+    const kernel::Door door{"gated_rms_norm"};
     door.shape("x", x, out.rows(), out.cols());
     door.shape("z", z, out.rows(), out.cols());
     door.shape("weight", weight, out.cols());
@@ -53,7 +53,7 @@ void gated_rms_norm_backward(Context<Device>& ctx, std::type_identity_t<Matrix<c
                              Vector<const compute_t<A>> weight, Matrix<const compute_t<A>> rstd, Matrix<A> d_x,
                              std::type_identity_t<Matrix<A>> d_z, Vector<compute_t<A>> d_weight) {
   if constexpr (checked) {
-    const detail::Door door{"gated_rms_norm_backward"};
+    const kernel::Door door{"gated_rms_norm_backward"};
     const Index n = d_out.rows(), D = d_out.cols();
     door.shape("x", x, n, D);
     door.shape("z", z, n, D);
@@ -80,23 +80,23 @@ struct GatedRmsNorm<cpu> {
       for (Index i = task * forward_rows; i < end; ++i)
         for (Index g = 0; g < groups; ++g) {
           const Index first = g * width;
-          Pack<A> squares = detail::zeros<A>();
+          Pack<A> squares = kernel::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
             squares += v * v;
-            detail::store(&out(i, c), v, count);
+            kernel::store(&out(i, c), v, count);
           });
-          rstd(i, g) = detail::reciprocal_root(detail::sum<A>(squares), width, eps, [=](A scale) {
-            Pack<A> sum = detail::zeros<A>();
-            detail::for_packs<A>(width, [&](Index k, auto count) {
-              const Pack<A> scaled = ZAMBA_AS_WRITTEN(detail::load<A>(&out(i, first + k), count) * scale);
+          rstd(i, g) = kernel::reciprocal_root(kernel::sum<A>(squares), width, eps, [=](A scale) {
+            Pack<A> sum = kernel::zeros<A>();
+            kernel::for_packs<A>(width, [&](Index k, auto count) {
+              const Pack<A> scaled = ZAMBA_AS_WRITTEN(kernel::load<A>(&out(i, first + k), count) * scale);
               sum += scaled * scaled;
             });
-            return detail::sum<A>(sum);
+            return kernel::sum<A>(sum);
           });
-          detail::for_packs<A>(width, [&](Index k, auto count) {
+          kernel::for_packs<A>(width, [&](Index k, auto count) {
             A* at = &out(i, first + k);
-            const Pack<A> scaled = ZAMBA_AS_WRITTEN(detail::load<A>(at, count) * rstd(i, g));
-            detail::store(at, Pack<A>(scaled * detail::load(weight.data + first + k, count)), count);
+            const Pack<A> scaled = ZAMBA_AS_WRITTEN(kernel::load<A>(at, count) * rstd(i, g));
+            kernel::store(at, Pack<A>(scaled * kernel::load(weight.data + first + k, count)), count);
           });
         }
     });
@@ -119,36 +119,36 @@ struct GatedRmsNorm<cpu> {
         for (Index g = 0; g < groups; ++g) {
           const Index first = g * width;
           const F r = rstd(i, g);
-          Pack<A> product = detail::zeros<A>();
+          Pack<A> product = kernel::zeros<A>();
           for_gated(x, z, i, first, width, [&](Index c, auto count, const Pack<A>& v) {
-            const Pack<A> d = detail::load(&d_out(i, c), count), u = ZAMBA_AS_WRITTEN(v * r);
-            product += detail::load(weight.data + c, count) * d * u;
-            detail::store(d_w + c, Pack<A>(detail::load(d_w + c, count) + d * u), count);
+            const Pack<A> d = kernel::load(&d_out(i, c), count), u = ZAMBA_AS_WRITTEN(v * r);
+            product += kernel::load(weight.data + c, count) * d * u;
+            kernel::store(d_w + c, Pack<A>(kernel::load(d_w + c, count) + d * u), count);
           });
-          const F mean = detail::sum<A>(product) / static_cast<F>(width);
-          detail::for_packs<A>(width, [&](Index k, auto count) {
+          const F mean = kernel::sum<A>(product) / static_cast<F>(width);
+          kernel::for_packs<A>(width, [&](Index k, auto count) {
             const Index c = first + k;
-            const Pack<A> x_c = detail::load(&x(i, c), count), z_c = detail::load(&z(i, c), count);
-            const Pack<A> gate = detail::sigmoid<A>(z_c), silu = ZAMBA_AS_WRITTEN(z_c * gate);
-            const Pack<A> d_out_c = detail::load(&d_out(i, c), count),
+            const Pack<A> x_c = kernel::load(&x(i, c), count), z_c = kernel::load(&z(i, c), count);
+            const Pack<A> gate = kernel::sigmoid<A>(z_c), silu = ZAMBA_AS_WRITTEN(z_c * gate);
+            const Pack<A> d_out_c = kernel::load(&d_out(i, c), count),
                           u = ZAMBA_AS_WRITTEN(ZAMBA_AS_WRITTEN(x_c * silu) * r);
-            const Pack<A> d_v = ZAMBA_AS_WRITTEN(r * (detail::load(weight.data + c, count) * d_out_c - mean * u));
-            detail::store(&d_x(i, c), Pack<A>(d_v * silu), count);
-            detail::store(&d_z(i, c), Pack<A>(ZAMBA_AS_WRITTEN(d_v * x_c) * gate * (A(1) + z_c * (A(1) - gate))),
+            const Pack<A> d_v = ZAMBA_AS_WRITTEN(r * (kernel::load(weight.data + c, count) * d_out_c - mean * u));
+            kernel::store(&d_x(i, c), Pack<A>(d_v * silu), count);
+            kernel::store(&d_z(i, c), Pack<A>(ZAMBA_AS_WRITTEN(d_v * x_c) * gate * (A(1) + z_c * (A(1) - gate))),
                           count);
           });
         }
     });
     for (Index task = 0; task < tasks; ++task)
-      detail::for_packs<F>(D, [&](Index c, auto count) {
-        detail::store(d_weight.data + c,
-                      Pack<F>(detail::load(d_weight.data + c, count) + detail::load(&partial(task, c), count)), count);
+      kernel::for_packs<F>(D, [&](Index c, auto count) {
+        kernel::store(d_weight.data + c,
+                      Pack<F>(kernel::load(d_weight.data + c, count) + kernel::load(&partial(task, c), count)), count);
       });
   }
 
  private:
   template <class A>
-  using Pack = detail::Pack<A>;
+  using Pack = kernel::Pack<A>;
 
   /// Positions of a task forwards; tasks, and so partial sums of d_weight, backwards.
   static constexpr Index forward_rows = 16, backward_tasks = 32;
@@ -157,10 +157,10 @@ struct GatedRmsNorm<cpu> {
   template <class A, class F>
   [[gnu::always_inline]] static void for_gated(Matrix<const A> x, Matrix<const A> z, Index i, Index first, Index width,
                                                F&& f) {
-    detail::for_packs<A>(width, [&](Index k, auto count) {
-      const Pack<A> z_c = detail::load(&z(i, first + k), count);
+    kernel::for_packs<A>(width, [&](Index k, auto count) {
+      const Pack<A> z_c = kernel::load(&z(i, first + k), count);
       f(first + k, count,
-        Pack<A>(detail::load(&x(i, first + k), count) * ZAMBA_AS_WRITTEN(z_c * detail::sigmoid<A>(z_c))));
+        Pack<A>(kernel::load(&x(i, first + k), count) * ZAMBA_AS_WRITTEN(z_c * kernel::sigmoid<A>(z_c))));
     });
   }
 };

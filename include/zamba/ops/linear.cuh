@@ -3,7 +3,7 @@
 //
 //   1 to 4 tokens      a block takes four rows of the weight, 16 bytes a lane; its threads share the columns. Of short
 //                      rows a warp takes four. In float and double it is for 1 to 8 tokens
-//   5 to 32, bf16      tensor cores, see detail/linear_tiles.cuh; of large weights from 3 tokens on
+//   5 to 32, bf16      tensor cores, see ops/linear/few_tokens.cuh; of large weights from 3 tokens on
 //   more               cuBLAS, all heads in one call; also where rows are no multiples of 16 bytes
 //
 // The first two read the weight once, bound by memory bandwidth.
@@ -20,15 +20,15 @@
 #include <algorithm>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/linear_tiles.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/linear.hpp>
+#include <zamba/ops/linear/few_tokens.cuh>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// Weights of A_ for up to Tokens_ tokens: Team_ warps together take four rows, whose columns they share.
 template <class A_, int Tokens_, int Team_>
@@ -131,7 +131,7 @@ struct AddBias {
   __device__ void operator()(Index t, Index c) const { y(t, c) = A(compute_t<A>(y(t, c)) + bias[c]); }
 };
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct Linear<cuda> {
@@ -158,7 +158,7 @@ struct Linear<cuda> {
   template <class Ctx, class A>
   static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
     if constexpr (std::is_same_v<A, bf16>)
-      if (on_tensor_cores(x, weight, y.rows())) detail::LinearTiles::scratch(ctx, weight, y.rows());
+      if (on_tensor_cores(x, weight, y.rows())) kernel::LinearTiles::scratch(ctx, weight, y.rows());
   }
 
  private:
@@ -170,7 +170,7 @@ struct Linear<cuda> {
   static constexpr Index large_weight = Index{1} << 23;
   static bool on_tensor_cores(Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, Index tokens) {
     const Index too_few = weight.size() >= large_weight ? 2 : few_tokens<bf16>;
-    return tokens > too_few && detail::LinearTiles::fit(x, weight, tokens);
+    return tokens > too_few && kernel::LinearTiles::fit(x, weight, tokens);
   }
 
   /// y (n, heads, out); with a residual or a bias it is one head.
@@ -178,7 +178,7 @@ struct Linear<cuda> {
   static void any_number(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                          Matrix<const A> residual, Vector<const F> bias) {
     if constexpr (std::is_same_v<A, bf16>)
-      if (on_tensor_cores(x, weight, y.rows())) return detail::LinearTiles::forward(ctx, x, weight, y, residual, bias);
+      if (on_tensor_cores(x, weight, y.rows())) return kernel::LinearTiles::forward(ctx, x, weight, y, residual, bias);
     if (y.rows() <= few_tokens<A>) return few<A>(ctx, x, weight, y, residual, bias);
     many<A>(ctx, x, weight, y, residual, bias);
   }
@@ -208,10 +208,10 @@ struct Linear<cuda> {
   template <class A, int Tokens, class F>
   static void launch(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                      Matrix<const A> residual, Vector<const F> bias) {
-    if (x.cols() <= 2 * 32 * detail::wide<A>)
-      launch_teams<detail::LinearTraits<A, Tokens, 1>>(ctx, x, weight, y, residual, bias);
+    if (x.cols() <= 2 * 32 * kernel::wide<A>)
+      launch_teams<kernel::LinearTraits<A, Tokens, 1>>(ctx, x, weight, y, residual, bias);
     else
-      launch_teams<detail::LinearTraits<A, Tokens, 8>>(ctx, x, weight, y, residual, bias);
+      launch_teams<kernel::LinearTraits<A, Tokens, 8>>(ctx, x, weight, y, residual, bias);
   }
 
   template <class Traits, class A, class F>
@@ -219,9 +219,9 @@ struct Linear<cuda> {
                            Matrix<const A> residual, Vector<const F> bias) {
     constexpr Index rows = Traits::rows * Traits::teams;
     const dim3 grid(static_cast<unsigned>((weight.shape[1] + rows - 1) / rows), static_cast<unsigned>(weight.shape[0]));
-    const bool wide = detail::in_pieces(x) && detail::in_pieces(weight);
-    detail::launch(ctx, detail::overlap_for(y.rows()), "linear",
-                   wide ? detail::linear_kernel<Traits, true> : detail::linear_kernel<Traits, false>, grid,
+    const bool wide = kernel::in_pieces(x) && kernel::in_pieces(weight);
+    kernel::launch(ctx, kernel::overlap_for(y.rows()), "linear",
+                   wide ? kernel::linear_kernel<Traits, true> : kernel::linear_kernel<Traits, false>, grid,
                    Traits::threads, 0, x, weight, y, residual, bias);
   }
 
@@ -236,7 +236,7 @@ struct Linear<cuda> {
                    Matrix<const A> residual, Vector<const F> bias) {
     const Index heads = weight.shape[0], out = weight.shape[1];
     if (residual && residual.data != y.data)
-      detail::check_cuda(cudaMemcpy2DAsync(y.data, static_cast<std::size_t>(y.stride[0]) * sizeof(A), residual.data,
+      kernel::check_cuda(cudaMemcpy2DAsync(y.data, static_cast<std::size_t>(y.stride[0]) * sizeof(A), residual.data,
                                            static_cast<std::size_t>(residual.stride[0]) * sizeof(A),
                                            static_cast<std::size_t>(out) * sizeof(A),
                                            static_cast<std::size_t>(y.rows()), cudaMemcpyDeviceToDevice, ctx.stream()),
@@ -244,18 +244,18 @@ struct Linear<cuda> {
     const F one = 1, of_residual = residual ? 1 : 0;
     constexpr auto compute = std::is_same_v<F, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
     if (heads == 1)
-      detail::check_cublas(cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
+      kernel::check_cublas(cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
                                            weight.data, type_of<A>, weight.stride[1], x.data, type_of<A>, x.stride[0],
                                            &of_residual, y.data, type_of<A>, y.stride[0], compute, CUBLAS_GEMM_DEFAULT),
                            "linear: cublasGemmEx");
     else
-      detail::check_cublas(
+      kernel::check_cublas(
           cublasGemmStridedBatchedEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
                                         weight.data, type_of<A>, weight.stride[1], weight.stride[0], x.data, type_of<A>,
                                         x.stride[0], x.stride[1], &of_residual, y.data, type_of<A>, y.stride[0],
                                         y.stride[1], heads, compute, CUBLAS_GEMM_DEFAULT),
           "linear: cublasGemmStridedBatchedEx");
-    if (bias) detail::for_elements(ctx, y.rows(), out, detail::AddBias<A>{bias, head_of(y, 0)}, "linear: bias");
+    if (bias) kernel::for_elements(ctx, y.rows(), out, kernel::AddBias<A>{bias, head_of(y, 0)}, "linear: bias");
   }
 };
 

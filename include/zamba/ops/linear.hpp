@@ -23,9 +23,9 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/eigen.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/eigen.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
@@ -73,9 +73,9 @@ struct Linear<cpu> {
       ArenaScope scope(ctx.arena());
       const Index width = piece_size(d_weight.cols(), tile_cols);
       const auto products = ctx.arena().template tensor<A>(
-          Index{ctx.threads()}, detail::product_scratch<A>(most_tile_rows, d_y.rows(), width));
+          Index{ctx.threads()}, kernel::product_scratch<A>(most_tile_rows, d_y.rows(), width));
       for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int worker) {
-        detail::add_product(block(d_weight, out, in), detail::transposed(d_y.columns(out.first, out.count)),
+        kernel::add_product(block(d_weight, out, in), kernel::transposed(d_y.columns(out.first, out.count)),
                             x.columns(in.first, in.count), products[worker].data);
       });
     }
@@ -149,15 +149,15 @@ struct Linear<cpu> {
     ArenaScope scope(ctx.arena());
     const Room<A> room = scratch(ctx, x, weight, y, residual, bias);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
-      auto tile = detail::map(block(y, tokens, out));
+      auto tile = kernel::map(block(y, tokens, out));
       if (!residual)
         tile.setZero();
       else if (residual.data != y.data)
-        tile = detail::map(block(residual, tokens, out));
-      if (bias) tile.rowwise() += detail::map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
+        tile = kernel::map(block(residual, tokens, out));
+      if (bias) tile.rowwise() += kernel::map(Matrix<const A>(bias.data + out.first, 1, out.count)).row(0);
       for_depth(x.cols(), [&](Range in) {
         const Matrix<const A> w = converted<A>(block(weight, out, in), room.converted, worker);
-        detail::add_product(block(y, tokens, out), block(x, tokens, in), detail::transposed(w),
+        kernel::add_product(block(y, tokens, out), block(x, tokens, in), kernel::transposed(w),
                             room.products[worker].data);
       });
     });
@@ -170,9 +170,9 @@ struct Linear<cpu> {
     const Room<A> room = Linear::room<A, W>(ctx, d_y.cols(), piece_size(d_x.cols(), tile_cols));
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
       const Matrix<A> tile = block(d_x, tokens, in);
-      if (accumulate == Accumulate::no) detail::map(tile).setZero();
+      if (accumulate == Accumulate::no) kernel::map(tile).setZero();
       for_depth(d_y.cols(), [&](Range out) {
-        detail::add_product(tile, block(d_y, tokens, out), converted<A>(block(weight, out, in), room.converted, worker),
+        kernel::add_product(tile, block(d_y, tokens, out), converted<A>(block(weight, out, in), room.converted, worker),
                             room.products[worker].data);
       });
     });
@@ -189,7 +189,7 @@ struct Linear<cpu> {
   static Room<A> room(Ctx& ctx, Index extent, Index width) {
     const Index threads = ctx.threads(), most = std::min(extent, depth);
     Room<A> room;
-    room.products = ctx.arena().template tensor<A>(threads, detail::product_scratch<A>(most_tile_rows, most, width));
+    room.products = ctx.arena().template tensor<A>(threads, kernel::product_scratch<A>(most_tile_rows, most, width));
     if constexpr (!std::is_same_v<A, W>) room.converted = ctx.arena().template tensor<A>(threads, most * width);
     return room;
   }
@@ -207,13 +207,13 @@ struct Linear<cpu> {
 
   template <class W, class A>
   static void convert_row(const W* from, A* to, Index count) {
-    constexpr Index step = detail::lanes<A>;
+    constexpr Index step = kernel::lanes<A>;
     for (Index k = 0; k < count; k += step)
-      detail::store<A>(to + k, detail::load_as<A>(from + k, count - k), count - k);
+      kernel::store<A>(to + k, kernel::load_as<A>(from + k, count - k), count - k);
   }
 
   /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
-  static constexpr Index rows_at_once = 4, tokens_at_once = detail::register_bytes == 64 ? 4 : 2;
+  static constexpr Index rows_at_once = 4, tokens_at_once = kernel::register_bytes == 64 ? 4 : 2;
 
   template <class A, class W>
   static void forward_few(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
@@ -252,29 +252,29 @@ struct Linear<cpu> {
   template <Index Rows, Index Tokens, class A, class W>
   static void dot_products(Matrix<const A> x, Matrix<const W> weight, Matrix<A> y, Matrix<const A> residual,
                            Vector<const A> bias, Index o, Index t) {
-    constexpr Index step = detail::lanes<A>;
-    detail::Pack<A> sums[std::size_t{Rows}][std::size_t{Tokens}] = {};
+    constexpr Index step = kernel::lanes<A>;
+    kernel::Pack<A> sums[std::size_t{Rows}][std::size_t{Tokens}] = {};
     const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
-      detail::Pack<A> weights[std::size_t{Rows}];
-      detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      kernel::Pack<A> weights[std::size_t{Rows}];
+      kernel::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
         const W* from = weight.data + (o + r) * weight.stride[0] + k;
         __builtin_prefetch(from + Rows * weight.stride[0], 0, 2);  // of the next rows, into the second-level cache
-        weights[r] = detail::load_as<A>(from, count);
+        weights[r] = kernel::load_as<A>(from, count);
       });
-      detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+      kernel::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;
-        const detail::Pack<A> inputs = count >= step ? detail::load<A>(from) : detail::load<A>(from, count);
-        detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
-          sums[r][s] = detail::multiply_add<A>(weights[r], inputs, sums[r][s]);
+        const kernel::Pack<A> inputs = count >= step ? kernel::load<A>(from) : kernel::load<A>(from, count);
+        kernel::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+          sums[r][s] = kernel::multiply_add<A>(weights[r], inputs, sums[r][s]);
         });
       });
     };
     const Index whole = x.cols() / step * step;
     for (Index k = 0; k < whole; k += step) add(k, step);
     if (whole < x.cols()) add(whole, x.cols() - whole);
-    detail::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
-      detail::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
-        A value = detail::sum<A>(sums[r][s]);
+    kernel::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
+      kernel::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
+        A value = kernel::sum<A>(sums[r][s]);
         if (bias) value += bias[o + r];
         if (residual) value += residual(t + s, o + r);
         y(t + s, o + r) = value;
@@ -289,7 +289,7 @@ void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, Tensor<W, 
             std::type_identity_t<Matrix<const A>> residual = {},
             std::type_identity_t<Vector<const compute_t<A>>> bias = {}) {
   if constexpr (checked) {
-    const detail::Door door{"linear"};
+    const kernel::Door door{"linear"};
     door.shape("x", x, y.rows(), weight.cols());
     door.shape("y", y, y.rows(), weight.rows());
     door.optional("residual", residual, y.rows(), weight.rows());
@@ -305,7 +305,7 @@ void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
                      std::type_identity_t<Matrix<compute_t<A>>> d_weight,
                      std::type_identity_t<Vector<compute_t<A>>> d_bias = {}) {
   if constexpr (checked) {
-    const detail::Door door{"linear_backward"};
+    const kernel::Door door{"linear_backward"};
     door.shape("d_y", d_y, d_y.rows(), weight.rows());
     if (d_weight) door.shape("x", x, d_y.rows(), weight.cols());
     door.optional("d_x", d_x, d_y.rows(), weight.cols());
@@ -319,7 +319,7 @@ void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
 template <class D, class A, class W>
 void linear_heads(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> y) {
   if constexpr (checked) {
-    const detail::Door door{"linear_heads"};
+    const kernel::Door door{"linear_heads"};
     door.shape("x", x, y.rows(), weight.shape[0], weight.shape[2]);
     door.shape("y", y, y.rows(), weight.shape[0], weight.shape[1]);
   }
@@ -332,7 +332,7 @@ void linear_heads_backward(Context<D>& ctx, std::type_identity_t<Tensor<const A,
                            std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> d_x,
                            Accumulate accumulate, Tensor<compute_t<A>, 3> d_weight) {
   if constexpr (checked) {
-    const detail::Door door{"linear_heads_backward"};
+    const kernel::Door door{"linear_heads_backward"};
     door.shape("d_y", d_y, d_y.rows(), weight.shape[0], weight.shape[1]);
     door.shape("x", x, d_y.rows(), weight.shape[0], weight.shape[2]);
     door.optional("d_x", d_x, d_y.rows(), weight.shape[0], weight.shape[2]);

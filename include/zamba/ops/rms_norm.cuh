@@ -15,15 +15,15 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/block_sum.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/tensor_core.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/block_reduce.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/rms_norm.hpp>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// v = x + t, or x where t is absent; its gradient goes to d_x and, where wanted, d_t.
 template <class A_>
@@ -52,7 +52,7 @@ struct SummedInput {
 #pragma unroll
     for (int k = 0; k < wide<A>; ++k) to[k] += more[k];
   }
-  bool in_pieces() const { return detail::in_pieces(x) && (!t || detail::in_pieces(t)); }
+  bool in_pieces() const { return kernel::in_pieces(x) && (!t || kernel::in_pieces(t)); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     d_x(i, c) = A(F(d_x(i, c)) + d_v);
     if (d_t) d_t(i, c) = A(d_v);
@@ -78,7 +78,7 @@ struct ConcatenatedInput {
   __device__ void values(Brought&& piece, F (&to)[wide<A>]) const {
     piece(0).values(to);
   }
-  bool in_pieces() const { return detail::in_pieces(a) && detail::in_pieces(b); }
+  bool in_pieces() const { return kernel::in_pieces(a) && kernel::in_pieces(b); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     A& d = c < a.cols() ? d_a(i, c) : d_b(i, c - a.cols());
     d = A(F(d) + d_v);
@@ -289,33 +289,33 @@ __global__ void add_groups_kernel(Matrix<const F> partial, Vector<F> d_weight) {
   d_weight[c] = sum;
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct RmsNorm<cuda> {
   template <class A, class F>
   static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> t, Vector<const F> weight, double eps,
                       Matrix<A> out, Vector<F> rstd) {
-    launch_forward(ctx, detail::SummedInput<A>{x, t, {}, {}}, weight, eps, out, rstd);
+    launch_forward(ctx, kernel::SummedInput<A>{x, t, {}, {}}, weight, eps, out, rstd);
   }
 
   template <class A, class F>
   static void backward(Context<cuda>& ctx, Matrix<const A> d_out, Matrix<const A> x, Matrix<const A> t,
                        Vector<const F> weight, Vector<const F> rstd, Matrix<A> d_x, Matrix<A> d_t, Vector<F> d_weight) {
-    launch_backward(ctx, detail::SummedInput<A>{x, t, d_x, d_t}, d_out, weight, rstd, d_weight);
+    launch_backward(ctx, kernel::SummedInput<A>{x, t, d_x, d_t}, d_out, weight, rstd, d_weight);
   }
 
   template <class A, class F>
   static void concat_forward(Context<cuda>& ctx, Matrix<const A> a, Matrix<const A> b, Vector<const F> weight,
                              double eps, Matrix<A> out, Vector<F> rstd) {
-    launch_forward(ctx, detail::ConcatenatedInput<A>{a, b, {}, {}}, weight, eps, out, rstd);
+    launch_forward(ctx, kernel::ConcatenatedInput<A>{a, b, {}, {}}, weight, eps, out, rstd);
   }
 
   template <class A, class F>
   static void concat_backward(Context<cuda>& ctx, Matrix<const A> d_out, Matrix<const A> a, Matrix<const A> b,
                               Vector<const F> weight, Vector<const F> rstd, Matrix<A> d_a, Matrix<A> d_b,
                               Vector<F> d_weight) {
-    launch_backward(ctx, detail::ConcatenatedInput<A>{a, b, d_a, d_b}, d_out, weight, rstd, d_weight);
+    launch_backward(ctx, kernel::ConcatenatedInput<A>{a, b, d_a, d_b}, d_out, weight, rstd, d_weight);
   }
 
  private:
@@ -325,29 +325,29 @@ struct RmsNorm<cuda> {
   template <class Input, class A, class F>
   static void launch_forward(Context<cuda>& ctx, const Input& in, Vector<const F> weight, double eps, Matrix<A> out,
                              Vector<F> rstd) {
-    detail::launch_norm(ctx, in, weight, eps, out, Matrix<F>(rstd.data, out.rows(), 1), "rms_norm");
+    kernel::launch_norm(ctx, in, weight, eps, out, Matrix<F>(rstd.data, out.rows(), 1), "rms_norm");
   }
 
   template <class Input, class A, class F>
   static void launch_backward(Context<cuda>& ctx, const Input& in, Matrix<const A> d_out, Vector<const F> weight,
                               Vector<const F> rstd, Vector<F> d_weight) {
-    using Traits = detail::RmsNormTraits<Input>;
+    using Traits = kernel::RmsNormTraits<Input>;
     const Index n = d_out.rows(), width = d_weight.size();
     if (n == 0) return;
-    detail::rms_norm_input_gradient_kernel<Traits>
-        <<<detail::blocks_for(n, 1), Traits::threads, 0, ctx.stream()>>>(in, d_out, weight, rstd);
-    detail::check_launch("rms_norm_backward: input");
+    kernel::rms_norm_input_gradient_kernel<Traits>
+        <<<kernel::blocks_for(n, 1), Traits::threads, 0, ctx.stream()>>>(in, d_out, weight, rstd);
+    kernel::check_launch("rms_norm_backward: input");
 
     const Index group_size = std::max(Index{8}, (n + groups_at_most - 1) / groups_at_most);
     const Index groups = (n + group_size - 1) / group_size;
-    const unsigned across = detail::blocks_for(width, Traits::columns);
+    const unsigned across = kernel::blocks_for(width, Traits::columns);
     ArenaScope scope(ctx.arena());
     const auto partial = ctx.arena().template tensor<F>(groups, width);
-    detail::rms_norm_weight_gradient_kernel<Traits>
+    kernel::rms_norm_weight_gradient_kernel<Traits>
         <<<dim3(across, static_cast<unsigned>(groups)), Traits::columns, 0, ctx.stream()>>>(in, d_out, rstd, group_size,
                                                                                             partial);
-    detail::add_groups_kernel<F><<<across, Traits::columns, 0, ctx.stream()>>>(partial, d_weight);
-    detail::check_launch("rms_norm_backward: weight");
+    kernel::add_groups_kernel<F><<<across, Traits::columns, 0, ctx.stream()>>>(partial, d_weight);
+    kernel::check_launch("rms_norm_backward: weight");
   }
 };
 

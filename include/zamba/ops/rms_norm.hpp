@@ -23,8 +23,8 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
@@ -38,7 +38,7 @@ template <class Device, class A>
 void rms_norm(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> x, std::type_identity_t<Matrix<const A>> t,
               Vector<const compute_t<A>> weight, double eps, Matrix<A> out, Vector<compute_t<A>> rstd) {
   if constexpr (checked) {
-    const detail::Door door{"rms_norm"};
+    const kernel::Door door{"rms_norm"};
     door.shape("x", x, out.rows(), out.cols());
     door.optional("t", t, out.rows(), out.cols());
     door.shape("weight", weight, out.cols());
@@ -54,7 +54,7 @@ void rms_norm_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A
                        Vector<const compute_t<A>> weight, Vector<const compute_t<A>> rstd, Matrix<A> d_x,
                        std::type_identity_t<Matrix<A>> d_t, Vector<compute_t<A>> d_weight) {
   if constexpr (checked) {
-    const detail::Door door{"rms_norm_backward"};
+    const kernel::Door door{"rms_norm_backward"};
     const Index n = d_out.rows(), d = d_out.cols();
     door.shape("x", x, n, d);
     door.optional("t", t, n, d);
@@ -73,7 +73,7 @@ void rms_norm_concat(Context<Device>& ctx, std::type_identity_t<Matrix<const A>>
                      std::type_identity_t<Matrix<const A>> b, Vector<const compute_t<A>> weight, double eps,
                      Matrix<A> out, Vector<compute_t<A>> rstd) {
   if constexpr (checked) {
-    const detail::Door door{"rms_norm_concat"};
+    const kernel::Door door{"rms_norm_concat"};
     const Index n = a.rows(), d = a.cols();
     door.shape("b", b, n, d);
     door.shape("weight", weight, 2 * d);
@@ -90,7 +90,7 @@ void rms_norm_concat_backward(Context<Device>& ctx, std::type_identity_t<Matrix<
                               Vector<const compute_t<A>> weight, Vector<const compute_t<A>> rstd, Matrix<A> d_a,
                               std::type_identity_t<Matrix<A>> d_b, Vector<compute_t<A>> d_weight) {
   if constexpr (checked) {
-    const detail::Door door{"rms_norm_concat_backward"};
+    const kernel::Door door{"rms_norm_concat_backward"};
     const Index n = a.rows(), d = a.cols();
     door.shape("d_out", d_out, n, 2 * d);
     door.shape("b", b, n, d);
@@ -103,7 +103,7 @@ void rms_norm_concat_backward(Context<Device>& ctx, std::type_identity_t<Matrix<
   RmsNorm<Device>::template concat_backward<A>(ctx, d_out, a, b, weight, rstd, d_a, d_b, d_weight);
 }
 
-namespace detail {
+namespace kernel {
 
 /// v times this has a square for every finite v, and a square that counts for the largest of a row whose own overflow.
 template <class F>
@@ -118,7 +118,7 @@ template <class F, class Squares>
   return small_scale<F> / std::sqrt(squares(small_scale<F>) / static_cast<F>(width));
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 /// A row is one or two segments: each has its own inputs, outputs and part of the weight, all share one rstd.
 template <>
@@ -129,7 +129,7 @@ struct RmsNorm<cpu> {
     const Index d = out.cols();
     for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
       const Segment<A> segment{row(x, i), row(t, i), d};
-      rstd[i] = detail::reciprocal_root(sum_of_squares(segment, A(1)), d, eps,
+      rstd[i] = kernel::reciprocal_root(sum_of_squares(segment, A(1)), d, eps,
                                         [=](A scale) { return sum_of_squares(segment, scale); });
       normalise(segment, weight.data, rstd[i], row(out, i));
     });
@@ -154,7 +154,7 @@ struct RmsNorm<cpu> {
     for_groups(ctx, out.rows(), forward_group, [&](Index i, Index) {
       const Segment<A> left{row(a, i), nullptr, d}, right{row(b, i), nullptr, d};
       rstd[i] =
-          detail::reciprocal_root(sum_of_squares(left, A(1)) + sum_of_squares(right, A(1)), 2 * d, eps,
+          kernel::reciprocal_root(sum_of_squares(left, A(1)) + sum_of_squares(right, A(1)), 2 * d, eps,
                                   [=](A scale) { return sum_of_squares(left, scale) + sum_of_squares(right, scale); });
       normalise(left, weight.data, rstd[i], row(out, i));
       normalise(right, weight.data + d, rstd[i], row(out, i) + d);
@@ -179,7 +179,7 @@ struct RmsNorm<cpu> {
 
  private:
   template <class A>
-  using Pack = detail::Pack<A>;
+  using Pack = kernel::Pack<A>;
 
   /// Positions of one task in the forward pass: enough work to be worth handing to a thread.
   static constexpr Index forward_group = 16;
@@ -221,9 +221,9 @@ struct RmsNorm<cpu> {
     for_groups(ctx, n, group_size, [&](Index i, Index group) { f(i, row(partial, group)); });
     for (Index group = 0; group < groups; ++group) {
       const F* from = row(partial, group);
-      detail::for_packs<F>(width, [&](Index c, auto count) {
-        detail::store(d_weight.data + c,
-                      Pack<F>(detail::load(d_weight.data + c, count) + detail::load(from + c, count)), count);
+      kernel::for_packs<F>(width, [&](Index c, auto count) {
+        kernel::store(d_weight.data + c,
+                      Pack<F>(kernel::load(d_weight.data + c, count) + kernel::load(from + c, count)), count);
       });
     }
   }
@@ -232,39 +232,39 @@ struct RmsNorm<cpu> {
   template <class A, class F>
   [[gnu::always_inline]] static void for_values(const Segment<A>& segment, F&& f) {
     if (segment.t)
-      detail::for_packs<A>(segment.width, [&](Index i, auto count) {
-        f(i, count, Pack<A>(detail::load(segment.x + i, count) + detail::load(segment.t + i, count)));
+      kernel::for_packs<A>(segment.width, [&](Index i, auto count) {
+        f(i, count, Pack<A>(kernel::load(segment.x + i, count) + kernel::load(segment.t + i, count)));
       });
     else
-      detail::for_packs<A>(segment.width,
-                           [&](Index i, auto count) { f(i, count, detail::load(segment.x + i, count)); });
+      kernel::for_packs<A>(segment.width,
+                           [&](Index i, auto count) { f(i, count, kernel::load(segment.x + i, count)); });
   }
 
   template <class A>
   [[gnu::always_inline]] static A sum_of_squares(const Segment<A>& segment, A scale) {
-    Pack<A> sum = detail::zeros<A>();
+    Pack<A> sum = kernel::zeros<A>();
     for_values(segment, [&](Index, auto, const Pack<A>& v) {
       const Pack<A> scaled = ZAMBA_AS_WRITTEN(v * scale);
       sum += scaled * scaled;
     });
-    return detail::sum<A>(sum);
+    return kernel::sum<A>(sum);
   }
 
   template <class A>
   static void normalise(const Segment<A>& segment, const A* weight, A rstd, A* out) {
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      detail::store(out + i, Pack<A>(detail::load(weight + i, count) * ZAMBA_AS_WRITTEN(v * rstd)), count);
+      kernel::store(out + i, Pack<A>(kernel::load(weight + i, count) * ZAMBA_AS_WRITTEN(v * rstd)), count);
     });
   }
 
   /// sum of g * u
   template <class A>
   static A product(const Segment<A>& segment, const A* weight, const A* dy, A rstd) {
-    Pack<A> sum = detail::zeros<A>();
+    Pack<A> sum = kernel::zeros<A>();
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      sum += detail::load(weight + i, count) * detail::load(dy + i, count) * ZAMBA_AS_WRITTEN(v * rstd);
+      sum += kernel::load(weight + i, count) * kernel::load(dy + i, count) * ZAMBA_AS_WRITTEN(v * rstd);
     });
-    return detail::sum<A>(sum);
+    return kernel::sum<A>(sum);
   }
 
   /// mean: of g * u
@@ -272,11 +272,11 @@ struct RmsNorm<cpu> {
   static void differentiate(const Segment<A>& segment, const A* weight, const A* dy, A rstd, A mean, A* d_x, A* d_t,
                             A* d_weight) {
     for_values(segment, [&](Index i, auto count, const Pack<A>& v) {
-      const Pack<A> d_y = detail::load(dy + i, count), u = ZAMBA_AS_WRITTEN(v * rstd);
-      const Pack<A> d_v = rstd * (detail::load(weight + i, count) * d_y - mean * u);
-      detail::store(d_x + i, Pack<A>(detail::load(d_x + i, count) + d_v), count);
-      if (d_t) detail::store(d_t + i, d_v, count);
-      detail::store(d_weight + i, Pack<A>(detail::load(d_weight + i, count) + d_y * u), count);
+      const Pack<A> d_y = kernel::load(dy + i, count), u = ZAMBA_AS_WRITTEN(v * rstd);
+      const Pack<A> d_v = rstd * (kernel::load(weight + i, count) * d_y - mean * u);
+      kernel::store(d_x + i, Pack<A>(kernel::load(d_x + i, count) + d_v), count);
+      if (d_t) kernel::store(d_t + i, d_v, count);
+      kernel::store(d_weight + i, Pack<A>(kernel::load(d_weight + i, count) + d_y * u), count);
     });
   }
 };

@@ -9,14 +9,14 @@
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/detail/elementwise.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/rope.hpp>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// Width_: neighbouring pairs that a thread turns at once.
 template <class A_, int Width_>
@@ -69,15 +69,15 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct Rope<cuda> {
   template <class A>
   static void turn(Context<cuda>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x, int direction) {
     if (sequences.tokens == 0) return;
-    constexpr int wide = detail::wide<A>;
-    if (shape.head_dim / 2 % wide == 0 && detail::aligned(x, wide))
+    constexpr int wide = kernel::wide<A>;
+    if (shape.head_dim / 2 % wide == 0 && kernel::aligned(x, wide))
       launch<wide>(ctx, shape, sequences, x, direction);
     else
       launch<1>(ctx, shape, sequences, x, direction);
@@ -87,8 +87,8 @@ struct Rope<cuda> {
   template <int Width, class A>
   static void launch(Context<cuda>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x,
                      int direction) {
-    using Traits = detail::RopeTraits<A, Width>;
-    detail::launch(ctx, "rope", detail::rope_kernel<Traits>, detail::blocks_for(sequences.tokens, 1), Traits::threads,
+    using Traits = kernel::RopeTraits<A, Width>;
+    kernel::launch(ctx, "rope", kernel::rope_kernel<Traits>, kernel::blocks_for(sequences.tokens, 1), Traits::threads,
                    static_cast<std::size_t>(shape.head_dim) * sizeof(typename Traits::F), shape, sequences, x,
                    direction);
   }

@@ -17,8 +17,8 @@
 #include <cmath>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/op.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/tensor.hpp>
@@ -37,7 +37,7 @@ ZAMBA_DECLARE_OPERATOR(Rope, "rope.cuh");
 template <class Device, class A>
 void rope(Context<Device>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x) {
   if constexpr (checked) {
-    const detail::Door door{"rope"};
+    const kernel::Door door{"rope"};
     door.shape("x", x, sequences.tokens, shape.heads * shape.head_dim);
   }
   Rope<Device>::turn(ctx, shape, sequences, x, +1);
@@ -47,7 +47,7 @@ void rope(Context<Device>& ctx, const RopeShape& shape, const Sequences& sequenc
 template <class Device, class A>
 void rope_backward(Context<Device>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> d_x) {
   if constexpr (checked) {
-    const detail::Door door{"rope_backward"};
+    const kernel::Door door{"rope_backward"};
     door.shape("d_x", d_x, sequences.tokens, shape.heads * shape.head_dim);
   }
   Rope<Device>::turn(ctx, shape, sequences, d_x, -1);
@@ -101,12 +101,12 @@ struct Rope<cpu> {
 
   template <class A>
   static void turn_head(A* head, Index half, const A* cosines, const A* sines) {
-    detail::for_packs<A>(half, [&](Index i, auto count) {
-      using Pack = detail::Pack<A>;
-      const Pack a = detail::load(head + i, count), b = detail::load(head + half + i, count);
-      const Pack cosine = detail::load(cosines + i, count), sine = detail::load(sines + i, count);
-      detail::store(head + i, Pack(a * cosine - b * sine), count);
-      detail::store(head + half + i, Pack(b * cosine + a * sine), count);
+    kernel::for_packs<A>(half, [&](Index i, auto count) {
+      using Pack = kernel::Pack<A>;
+      const Pack a = kernel::load(head + i, count), b = kernel::load(head + half + i, count);
+      const Pack cosine = kernel::load(cosines + i, count), sine = kernel::load(sines + i, count);
+      kernel::store(head + i, Pack(a * cosine - b * sine), count);
+      kernel::store(head + half + i, Pack(b * cosine + a * sine), count);
     });
   }
 };

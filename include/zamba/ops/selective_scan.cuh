@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // selective_scan on CUDA, forward; equations and shapes in selective_scan.hpp.
 //
-// Float and up to 32 states: detail/scan_rows.cuh for rows of some tokens, detail/scan_tokens.cuh for single ones.
-// Double and more states: a thread a channel, detail/scan_channels.cuh.
+// Float and up to 32 states: ops/selective_scan/prefill.cuh for rows of some tokens, ops/selective_scan/decode.cuh for
+// single ones. Double and more states: a thread a channel, ops/selective_scan/channelwise.cuh.
 //
 // Numeric contract: everything in compute_t. In float an exp is 2^x of the special-function unit, within 2e-7, and dt
 // and the gate within (3 + |x|) 1e-7 of theirs for an input x. The sum over n: four neighbouring n in order, then these
@@ -13,12 +13,12 @@
 #include <algorithm>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/scan_channels.cuh>
-#include <zamba/detail/scan_rows.cuh>
-#include <zamba/detail/scan_tokens.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/selective_scan.hpp>
+#include <zamba/ops/selective_scan/channelwise.cuh>
+#include <zamba/ops/selective_scan/decode.cuh>
+#include <zamba/ops/selective_scan/prefill.cuh>
 
 namespace zamba {
 
@@ -32,23 +32,23 @@ struct SelectiveScan<cuda> {
     require(N <= 256, "selective_scan: on CUDA d_state is at most 256, got ", N);
     if constexpr (std::is_same_v<F, double>) {
       if (N <= 32)
-        launch_channels<detail::ChannelScanTraits<A, 32>>(ctx, in, sequences, state, y, checkpoints);
+        launch_channels<kernel::ChannelScanTraits<A, 32>>(ctx, in, sequences, state, y, checkpoints);
       else
-        launch_channels<detail::ChannelScanTraits<A, 256>>(ctx, in, sequences, state, y, checkpoints);
+        launch_channels<kernel::ChannelScanTraits<A, 256>>(ctx, in, sequences, state, y, checkpoints);
     } else if (N <= 32) {
       if (wide(in, state, y))
         launch_slices<A, true>(ctx, in, sequences, state, y, checkpoints);
       else
         launch_slices<A, false>(ctx, in, sequences, state, y, checkpoints);
     } else {
-      launch_channels<detail::ChannelScanTraits<A, 256>>(ctx, in, sequences, state, y, checkpoints);
+      launch_channels<kernel::ChannelScanTraits<A, 256>>(ctx, in, sequences, state, y, checkpoints);
     }
   }
 
  private:
   template <class T, int Rank>
   static bool in_fours(Tensor<T, Rank> tensor) {
-    return detail::aligned(tensor, 4) && tensor.cols() % 4 == 0;
+    return kernel::aligned(tensor, 4) && tensor.cols() % 4 == 0;
   }
   template <class A>
   static bool wide(const SelectiveScanInputs<A, float>& in, Tensor<float, 3> state, Matrix<A> y) {
@@ -68,17 +68,17 @@ struct SelectiveScan<cuda> {
                             Tensor<float, 3> state, Matrix<A> y, Tensor<float, 3> checkpoints) {
     const bool narrow = in.B.shape[2] <= 16;
     if (sequences.longest <= 1 && !checkpoints)
-      return narrow ? launch_tokens<detail::ScanTokenTraits<A, 4, Wide>>(ctx, in, sequences, state, y)
-                    : launch_tokens<detail::ScanTokenTraits<A, 8, Wide>>(ctx, in, sequences, state, y);
-    return narrow ? launch_rows<detail::SelectiveScanTraits<A, 4, Wide>>(ctx, in, sequences, state, y, checkpoints)
-                  : launch_rows<detail::SelectiveScanTraits<A, 8, Wide>>(ctx, in, sequences, state, y, checkpoints);
+      return narrow ? launch_tokens<kernel::ScanTokenTraits<A, 4, Wide>>(ctx, in, sequences, state, y)
+                    : launch_tokens<kernel::ScanTokenTraits<A, 8, Wide>>(ctx, in, sequences, state, y);
+    return narrow ? launch_rows<kernel::SelectiveScanTraits<A, 4, Wide>>(ctx, in, sequences, state, y, checkpoints)
+                  : launch_rows<kernel::SelectiveScanTraits<A, 8, Wide>>(ctx, in, sequences, state, y, checkpoints);
   }
 
   template <class Traits, class A>
   static void launch_rows(Context<cuda>& ctx, const SelectiveScanInputs<A, float>& in, const Sequences& sequences,
                           Tensor<float, 3> state, Matrix<A> y, Tensor<float, 3> checkpoints) {
     const auto blocks = static_cast<unsigned>(sequences.rows * tiles(in, Traits::channels));
-    detail::launch(ctx, "selective_scan", detail::selective_scan_kernel<Traits>, blocks, Traits::threads, 0, in,
+    kernel::launch(ctx, "selective_scan", kernel::selective_scan_kernel<Traits>, blocks, Traits::threads, 0, in,
                    sequences, state, y, checkpoints);
   }
 
@@ -88,8 +88,8 @@ struct SelectiveScan<cuda> {
     const Index across = tiles(in, Traits::channels), room = Traits::blocks * ctx.multiprocessors();
     const Index rows_each = std::clamp<Index>((sequences.rows * across + room - 1) / room, 1, Traits::most_rows);
     const Index blocks = (sequences.rows + rows_each - 1) / rows_each * across;
-    detail::launch(ctx, detail::overlap_for(sequences.rows), "selective_scan: single tokens",
-                   detail::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,
+    kernel::launch(ctx, kernel::overlap_for(sequences.rows), "selective_scan: single tokens",
+                   kernel::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,
                    sequences, state, y, static_cast<int>(rows_each));
   }
 
@@ -98,9 +98,9 @@ struct SelectiveScan<cuda> {
                               Tensor<F, 3> state, Matrix<A> y, Tensor<F, 3> checkpoints) {
     const Index across = (in.u.cols() + Traits::threads - 1) / Traits::threads;
     const auto blocks = static_cast<unsigned>(sequences.rows * across);
-    detail::channel_scan_kernel<Traits>
+    kernel::channel_scan_kernel<Traits>
         <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, sequences, state, y, checkpoints);
-    detail::check_launch("selective_scan");
+    kernel::check_launch("selective_scan");
   }
 };
 

@@ -20,8 +20,8 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/simd.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/sequences.hpp>
@@ -61,7 +61,7 @@ constexpr Index scan_checkpoint_count(const Sequences& sequences) {
 
 ZAMBA_DECLARE_OPERATOR(SelectiveScan, "selective_scan.cuh");
 
-namespace detail {
+namespace kernel {
 
 template <class A, class F>
 void check_inputs(const Door& door, const SelectiveScanInputs<A, F>& in, Index n) {
@@ -76,7 +76,7 @@ void check_inputs(const Door& door, const SelectiveScanInputs<A, F>& in, Index n
   door.shape("delta_bias", in.delta_bias, D);
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 /// y (tokens, D). state (rows, N, D), optional: read where the row has a past, rewritten with the row's last state.
 /// checkpoints (scan_checkpoint_count, N, D), optional: kept for selective_scan_backward.
@@ -85,9 +85,9 @@ void selective_scan(Context<Device>& ctx, const std::type_identity_t<SelectiveSc
                     const Sequences& sequences, std::type_identity_t<Tensor<F, 3>> state, Matrix<A> y,
                     std::type_identity_t<Tensor<F, 3>> checkpoints = {}) {
   if constexpr (checked) {
-    const detail::Door door{"selective_scan"};
+    const kernel::Door door{"selective_scan"};
     const Index n = sequences.tokens, D = in.u.cols(), N = in.B.shape[2];
-    detail::check_inputs(door, in, n);
+    kernel::check_inputs(door, in, n);
     door.optional("state", state, sequences.rows, N, D);
     door.shape("y", y, n, D);
     door.optional("checkpoints", checkpoints, scan_checkpoint_count(sequences), N, D);
@@ -103,9 +103,9 @@ void selective_scan_backward(Context<Device>& ctx, std::type_identity_t<Matrix<c
                              const SelectiveScanGradients<A, F>& gradients,
                              std::type_identity_t<Tensor<F, 3>> d_state = {}) {
   if constexpr (checked) {
-    const detail::Door door{"selective_scan_backward"};
+    const kernel::Door door{"selective_scan_backward"};
     const Index n = sequences.tokens, D = in.u.cols(), H = in.B.shape[1], N = in.B.shape[2];
-    detail::check_inputs(door, in, n);
+    kernel::check_inputs(door, in, n);
     door.shape("d_y", d_y, n, D);
     door.shape("checkpoints", checkpoints, scan_checkpoint_count(sequences), N, D);
     door.shape("gradient of u", gradients.u, n, D);
@@ -159,7 +159,7 @@ struct SelectiveScan<cpu> {
         for (Index t = 0; t < count; ++t)
           for (Index i = 0; i < strips.count; ++i) {
             const Pack<T> sum = load(chunk_of(dt, i) + t * lanes<T>), z = load(in.z, first + t, strips[i]);
-            store(y, first + t, strips[i], Pack<T>(sum * z * detail::sigmoid<T>(z)));
+            store(y, first + t, strips[i], Pack<T>(sum * z * kernel::sigmoid<T>(z)));
           }
       }
       if (state && sequences.length(row) > 0)
@@ -207,8 +207,8 @@ struct SelectiveScan<cpu> {
                            scratch.strip(i, N), d_skip[i], d_bias[i]);
           for (Index t = 0; t < count; ++t)
             for (Index n = 0; n < N; ++n) {
-              partial(task, first + t, n) = detail::sum<T>(load(scratch.d_B + (t * N + n) * lanes<T>));
-              partial(task, first + t, N + n) = detail::sum<T>(load(scratch.d_C + (t * N + n) * lanes<T>));
+              partial(task, first + t, n) = kernel::sum<T>(load(scratch.d_B + (t * N + n) * lanes<T>));
+              partial(task, first + t, N + n) = kernel::sum<T>(load(scratch.d_C + (t * N + n) * lanes<T>));
             }
         }
         if (!d_state) continue;
@@ -236,9 +236,9 @@ struct SelectiveScan<cpu> {
 
  private:
   template <class T>
-  using Pack = detail::Pack<T>;
+  using Pack = kernel::Pack<T>;
   template <class T>
-  static constexpr Index lanes = detail::lanes<T>;
+  static constexpr Index lanes = kernel::lanes<T>;
   static constexpr Index tile_channels = 64;
   template <class T>
   static constexpr Index max_strips = tile_channels / lanes<T>;
@@ -304,19 +304,19 @@ struct SelectiveScan<cpu> {
 
   template <class T>
   static Pack<T> load(const T* from) {
-    return detail::load(from);
+    return kernel::load(from);
   }
   template <class T>
   static Pack<std::remove_const_t<T>> load(Matrix<T> from, Index row, Strip strip) {
-    return detail::load<std::remove_const_t<T>>(&from(row, strip.channel), strip.width);
+    return kernel::load<std::remove_const_t<T>>(&from(row, strip.channel), strip.width);
   }
   template <class T>
   static Pack<std::remove_const_t<T>> load(Vector<T> from, Strip strip) {
-    return detail::load<std::remove_const_t<T>>(from.data + strip.channel, strip.width);
+    return kernel::load<std::remove_const_t<T>>(from.data + strip.channel, strip.width);
   }
   template <class T>
   static void store(Matrix<T> to, Index row, Strip strip, const Pack<T>& pack) {
-    detail::store(&to(row, strip.channel), pack, strip.width);
+    kernel::store(&to(row, strip.channel), pack, strip.width);
   }
 
   /// a = -exp(A_log) log2(e) of a strip, (N, lanes): the decay is 2^(dt a).
@@ -328,14 +328,14 @@ struct SelectiveScan<cpu> {
       for (Index n = 0; n < N; ++n) a[n * lanes<T> + c] = from[n];
     }
     for (Index n = 0; n < N; ++n)
-      detail::store(a + n * lanes<T>, Pack<T>(detail::exp<T>(load(a + n * lanes<T>)) * T(-1.44269504088896340736)));
+      kernel::store(a + n * lanes<T>, Pack<T>(kernel::exp<T>(load(a + n * lanes<T>)) * T(-1.44269504088896340736)));
   }
 
   /// A row's state of a strip, (N, lanes); zeros where there is none.
   template <class T>
   static void load_state(Tensor<T, 3> state, Index row, Strip strip, Index N, T* s) {
     for (Index n = 0; n < N; ++n)
-      detail::store(s + n * lanes<T>, state ? load(state[row], n, strip) : detail::zeros<T>());
+      kernel::store(s + n * lanes<T>, state ? load(state[row], n, strip) : kernel::zeros<T>());
   }
   template <class T>
   static void store_state(Matrix<T> state, Strip strip, Index N, const T* s) {
@@ -349,15 +349,15 @@ struct SelectiveScan<cpu> {
                          T* u) {
     for (Index t = 0; t < count; ++t) {
       const Index bytes = strips.width * static_cast<Index>(sizeof(T));
-      detail::prefetch(&in.z(first + t, strips.channel), bytes);
+      kernel::prefetch(&in.z(first + t, strips.channel), bytes);
       const Index next = std::min(first + t + scan_chunk, in.u.rows() - 1);
-      detail::prefetch(&in.delta(next, strips.channel), bytes);
-      detail::prefetch(&in.u(next, strips.channel), bytes);
+      kernel::prefetch(&in.delta(next, strips.channel), bytes);
+      kernel::prefetch(&in.u(next, strips.channel), bytes);
       for (Index i = 0; i < strips.count; ++i) {
         const Index at = (i * scan_chunk + t) * lanes<T>;
-        detail::store(dt + at,
-                      detail::softplus<T>(load(in.delta, first + t, strips[i]) + load(in.delta_bias, strips[i])));
-        detail::store(u + at, load(in.u, first + t, strips[i]));
+        kernel::store(dt + at,
+                      kernel::softplus<T>(load(in.delta, first + t, strips[i]) + load(in.delta_bias, strips[i])));
+        kernel::store(u + at, load(in.u, first + t, strips[i]));
       }
     }
   }
@@ -373,12 +373,12 @@ struct SelectiveScan<cpu> {
       const Pack<T> dt_t = load(dt + t * lanes<T>), u_t = load(u + t * lanes<T>), dt_u = dt_t * u_t;
       Pack<T> sum = skip * u_t;
       for (Index n = 0; n < N; ++n) {
-        const Pack<T> decay = detail::exp2_of_negative<T>(dt_t * load(a + n * lanes<T>));
+        const Pack<T> decay = kernel::exp2_of_negative<T>(dt_t * load(a + n * lanes<T>));
         const Pack<T> s_t = decay * load(s + n * lanes<T>) + dt_u * B[n];
-        detail::store(s + n * lanes<T>, s_t);
+        kernel::store(s + n * lanes<T>, s_t);
         sum += s_t * C[n];
       }
-      detail::store(dt + t * lanes<T>, sum);
+      kernel::store(dt + t * lanes<T>, sum);
     }
   }
 
@@ -388,7 +388,7 @@ struct SelectiveScan<cpu> {
                              const Scratch<T>& at, Pack<T>& d_skip, Pack<T>& d_bias) {
     const Index N = checkpoint.rows(), step = N * lanes<T>;
     load_decay(in, strip, N, at.a);
-    for (Index n = 0; n < N; ++n) detail::store(at.states + n * lanes<T>, load(checkpoint, n, strip));
+    for (Index n = 0; n < N; ++n) kernel::store(at.states + n * lanes<T>, load(checkpoint, n, strip));
     const Pack<T> skip = load(in.D, strip), bias = load(in.delta_bias, strip);
 
     for (Index t = 0; t < count; ++t) {  // states again, and the gradient of z
@@ -398,13 +398,13 @@ struct SelectiveScan<cpu> {
       Pack<T> sum = skip * u;
       for (Index n = 0; n < N; ++n) {
         const Index k = t * step + n * lanes<T>;
-        const Pack<T> decay = detail::exp2_of_negative<T>(dt * load(at.a + n * lanes<T>));
+        const Pack<T> decay = kernel::exp2_of_negative<T>(dt * load(at.a + n * lanes<T>));
         const Pack<T> s = decay * load(at.states + k) + dt_u * B[n];
-        detail::store(at.decays + k, decay);
-        detail::store(at.states + k + step, s);
+        kernel::store(at.decays + k, decay);
+        kernel::store(at.states + k + step, s);
         sum += s * C[n];
       }
-      const Pack<T> z = load(in.z, first + t, strip), gate = detail::sigmoid<T>(z), dy = load(d_y, first + t, strip);
+      const Pack<T> z = load(in.z, first + t, strip), gate = kernel::sigmoid<T>(z), dy = load(d_y, first + t, strip);
       store(out.z, first + t, strip, Pack<T>(dy * sum * gate * (T(1) + z * (T(1) - gate))));
     }
 
@@ -413,22 +413,22 @@ struct SelectiveScan<cpu> {
       const T* C = &in.C(first + t, strip.head, 0);
       const Pack<T> dt = load(at.dt + t * lanes<T>), u = load(at.u + t * lanes<T>), dt_u = dt * u;
       const Pack<T> z = load(in.z, first + t, strip);
-      const Pack<T> d_sum = load(d_y, first + t, strip) * z * detail::sigmoid<T>(z);
+      const Pack<T> d_sum = load(d_y, first + t, strip) * z * kernel::sigmoid<T>(z);
       Pack<T> g_B = {}, d_dt = {};
       for (Index n = 0; n < N; ++n) {
         const Index k = t * step + n * lanes<T>;
         const Pack<T> g = load(at.adjoint + n * lanes<T>) + d_sum * C[n];
-        detail::store(at.d_C + k, Pack<T>(load(at.d_C + k) + d_sum * load(at.states + k + step)));
-        detail::store(at.d_B + k, Pack<T>(load(at.d_B + k) + g * dt_u));
+        kernel::store(at.d_C + k, Pack<T>(load(at.d_C + k) + d_sum * load(at.states + k + step)));
+        kernel::store(at.d_B + k, Pack<T>(load(at.d_B + k) + g * dt_u));
         g_B += g * B[n];
         const Pack<T> carried = g * load(at.decays + k), through_decay = carried * load(at.states + k);
         d_dt += through_decay * load(at.a + n * lanes<T>);
-        detail::store(at.d_a + n * lanes<T>, Pack<T>(load(at.d_a + n * lanes<T>) + through_decay * dt));
-        detail::store(at.adjoint + n * lanes<T>, carried);
+        kernel::store(at.d_a + n * lanes<T>, Pack<T>(load(at.d_a + n * lanes<T>) + through_decay * dt));
+        kernel::store(at.adjoint + n * lanes<T>, carried);
       }
       d_dt = d_dt * T(0.69314718055994530942) + g_B * u;  // a is A log2(e)
       const Pack<T> delta = load(in.delta, first + t, strip) + bias;
-      const Pack<T> d_delta = d_dt * (delta > T(20) ? detail::broadcast<T>(1) : detail::sigmoid<T>(delta));
+      const Pack<T> d_delta = d_dt * (delta > T(20) ? kernel::broadcast<T>(1) : kernel::sigmoid<T>(delta));
       store(out.delta, first + t, strip, d_delta);
       store(out.u, first + t, strip, Pack<T>(g_B * dt + d_sum * skip));
       d_skip += d_sum * u;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // ssd on CUDA, forward; equations and shapes in ssd.hpp.
 //
-// Rows of more than few_tokens, stored as bf16: products of matrices on tensor cores, in detail/ssd_products.cuh, with
+// Rows of more than few_tokens, stored as bf16: products of matrices on tensor cores, in ops/ssd/chunk_scan.cuh, with
 // its numeric contract; long rows, where there are few, in segments side by side. Everything else: the recurrence
 // itself, from a row's first token to its last. Neighbouring channels are a warp's neighbouring lanes, so that the
 // state is read and written in whole lines; some lanes share the states of a channel, 16 a lane in registers, and their
@@ -15,15 +15,15 @@
 #include <limits>
 
 #include <zamba/context.cuh>
-#include <zamba/detail/launch.cuh>
-#include <zamba/detail/ssd_products.cuh>
-#include <zamba/detail/ssd_segments.cuh>
-#include <zamba/detail/wide_load.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/ssd.hpp>
+#include <zamba/ops/ssd/chunk_scan.cuh>
+#include <zamba/ops/ssd/state_passing.cuh>
 
 namespace zamba {
 
-namespace detail {
+namespace kernel {
 
 /// Lanes_ lanes share Width_ neighbouring channels of at most 16 Lanes_ states.
 template <class A_, int Lanes_, int Width_>
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 template <>
 struct Ssd<cuda> {
@@ -160,30 +160,30 @@ struct Ssd<cuda> {
 
   template <int Width, class A, class F>
   static bool in_pieces_of(const SsdInputs<A, F>& in, Tensor<F, 3> state, Matrix<A> y, Tensor<F, 3> checkpoints) {
-    return in.u.cols() / in.delta.cols() % Width == 0 && detail::aligned(in.u, Width) && detail::aligned(y, Width) &&
-           detail::aligned(state, Width) && detail::aligned(checkpoints, Width);
+    return in.u.cols() / in.delta.cols() % Width == 0 && kernel::aligned(in.u, Width) && kernel::aligned(y, Width) &&
+           kernel::aligned(state, Width) && kernel::aligned(checkpoints, Width);
   }
 
   static bool products_can(const Context<cuda>& ctx, const SsdInputs<bf16, float>& in, Matrix<bf16> y,
                            Tensor<float, 3> checkpoints, Index chunk) {
     constexpr Index piece = 8;  // of 16 bytes
     const Index N = in.B.shape[2];
-    return N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 && detail::aligned(in.u, piece) &&
-           detail::aligned(in.B, piece) && detail::aligned(in.C, piece) && detail::aligned(y, piece) &&
-           (!checkpoints || chunk == detail::SsdProductTraits<64, 64>::Q) &&
+    return N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 && kernel::aligned(in.u, piece) &&
+           kernel::aligned(in.B, piece) && kernel::aligned(in.C, piece) && kernel::aligned(y, piece) &&
+           (!checkpoints || chunk == kernel::SsdProductTraits<64, 64>::Q) &&
            ctx.most_shared() >= (N <= 64 ? shared_bytes<64, 64> : shared_bytes<128, 64>);
   }
 
   template <int N, int P>
-  static constexpr std::size_t shared_bytes = detail::SsdShared<detail::SsdProductTraits<N, P>>::bytes;
+  static constexpr std::size_t shared_bytes = kernel::SsdShared<kernel::SsdProductTraits<N, P>>::bytes;
 
   template <class F>
   static void with_traits(const SsdInputs<bf16, float>& in, F&& f) {
     const bool narrow = in.u.cols() / in.delta.cols() <= 32;
     if (in.B.shape[2] <= 64)
-      narrow ? f(detail::SsdProductTraits<64, 32>{}) : f(detail::SsdProductTraits<64, 64>{});
+      narrow ? f(kernel::SsdProductTraits<64, 32>{}) : f(kernel::SsdProductTraits<64, 64>{});
     else
-      narrow ? f(detail::SsdProductTraits<128, 32>{}) : f(detail::SsdProductTraits<128, 64>{});
+      narrow ? f(kernel::SsdProductTraits<128, 32>{}) : f(kernel::SsdProductTraits<128, 64>{});
   }
 
   /// Shares of a row, each a head's or a part of it.
@@ -196,7 +196,7 @@ struct Ssd<cuda> {
   /// Memory for the segments of rows, where blocks take these. They cost a second reading of u and B, which pays where
   /// the GPU would be half empty.
   template <class Traits, class Ctx>
-  static detail::SsdSegments segments(Ctx& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
+  static kernel::SsdSegments segments(Ctx& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
                                       Index multiprocessors) {
     const Index parts = sequences.rows * parts_of_row<Traits>(in), tokens = Traits::segment * Traits::Q;
     const Index count = (sequences.longest + tokens - 1) / tokens;
@@ -211,17 +211,17 @@ struct Ssd<cuda> {
       constexpr int N = Traits::N, P = Traits::P;
       const Index of_row = parts_of_row<Traits>(in), parts = sequences.rows * of_row;
       ArenaScope scope(ctx.arena());
-      const detail::SsdSegments of_rows = segments<Traits>(ctx, in, sequences, ctx.multiprocessors());
+      const kernel::SsdSegments of_rows = segments<Traits>(ctx, in, sequences, ctx.multiprocessors());
       if (of_rows.count > 1) {
-        using States = detail::SsdProductTraits<N, P, false>;
-        detail::launch(ctx, "ssd: segments", detail::ssd_segments_kernel<States>,
+        using States = kernel::SsdProductTraits<N, P, false>;
+        kernel::launch(ctx, "ssd: segments", kernel::ssd_segments_kernel<States>,
                        static_cast<unsigned>(parts * (of_rows.count - 1)), States::threads,
-                       detail::SsdShared<States>::bytes, in, sequences, state, of_rows, few_tokens);
-        detail::launch(ctx, "ssd: states between segments", detail::ssd_carry_kernel<States>,
+                       kernel::SsdShared<States>::bytes, in, sequences, state, of_rows, few_tokens);
+        kernel::launch(ctx, "ssd: states between segments", kernel::ssd_carry_kernel<States>,
                        static_cast<unsigned>(parts * (N * P / 4 / States::threads)), States::threads, 0, sequences,
                        of_rows, of_row, few_tokens);
       }
-      detail::launch(ctx, "ssd", detail::ssd_products_kernel<Traits>, static_cast<unsigned>(parts * of_rows.count),
+      kernel::launch(ctx, "ssd", kernel::ssd_products_kernel<Traits>, static_cast<unsigned>(parts * of_rows.count),
                      Traits::threads, shared_bytes<N, P>, in, sequences, state, y, checkpoints, of_rows, few_tokens);
     });
   }
@@ -231,9 +231,9 @@ struct Ssd<cuda> {
                     Matrix<A> y, Tensor<F, 3> checkpoints, Index chunk, Index longest) {
     const Index N = in.B.shape[2];
     const auto of_lanes = [&](auto lanes) {
-      using Traits = detail::SsdTraits<A, lanes, Width>;
+      using Traits = kernel::SsdTraits<A, lanes, Width>;
       const Index across = (in.u.cols() + Traits::channels - 1) / Traits::channels;
-      detail::launch(ctx, "ssd", detail::ssd_kernel<Traits>, static_cast<unsigned>(across * sequences.rows),
+      kernel::launch(ctx, "ssd", kernel::ssd_kernel<Traits>, static_cast<unsigned>(across * sequences.rows),
                      Traits::threads, 0, in, sequences, state, y, checkpoints, chunk, longest);
     };
     if (N <= 32)

@@ -28,12 +28,12 @@
 #include <type_traits>
 
 #include <zamba/context.hpp>
-#include <zamba/detail/door.hpp>
-#include <zamba/detail/eigen.hpp>
-#include <zamba/detail/simd.hpp>
-#include <zamba/detail/ssd_chunk.hpp>
+#include <zamba/kernel/door.hpp>
+#include <zamba/kernel/eigen.hpp>
+#include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
+#include <zamba/ops/ssd/chunk.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/tensor.hpp>
 
@@ -70,7 +70,7 @@ constexpr Index ssd_checkpoint_count(const Sequences& sequences, Index chunk = s
 
 ZAMBA_DECLARE_OPERATOR(Ssd, "ssd.cuh");
 
-namespace detail {
+namespace kernel {
 
 template <class A, class F>
 void check_inputs(const Door& door, const SsdInputs<A, F>& in, Index n) {
@@ -86,7 +86,7 @@ void check_inputs(const Door& door, const SsdInputs<A, F>& in, Index n) {
           " groups");
 }
 
-}  // namespace detail
+}  // namespace kernel
 
 /// y (tokens, D). state (rows, N, D), optional: read where the row has a past, rewritten with the row's last state.
 /// checkpoints (ssd_checkpoint_count, N, D), optional: kept for ssd_backward.
@@ -95,9 +95,9 @@ void ssd(Context<Device>& ctx, const std::type_identity_t<SsdInputs<A, F>>& in, 
          std::type_identity_t<Tensor<F, 3>> state, Matrix<A> y, std::type_identity_t<Tensor<F, 3>> checkpoints = {},
          Index chunk = ssd_chunk) {
   if constexpr (checked) {
-    const detail::Door door{"ssd"};
+    const kernel::Door door{"ssd"};
     const Index n = sequences.tokens, D = in.u.cols(), N = in.B.shape[2];
-    detail::check_inputs(door, in, n);
+    kernel::check_inputs(door, in, n);
     door.optional("state", state, sequences.rows, N, D);
     door.shape("y", y, n, D);
     door.optional("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
@@ -113,9 +113,9 @@ void ssd_backward(Context<Device>& ctx, std::type_identity_t<Matrix<const A>> d_
                   std::type_identity_t<Tensor<const F, 3>> checkpoints, const SsdGradients<A, F>& gradients,
                   std::type_identity_t<Tensor<F, 3>> d_state = {}, Index chunk = ssd_chunk) {
   if constexpr (checked) {
-    const detail::Door door{"ssd_backward"};
+    const kernel::Door door{"ssd_backward"};
     const Index n = sequences.tokens, D = in.u.cols(), G = in.B.shape[1], H = in.delta.cols(), N = in.B.shape[2];
-    detail::check_inputs(door, in, n);
+    kernel::check_inputs(door, in, n);
     door.shape("d_y", d_y, n, D);
     door.shape("checkpoints", checkpoints, ssd_checkpoint_count(sequences, chunk), N, D);
     door.shape("gradient of u", gradients.u, n, D);
@@ -237,22 +237,22 @@ struct Ssd<cpu> {
 
  private:
   template <class T>
-  using Pack = detail::Pack<T>;
+  using Pack = kernel::Pack<T>;
 
   template <class T>
-  using Chunk = detail::SsdChunk<T>;
-  using Block = detail::SsdBlock;
-  using Blocks = detail::SsdBlocks;
+  using Chunk = kernel::SsdChunk<T>;
+  using Block = kernel::SsdBlock;
+  using Blocks = kernel::SsdBlocks;
 
   /// Up to so many tokens of a row leave its state in its place.
   static constexpr Index few_tokens = 4;
   /// Tokens and registers of channels that are advanced at once: as many sums as registers allow.
-  static constexpr Index tokens_at_once = 4, packs_at_once = detail::register_bytes == 64 ? 2 : 1;
+  static constexpr Index tokens_at_once = 4, packs_at_once = kernel::register_bytes == 64 ? 2 : 1;
 
-  static Index padded(Index count) { return detail::padded_to_line(count); }
+  static Index padded(Index count) { return kernel::padded_to_line(count); }
   template <class T>
   static T* take(T*& memory, Index count) {
-    return detail::take_line(memory, count);
+    return kernel::take_line(memory, count);
   }
 
   /// Memory of a backward task.
@@ -270,7 +270,7 @@ struct Ssd<cpu> {
              padded(chunk * chunk) + chunk * padded(chunk) + padded(chunk * blocks.heads);
     }
     static Index products_of(Index chunk, Index N, Index W, Index P) {
-      const auto of = [](Index rows, Index depth, Index cols) { return detail::product_scratch<T>(rows, depth, cols); };
+      const auto of = [](Index rows, Index depth, Index cols) { return kernel::product_scratch<T>(rows, depth, cols); };
       return std::max({of(chunk, W, N), of(chunk, N, W), of(N, chunk, W), of(chunk, N, chunk), of(chunk, chunk, N),
                        of(chunk, chunk, P), of(chunk, P, chunk)});
     }
@@ -299,8 +299,8 @@ struct Ssd<cpu> {
     const Matrix<const T> u = in.u.columns((c.block.head + h) * P, P);
     // Rows are pages apart, so the processor does not foresee them: the next chunk's of u, the next rows of y.
     const auto ask_ahead = [&](Index t) {
-      if (c.first + c.count + t < end) detail::prefetch(&u(c.first + c.count + t, 0), bytes);
-      if (t + tokens_at_once < c.count) detail::prefetch(&y(t + tokens_at_once, 0), bytes);
+      if (c.first + c.count + t < end) kernel::prefetch(&u(c.first + c.count + t, 0), bytes);
+      if (t + tokens_at_once < c.count) kernel::prefetch(&y(t + tokens_at_once, 0), bytes);
     };
     Index t = 0;
     for (; t + tokens_at_once <= c.count; t += tokens_at_once) {
@@ -313,7 +313,7 @@ struct Ssd<cpu> {
   /// Tokens [t, t + Tokens) of the chunk: each part of the state is read and written once for all of them.
   template <Index Tokens, class T>
   static void steps(const SsdInputs<T, T>& in, const Chunk<T>& c, Index h, Index t, Matrix<T> s, Matrix<T> y) {
-    constexpr std::integral_constant<Index, detail::lanes<T>> full;
+    constexpr std::integral_constant<Index, kernel::lanes<T>> full;
     constexpr Index packs = Tokens == 1 ? 2 * packs_at_once : packs_at_once;
     const Index P = c.block.P;
     Index p = 0;
@@ -332,36 +332,36 @@ struct Ssd<cpu> {
     T decay[tokens];
     Pack<T> v[tokens][packs], sums[tokens][packs];
     const auto all = [](auto&& f) __attribute__((always_inline)) {
-      detail::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
-        detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) { f(r, i); });
+      kernel::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
+        kernel::unrolled<Packs>([&](auto i) __attribute__((always_inline)) { f(r, i); });
       });
     };
-    detail::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
+    kernel::unrolled<Tokens>([&](auto r) __attribute__((always_inline)) {
       B[r] = &in.B(c.first + t + r, c.block.group, 0);
       C[r] = &in.C(c.first + t + r, c.block.group, 0);
       decay[r] = c.decay(t + r, h);
     });
     all([&](auto r, auto i) __attribute__((always_inline)) {
-      const Pack<T> u = detail::load(&in.u(c.first + t + r, channel + i * detail::lanes<T>), lanes);
+      const Pack<T> u = kernel::load(&in.u(c.first + t + r, channel + i * kernel::lanes<T>), lanes);
       v[r][i] = c.dt(t + r, h) * u;
       sums[r][i] = in.D[head] * u;
     });
     for (Index n = 0; n < s.rows(); ++n) {
       Pack<T> s_n[packs];
       T* at = &s(n, p);
-      detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
-        s_n[i] = detail::load<T>(at + i * detail::lanes<T>, lanes);
+      kernel::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
+        s_n[i] = kernel::load<T>(at + i * kernel::lanes<T>, lanes);
       });
       all([&](auto r, auto i) __attribute__((always_inline)) {
         s_n[i] = decay[r] * s_n[i] + B[r][n] * v[r][i];
         sums[r][i] += C[r][n] * s_n[i];
       });
-      detail::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
-        detail::store(at + i * detail::lanes<T>, s_n[i], lanes);
+      kernel::unrolled<Packs>([&](auto i) __attribute__((always_inline)) {
+        kernel::store(at + i * kernel::lanes<T>, s_n[i], lanes);
       });
     }
     all([&](auto r, auto i)
-            __attribute__((always_inline)) { detail::store(&y(t + r, p + i * detail::lanes<T>), sums[r][i], lanes); });
+            __attribute__((always_inline)) { kernel::store(&y(t + r, p + i * kernel::lanes<T>), sums[r][i], lanes); });
   }
 
   /// One chunk of the backward pass: s (N, W) is the state before it; at.g is taken back over the chunk.
@@ -374,39 +374,39 @@ struct Ssd<cpu> {
     const Matrix<T> v = part(at.v), e_dy = part(at.e_dy), work = part(at.work), d_v = part(at.d_v), d_l = part(at.d_l);
     const Matrix<T> d_CB(at.d_CB.data, c.count, c.count);
     const Matrix<T> padded_K(at.K.data, c.count, padded(c.count)), K = padded_K.columns(0, c.count);
-    const auto of_head = [&](auto m, Index h) { return detail::map(m.columns(h * P, P)); };
+    const auto of_head = [&](auto m, Index h) { return kernel::map(m.columns(h * P, P)); };
 
     for (Index h = 0; h < heads; ++h)
       for (Index t = 0; t < c.count; ++t) {
         const T e = c.e(t, h), dt = c.dt(t, h);
-        detail::for_packs<T>(P, [&](Index p, auto lanes) {
+        kernel::for_packs<T>(P, [&](Index p, auto lanes) {
           const Index i = h * P + p;
-          detail::store(&e_dy(t, i), Pack<T>(detail::load(&d_y(t, i), lanes) * e), lanes);
-          detail::store(&v(t, i), Pack<T>(detail::load(&u(t, i), lanes) * dt), lanes);
+          kernel::store(&e_dy(t, i), Pack<T>(kernel::load(&d_y(t, i), lanes) * e), lanes);
+          kernel::store(&v(t, i), Pack<T>(kernel::load(&u(t, i), lanes) * dt), lanes);
         });
       }
 
     // Through the state before the chunk.
-    detail::set_product(d_C, e_dy, detail::transposed(s), at.products);
-    detail::set_product(work, c.C, s, at.products);
+    kernel::set_product(d_C, e_dy, kernel::transposed(s), at.products);
+    kernel::set_product(work, c.C, s, at.products);
     for (Index h = 0; h < heads; ++h)
-      detail::map(d_l).col(h) = (of_head(e_dy, h).array() * of_head(work, h).array()).rowwise().sum();
-    detail::set_product(at.g_before, detail::transposed(c.C), e_dy, at.products);
+      kernel::map(d_l).col(h) = (of_head(e_dy, h).array() * of_head(work, h).array()).rowwise().sum();
+    kernel::set_product(at.g_before, kernel::transposed(c.C), e_dy, at.products);
 
     // Through the state after it.
-    detail::set_product(work, c.B, at.g, at.products);
+    kernel::set_product(work, c.B, at.g, at.products);
     for (Index h = 0; h < heads; ++h) {
       for (Index t = 0; t < c.count; ++t) {
         const T f = c.f(t, h);
-        Pack<T> product = detail::zeros<T>();
-        detail::for_packs<T>(P, [&](Index p, auto lanes) {
+        Pack<T> product = kernel::zeros<T>();
+        kernel::for_packs<T>(P, [&](Index p, auto lanes) {
           const Index i = h * P + p;
-          const Pack<T> f_g = f * detail::load(&work(t, i), lanes);
-          product += f_g * detail::load(&v(t, i), lanes);
-          detail::store(&d_v(t, i), f_g, lanes);
-          detail::store(&e_dy(t, i), Pack<T>(f * detail::load(&v(t, i), lanes)), lanes);  // now f v
+          const Pack<T> f_g = f * kernel::load(&work(t, i), lanes);
+          product += f_g * kernel::load(&v(t, i), lanes);
+          kernel::store(&d_v(t, i), f_g, lanes);
+          kernel::store(&e_dy(t, i), Pack<T>(f * kernel::load(&v(t, i), lanes)), lanes);  // now f v
         });
-        const T d_f = detail::sum<T>(product);
+        const T d_f = kernel::sum<T>(product);
         d_l(t, h) -= d_f;
         d_l(last, h) += d_f;
       }
@@ -414,25 +414,25 @@ struct Ssd<cpu> {
       d_l(last, h) += decay * (of_head(s, h).array() * of_head(at.g, h).array()).sum();
       of_head(at.g_before, h) += decay * of_head(at.g, h);
     }
-    detail::set_product(d_B, e_dy, detail::transposed(at.g), at.products);
+    kernel::set_product(d_B, e_dy, kernel::transposed(at.g), at.products);
     copy(at.g_before, at.g);
 
     // Within the chunk.
     const Matrix<T> CB = c.CB.columns(0, c.count), M = c.M.columns(0, c.count);
-    detail::map(d_CB).setZero();
+    kernel::map(d_CB).setZero();
     for (Index h = 0; h < heads; ++h) {
       c.decays(h, padded_K);
-      detail::map(M).array() = detail::map(K).array() * detail::map(CB).array();
+      kernel::map(M).array() = kernel::map(K).array() * kernel::map(CB).array();
       const Matrix<const T> d_y_h = d_y.columns(h * P, P);
-      detail::add_product(d_v.columns(h * P, P), detail::transposed(M), d_y_h, at.products);
-      detail::set_product(M, d_y_h, detail::transposed(v.columns(h * P, P)), at.products);
-      detail::map(K).array() *= detail::map(M).array();
-      detail::map(d_CB) += detail::map(K);
-      detail::map(K).array() *= detail::map(CB).array();
-      detail::map(d_l).col(h) += detail::map(K).rowwise().sum() - detail::map(K).colwise().sum().transpose();
+      kernel::add_product(d_v.columns(h * P, P), kernel::transposed(M), d_y_h, at.products);
+      kernel::set_product(M, d_y_h, kernel::transposed(v.columns(h * P, P)), at.products);
+      kernel::map(K).array() *= kernel::map(M).array();
+      kernel::map(d_CB) += kernel::map(K);
+      kernel::map(K).array() *= kernel::map(CB).array();
+      kernel::map(d_l).col(h) += kernel::map(K).rowwise().sum() - kernel::map(K).colwise().sum().transpose();
     }
-    detail::add_product(d_C, d_CB, c.B, at.products);
-    detail::add_product(d_B, detail::transposed(d_CB), c.C, at.products);
+    kernel::add_product(d_C, d_CB, c.B, at.products);
+    kernel::add_product(d_B, kernel::transposed(d_CB), c.C, at.products);
 
     for (Index h = 0; h < heads; ++h) finish_head(in, c, h, u, d_y, d_v, d_l, out);
   }
@@ -446,19 +446,19 @@ struct Ssd<cpu> {
     T d_dtA = 0, d_a = 0, d_skip = 0, d_bias = 0;
     for (Index t = c.count - 1; t >= 0; --t) {
       const T dt = c.dt(t, h);
-      Pack<T> through_v = detail::zeros<T>(), through_skip = through_v;
-      detail::for_packs<T>(P, [&](Index p, auto lanes) {
+      Pack<T> through_v = kernel::zeros<T>(), through_skip = through_v;
+      kernel::for_packs<T>(P, [&](Index p, auto lanes) {
         const Index i = h * P + p;
-        const Pack<T> u_p = detail::load(&u(t, i), lanes), dy = detail::load(&d_y(t, i), lanes),
-                      dv = detail::load(&d_v(t, i), lanes);
+        const Pack<T> u_p = kernel::load(&u(t, i), lanes), dy = kernel::load(&d_y(t, i), lanes),
+                      dv = kernel::load(&d_v(t, i), lanes);
         through_v += dv * u_p;
         through_skip += dy * u_p;
-        detail::store(&out.u(c.first + t, head * P + p), Pack<T>(dt * dv + skip * dy), lanes);
+        kernel::store(&out.u(c.first + t, head * P + p), Pack<T>(dt * dv + skip * dy), lanes);
       });
       d_dtA += d_l(t, h);
       d_a += d_dtA * dt;
-      d_skip += detail::sum<T>(through_skip);
-      const T d_dt = c.A[h] * d_dtA + detail::sum<T>(through_v), x = in.delta(c.first + t, head) + in.dt_bias[head];
+      d_skip += kernel::sum<T>(through_skip);
+      const T d_dt = c.A[h] * d_dtA + kernel::sum<T>(through_v), x = in.delta(c.first + t, head) + in.dt_bias[head];
       const T slope = x > T(20) ? T(1) : T(1) / (T(1) + std::exp(-x));
       const T d_delta = dt > static_cast<T>(in.dt_min) ? d_dt * slope : T(0);
       out.delta(c.first + t, head) = d_delta;

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/dry_run.hpp>
+#include <zamba/dry_run.hpp>
 #include <zamba/model.hpp>
 #include <zamba/shared_use.hpp>
 

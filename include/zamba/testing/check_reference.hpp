@@ -45,8 +45,8 @@
 #include <type_traits>
 #include <vector>
 
+#include <zamba/checkpoints/huggingface.hpp>
 #include <zamba/context.hpp>
-#include <zamba/io/huggingface.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
 #include <zamba/ops/rms_norm.hpp>

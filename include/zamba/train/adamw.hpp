@@ -20,8 +20,8 @@
 #include <vector>
 
 #include <zamba/buffer.hpp>
-#include <zamba/detail/finite.hpp>
 #include <zamba/error.hpp>
+#include <zamba/kernel/finite.hpp>
 #include <zamba/model.hpp>
 #include <zamba/number.hpp>
 #include <zamba/ops/adamw_step.hpp>
@@ -157,7 +157,7 @@ void AdamW<Net, T, Device>::fail_for_norm(const ModelType& model, const Gradient
   for (const ParameterEntry& entry : model.entries()) {
     values.resize(static_cast<std::size_t>(entry.size));
     Memory<Device>::copy_to_host(values.data(), gradients.values().data + entry.offset, values.size() * sizeof(F));
-    const Index at = detail::first_non_finite<F>(values.data(), entry.size);
+    const Index at = kernel::first_non_finite<F>(values.data(), entry.size);
     if (at < entry.size)
       fail("AdamW: the norm of the gradients is ", norm, ": element ", at, " of that of '", entry.name, "' is ",
            values[static_cast<std::size_t>(at)], "; weights and moments are as they were");

@@ -21,9 +21,9 @@
 #include <string_view>
 #include <vector>
 
-#include <zamba/detail/finite.hpp>
-#include <zamba/detail/problems.hpp>
+#include <zamba/io/problems.hpp>
 #include <zamba/io/safetensors.hpp>
+#include <zamba/kernel/finite.hpp>
 #include <zamba/train/adamw.hpp>
 
 namespace zamba {
@@ -121,7 +121,7 @@ inline Index first_non_finite(DType dtype, std::span<const std::byte> bytes) {
   visit_dtype(dtype, [&]<class Stored>(Stored) {
     const auto count = static_cast<Index>(bytes.size() / sizeof(Stored));
     if constexpr (std::is_same_v<Stored, float> || std::is_same_v<Stored, double> || std::is_same_v<Stored, bf16>)
-      at = first_non_finite<Stored>(bytes.data(), count);
+      at = kernel::first_non_finite<Stored>(bytes.data(), count);
     else
       at = count;  // of no type of a part
   });
@@ -224,7 +224,7 @@ std::string problem_of(const TensorEntry& tensor, const ParameterEntry& entry, s
   Index bad = tensor.count();
   for_pieces(tensor, room, [&](Index first, std::span<const Stored> values) {
     const auto count = static_cast<Index>(values.size());
-    const Index at = first_non_finite<Stored>(values.data(), count);
+    const Index at = kernel::first_non_finite<Stored>(values.data(), count);
     if (at < count) bad = std::min(bad, first + at);
   });
   return bad < tensor.count() ? not_finite(tensor.name, bad) + ", as " + std::string(name_of(dtype_of<Stored>())) : "";

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include <zamba/data/mixture.hpp>
 #include <zamba/state.hpp>
-#include <zamba/train/mixture.hpp>
 #include <zamba/train/schedule.hpp>
 
 namespace zamba {

@@ -39,12 +39,12 @@
 #include <utility>
 #include <vector>
 
-#include <zamba/detail/run_folder.hpp>
 #include <zamba/eval/bits_per_byte.hpp>
 #include <zamba/number.hpp>
 #include <zamba/train/checkpoint.hpp>
 #include <zamba/train/phase.hpp>
 #include <zamba/train/progress.hpp>
+#include <zamba/train/run_folder.hpp>
 #include <zamba/train/trainer_options.hpp>
 
 namespace zamba {

@@ -5,11 +5,11 @@
 #include <filesystem>
 #include <ostream>
 
+#include <zamba/data/mixture.hpp>
 #include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/random.hpp>
 #include <zamba/train/adamw.hpp>
-#include <zamba/train/mixture.hpp>
 
 namespace zamba {
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes; and where a token
+// belongs.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include <zamba/context.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
+#include <zamba/sequences.hpp>
+
+namespace zamba::kernel {
+
+/// The row of a ragged batch that owns a token.
+__device__ inline Index row_of(const Sequences& sequences, Index token) {
+  Index low = 0, high = sequences.rows;  // offsets[low] <= token < offsets[high]
+  while (high - low > 1) {
+    const Index middle = (low + high) / 2;
+    (sequences.offsets[middle] <= token ? low : high) = middle;
+  }
+  return low;
+}
+
+/// Blocks across: columns; down: rows, a grid at a time.
+template <class F>
+__global__ void __launch_bounds__(elementwise_threads) elementwise_kernel(Index rows, Index cols, F f) {
+  const Index col = Index{blockIdx.x} * elementwise_threads + threadIdx.x;
+  if (col >= cols) return;
+  for (Index row = blockIdx.y; row < rows; row += gridDim.y) f(row, col);
+}
+
+/// f(row, col) on the device for every element. F is a named type: kernels are templates on types.
+template <class F>
+void for_elements(Context<cuda>& ctx, Index rows, Index cols, const F& f, const char* name) {
+  if (rows == 0 || cols == 0) return;
+  const dim3 grid(blocks_for(cols, elementwise_threads), static_cast<unsigned>(std::min<Index>(rows, 65535)));
+  elementwise_kernel<<<grid, elementwise_threads, 0, ctx.stream()>>>(rows, cols, f);
+  check_launch(name);
+}
+
+/// Blocks across: pieces of a row; down: rows, a grid at a time.
+template <class Width, class F>
+__global__ void __launch_bounds__(elementwise_threads) piecewise_kernel(Index rows, Index cols, F f) {
+  let_next_begin();
+  wait_for_previous();
+  const Index col = (Index{blockIdx.x} * elementwise_threads + threadIdx.x) * Width::value;
+  if (col >= cols) return;
+  for (Index row = blockIdx.y; row < rows; row += gridDim.y) f.template piece<Width::value>(row, col);
+}
+
+/// f.piece<Width>(row, first column of Width) on the device for every piece of the rows: of 16 bytes of A where `whole`
+/// says that all matrices are in such pieces, of one element where not.
+template <class A, class F>
+void for_pieces(Context<cuda>& ctx, bool whole, Index rows, Index cols, const F& f, const char* name) {
+  if (rows == 0 || cols == 0) return;
+  const auto down = static_cast<unsigned>(std::min<Index>(rows, 65535));
+  if (whole) {
+    using Width = std::integral_constant<int, wide<A>>;
+    const dim3 grid(blocks_for(cols / Width::value, elementwise_threads), down);
+    launch(ctx, overlap_for(rows), name, piecewise_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
+  } else {
+    using Width = std::integral_constant<int, 1>;
+    const dim3 grid(blocks_for(cols, elementwise_threads), down);
+    launch(ctx, overlap_for(rows), name, piecewise_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
+  }
+}
+
+}  // namespace zamba::kernel

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+// How kernels are queued, one overlapping the end of the one before it.
+//
+// From compute capability 9.0 on, a kernel may begin while the one before it still runs ("programmatic dependent
+// launch" in the CUDA programming guide), which hides the time that it takes to start: some hundred kernels make a
+// token, of a few microseconds each. So every kernel of this library that is queued by launch() keeps three rules:
+//   - let_next_begin() comes first: the next kernel may begin once all blocks of this one have;
+//   - before wait_for_previous() nothing is written, and nothing read but the weights of a model, which no kernel
+//     writes while it computes;
+//   - all threads call wait_for_previous(), whatever they do after it.
+// What a kernel wrote is seen after wait_for_previous() of the next one; and since that one ends later than the one
+// before it, also by all that follow.
+#pragma once
+
+#include <initializer_list>
+#include <utility>
+
+#include <cuda_runtime.h>
+
+#include <zamba/context.cuh>
+
+namespace zamba::kernel {
+
+/// Waits until everything queued earlier is done and its results are seen.
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the next kernel begin.
+__device__ inline void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Brings a place into the L2 cache. It may come before wait_for_previous(), whoever writes there: it reads no value,
+/// and what is written goes through that cache.
+__device__ inline void prefetch_to_cache(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
+/// Whether kernels are compiled for architectures that overlap.
+inline constexpr bool compiled_to_overlap = [] {
+  bool any = false;
+  for (const int architecture : {__CUDA_ARCH_LIST__}) any = any || architecture >= 900;
+  return any;
+}();
+
+/// Whether a kernel may begin before the one before it ends. It pays where kernels take microseconds, with few tokens;
+/// kernels of many tokens would share multiprocessors unevenly.
+enum class Overlap { no, yes };
+inline Overlap overlap_for(Index tokens) { return tokens <= 64 ? Overlap::yes : Overlap::no; }
+
+/// Lets a kernel have so many bytes of dynamic shared memory: more than 48 KB have to be asked for.
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes, const char* name) {
+  constexpr std::size_t always_allowed = 48 << 10;
+  if (bytes > always_allowed)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+               name);
+}
+
+/// Queues kernel(arguments...) on the context's stream, with `shared` bytes of dynamic shared memory. Throws what CUDA
+/// says of the launch, by this name.
+template <class... Parameters, class... Arguments>
+void launch(Context<cuda>& ctx, Overlap with_previous, const char* name, void (*kernel)(Parameters...), dim3 grid,
+            unsigned threads, std::size_t shared, Arguments&&... arguments) {
+  allow_shared(kernel, shared, name);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = ctx.stream();
+  config.attrs = &overlap;
+  config.numAttrs = with_previous == Overlap::yes && compiled_to_overlap && ctx.overlaps() ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
+}
+template <class... Parameters, class... Arguments>
+void launch(Context<cuda>& ctx, const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+            std::size_t shared, Arguments&&... arguments) {
+  launch(ctx, Overlap::yes, name, kernel, grid, threads, shared, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace zamba::kernel

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// Members of Model: losses and their gradients; included by model.hpp.
+#pragma once
+
+#include <zamba/model.hpp>
+#include <zamba/model/parts.hpp>
+
+namespace zamba {
+
+template <class Net, class T, class Device>
+auto Model<Net, T, Device>::new_state_gradients(const StateType& state) const -> StateGradients {
+  StateGradients gradients({state.batch(), state.max_length()});
+  gradients.zero();
+  return gradients;
+}
+
+template <class Net, class T, class Device>
+void Model<Net, T, Device>::check(const TrainingBatch& batch, const StateType* state,
+                                  const StateGradients* d_state) const {
+  const Index count = static_cast<Index>(batch.tokens.size());
+  require(count > 0, "loss: the batch is empty");
+  require(batch.targets.size() == batch.tokens.size(), "loss: ", batch.tokens.size(), " tokens but ",
+          batch.targets.size(), " targets");
+  require(batch.offsets.size() >= 2 && batch.offsets.front() == 0 && batch.offsets.back() == count,
+          "loss: the offsets of documents must run from 0 to the number of tokens, ", count);
+  for (std::size_t i = 1; i < batch.offsets.size(); ++i)
+    require(batch.offsets[i] >= batch.offsets[i - 1], "loss: offset ", i, " is ", batch.offsets[i],
+            ", before the previous one, ", batch.offsets[i - 1]);
+  if (state) {
+    const Index rows = static_cast<Index>(batch.offsets.size()) - 1;
+    require(state->batch() == rows, "loss: the batch holds ", rows, " documents, the state ", state->batch(), " rows");
+    for (Index row = 0; row < rows; ++row) {
+      const Index added = detail::item(batch.offsets, row + 1) - detail::item(batch.offsets, row);
+      require(state->length(row) + added <= state->max_length(), "loss: row ", row, " holds ", state->length(row),
+              " positions and would get ", added, " more, over max_length ", state->max_length());
+    }
+  }
+  require(!d_state || (state && d_state->batch() == state->batch() && d_state->max_length() == state->max_length()),
+          "loss: gradients of a state need that state, of the same batch and max_length");
+  require(!d_state || static_cast<const void*>(d_state) != state,
+          "loss: the gradients of a state are the state itself");
+  detail::check_vocabulary(batch.tokens, Net::vocabulary, "loss", false);
+  detail::check_vocabulary(batch.targets, Net::vocabulary, "loss: targets", true);
+}
+
+namespace detail {
+
+/// The documents of a batch, as the device reads them.
+template <class Device, class StateType>
+Sequences sequences_of(Context<Device>& ctx, const TrainingBatch& batch, const StateType* state) {
+  const Index rows = static_cast<Index>(batch.offsets.size()) - 1;
+  Sequences sequences{ctx.readable(batch.offsets.data(), rows + 1), nullptr, rows, batch.offsets.back(), 0};
+  for (Index row = 0; row < rows; ++row)
+    sequences.longest =
+        std::max(sequences.longest, detail::item(batch.offsets, row + 1) - detail::item(batch.offsets, row));
+  if (state) {
+    auto starts = ctx.host_arena().template tensor<Index>(rows);
+    std::copy_n(state->lengths().data(), rows, starts.data);
+    sequences.starts = ctx.readable(starts.data, rows);
+  }
+  return sequences;
+}
+
+template <class StateType>
+void advance_all(StateType& state, const TrainingBatch& batch) {
+  for (Index row = 0; row < state.batch(); ++row)
+    state.advance(row, batch.tokens.subspan(static_cast<std::size_t>(detail::item(batch.offsets, row)),
+                                            static_cast<std::size_t>(detail::item(batch.offsets, row + 1) -
+                                                                     detail::item(batch.offsets, row))));
+}
+
+}  // namespace detail
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
+                                    StateType* state) const requires trains<Device> {
+  check(batch, state, nullptr);
+  ArenaScope scope(ctx.arena());
+  ArenaScope host_scope(ctx.host_arena());
+  const Sequences sequences = detail::sequences_of(ctx, batch, state);
+  const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
+  const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
+  const auto compute = [&](const typename StateType::Views& views) {
+    const auto s = Net::template forward<A>(ctx, views_, tokens, sequences, views, Keep::nothing);
+    return Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
+  };
+  if (!state) return compute({});
+  const LossSum sum = detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
+  state->set_weights(weights());
+  detail::advance_all(*state, batch);
+  return sum;
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss(const TrainingBatch& batch, StateType* state) const requires trains<Device> {
+  return loss(this_thread_context<Device>(), batch, state);
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
+                                                  GradientsType& gradients,
+                                                  const GradientOptions& options) const requires trains<Device> {
+  check(batch, options.state, options.d_state);
+  ArenaScope scope(ctx.arena());
+  ArenaScope host_scope(ctx.host_arena());
+  const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
+  const Token* tokens = ctx.readable(batch.tokens.data(), sequences.tokens);
+  const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
+  const auto d_views = options.d_state ? options.d_state->views() : typename StateGradients::Views{};
+  double scale = options.scale;
+  if (scale == 0) {
+    const auto wanted = std::count_if(batch.targets.begin(), batch.targets.end(), [](Token t) { return t >= 0; });
+    scale = 1 / static_cast<double>(std::max<Index>(wanted, 1));
+  }
+  const auto compute = [&](const typename StateType::Views& views) {
+    const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views,
+                                                options.recompute ? Keep::layer_inputs : Keep::everything);
+    return Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
+  };
+  if (!options.state) return compute({});
+  const LossSum sum =
+      detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { return compute(options.state->views()); });
+  options.state->set_weights(weights());
+  detail::advance_all(*options.state, batch);
+  return sum;
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss_and_gradients(const TrainingBatch& batch,
+                                                  GradientsType& gradients) const requires trains<Device> {
+  return loss_and_gradients(this_thread_context<Device>(), batch, gradients, {});
+}
+
+}  // namespace zamba
