@@ -48,8 +48,9 @@ struct LeakyAverage {
   };
 
   template <class D, class W, class F, class A, class S>
-  static Saved<A, F> forward(zamba::Context<D>& ctx, const Parameters<const W, const F>& p, const zamba::Stream<A>& io,
-                             const zamba::Sequences& rows, const State<S, F>& state, zamba::Keep) {
+  static Saved<A, F> forward(zamba::Context<D>& ctx, const Parameters<const W, const F>& p,
+                             const zamba::ResidualIO<A>& io, const zamba::Sequences& rows, const State<S, F>& state,
+                             zamba::Keep) {
     auto& arena = ctx.arena();
     const auto matrix = [&](Index n) { return arena.template tensor<A>(n, Width); };
     Saved<A, F> saved{arena.template tensor<F>(rows.tokens), matrix(rows.tokens), matrix(rows.tokens),
@@ -69,8 +70,9 @@ struct LeakyAverage {
 
   template <class D, class W, class F, class A, class S>
   static void backward(zamba::Context<D>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const zamba::Stream<A>& io, zamba::Matrix<A> d, zamba::Matrix<A> d_t,
-                       const zamba::Sequences& rows, const State<S, F>&, const State<F, F>& d_state) {
+                       const Saved<A, F>& saved, const zamba::ResidualIO<A>& io, zamba::Matrix<A> d,
+                       zamba::Matrix<A> d_t, const zamba::Sequences& rows, const State<S, F>&,
+                       const State<F, F>& d_state) {
     zamba::ArenaScope scope(ctx.arena());
     auto d_s = ctx.arena().template tensor<A>(rows.tokens, Width);
     auto d_h = ctx.arena().template tensor<A>(rows.tokens, Width);

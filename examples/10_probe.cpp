@@ -47,8 +47,9 @@ struct SharedMlp {
   };
 
   template <class D, class W, class F, class A, class S>
-  static Saved<A, F> forward(zamba::Context<D>& ctx, const Parameters<const W, const F>& p, const zamba::Stream<A>& io,
-                             const zamba::Sequences& rows, const State<S, F>&, zamba::Keep) {
+  static Saved<A, F> forward(zamba::Context<D>& ctx, const Parameters<const W, const F>& p,
+                             const zamba::ResidualIO<A>& io, const zamba::Sequences& rows, const State<S, F>&,
+                             zamba::Keep) {
     const auto matrix = [&](Index width) { return ctx.arena().template tensor<A>(rows.tokens, width); };
     Saved<A, F> s{ctx.arena().template tensor<F>(rows.tokens), matrix(Width), matrix(Hidden), matrix(Hidden),
                   matrix(Hidden)};
@@ -63,9 +64,9 @@ struct SharedMlp {
   // d_out comes as the gradient of out, a view of const; gradients are added to d_x and d_x0.
   template <class D, class W, class F, class A, class S>
   static void backward(zamba::Context<D>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const zamba::Stream<A>& io, std::type_identity_t<Matrix<const A>> d_out,
-                       Matrix<A> d_x, Matrix<A> d_x0, const zamba::Sequences& rows, const State<S, F>&,
-                       const State<F, F>&) {
+                       const Saved<A, F>& s, const zamba::ResidualIO<A>& io,
+                       std::type_identity_t<Matrix<const A>> d_out, Matrix<A> d_x, Matrix<A> d_x0,
+                       const zamba::Sequences& rows, const State<S, F>&, const State<F, F>&) {
     zamba::ArenaScope scope(ctx.arena());
     const auto matrix = [&](Index width) { return ctx.arena().template tensor<A>(rows.tokens, width); };
     const Matrix<A> d_product = matrix(Hidden), d_gate = matrix(Hidden), d_up = matrix(Hidden), d_h = matrix(Width),
@@ -135,8 +136,8 @@ double distil(zamba::Context<zamba::cpu>& ctx, const Model& model, const Documen
   zamba::linear_backward(ctx, logits, h, p.embedding, d_h, Accumulate::no, d_p.embedding);
   ctx.zero(d_x0);
   zamba::rms_norm_backward(ctx, d_h, s.x, {}, p.final_norm, rstd, d_x0, {}, d_p.final_norm);
-  Net::Stack::backward(ctx, p.stack, d_p.stack, s.stack, zamba::Stream<double>{s.x0, {}, {}}, d_x0, Matrix<double>{},
-                       document.rows(), States{}, States{});
+  Net::Stack::backward(ctx, p.stack, d_p.stack, s.stack, zamba::ResidualIO<double>{s.x0, {}, {}}, d_x0,
+                       Matrix<double>{}, document.rows(), States{}, States{});
   zamba::embedding_backward(ctx, document.tokens.data(), document.size(), d_x0, d_p.embedding);
   return loss;
 }

@@ -43,7 +43,7 @@ struct SumShared {
   };
 
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>&, Keep) {
     Saved<A, F> s{ctx.arena().template tensor<A>(sequences.tokens, d_model)};
     ctx.copy(io.x, s.sum);
@@ -53,7 +53,7 @@ struct SumShared {
   }
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Stream<A>&, std::type_identity_t<Matrix<const A>> d_out,
+                       const Saved<A, F>& s, const ResidualIO<A>&, std::type_identity_t<Matrix<const A>> d_out,
                        Matrix<A> d_x, Matrix<A> d_x0, const Sequences&, const State<S, F>&, const State<F, F>&) {
     linear_backward(ctx, d_out, s.sum, p.weight, d_x, Accumulate::yes, d_p.weight);
     linear_backward(ctx, d_out, s.sum, p.weight, d_x0, Accumulate::yes, {});
@@ -87,7 +87,7 @@ struct SharedAverage {
   };
 
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& rows, const State<S, F>& state, Keep) {
     Saved<A, F> saved{ctx.arena().template tensor<A>(rows.tokens, d_model)};
     for (Index row = 0; row < rows.rows; ++row)
@@ -103,8 +103,8 @@ struct SharedAverage {
   }
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>&, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const Stream<A>&, Matrix<const A> d_out, Matrix<A> d_x, Matrix<A> d_x0,
-                       const Sequences& rows, const State<S, F>&, const State<F, F>& d_state) {
+                       const Saved<A, F>& saved, const ResidualIO<A>&, Matrix<const A> d_out, Matrix<A> d_x,
+                       Matrix<A> d_x0, const Sequences& rows, const State<S, F>&, const State<F, F>& d_state) {
     for (Index row = 0; row < rows.rows; ++row)
       for (Index c = 0; c < d_model; ++c) {
         if (rows.length(row) == 0) continue;

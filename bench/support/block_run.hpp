@@ -72,7 +72,7 @@ class BlockRun {
         parameters, [&](std::size_t i) { return reinterpret_cast<std::byte*>(values + entries_[i].offset); });
   }
   Matrix<float> matrix(std::vector<float>& values) const { return {values.data(), tokens_, B::d_model}; }
-  Stream<float> stream() { return {matrix(x_), matrix(t_), matrix(out_)}; }
+  ResidualIO<float> stream() { return {matrix(x_), matrix(t_), matrix(out_)}; }
   Sequences sequences() const { return {offsets_.data(), starts_.data(), 1, tokens_, tokens_}; }
 
   Index tokens_;

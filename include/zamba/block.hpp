@@ -32,7 +32,7 @@ namespace zamba {
 
 /// The residual stream around a block, (tokens, d) each. out may be x itself unless the block says otherwise.
 template <class A>
-struct Stream {
+struct ResidualIO {
   Matrix<const A> x;
   Matrix<const A> t;  // optional
   Matrix<A> out;

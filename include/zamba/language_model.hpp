@@ -104,7 +104,7 @@ struct LanguageModel {
     s.x0 = ctx.arena().template tensor<A>(sequences.tokens, d_model);
     s.x = ctx.arena().template tensor<A>(sequences.tokens, d_model);
     embedding(ctx, tokens, sequences.tokens, p.embedding, s.x0);
-    s.stack = Stack::forward(ctx, p.stack, Stream<A>{s.x0, {}, s.x}, sequences, state, keep);
+    s.stack = Stack::forward(ctx, p.stack, ResidualIO<A>{s.x0, {}, s.x}, sequences, state, keep);
     return s;
   }
 
@@ -145,7 +145,7 @@ struct LanguageModel {
     const LossSum loss = cross_entropy_backward(ctx, h, head_of(p), targets, scale, d_h, head_of(d_p));
     ctx.zero(d);
     rms_norm_backward(ctx, d_h, s.x, {}, p.final_norm, rstd, d, {}, d_p.final_norm);
-    Stack::backward(ctx, p.stack, d_p.stack, s.stack, Stream<A>{s.x0, {}, {}}, d, Matrix<A>{}, sequences, state,
+    Stack::backward(ctx, p.stack, d_p.stack, s.stack, ResidualIO<A>{s.x0, {}, {}}, d, Matrix<A>{}, sequences, state,
                     d_state);
     embedding_backward(ctx, tokens, n, d, d_p.embedding);
     return loss;

@@ -174,7 +174,7 @@ struct PatternStack {
   };
 
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, Stream<A> io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, ResidualIO<A> io,
                              const Sequences& sequences, const State<S, F>& state, Keep keep) {
     Saved<A, F> s;
     s.keep = keep;
@@ -207,7 +207,7 @@ struct PatternStack {
 
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Stream<A>& io, Matrix<A> d, Matrix<A> d_t,
+                       const Saved<A, F>& s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
                        const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
     ArenaScope scope(ctx.arena());
     Matrix<A> d_x0;
@@ -224,16 +224,16 @@ struct PatternStack {
         t = layer.t;
         d_layer_t = ctx.arena().template tensor<A>(sequences.tokens, d_model);
       }
-      Mixer::backward(ctx, p.mixers[i], d_p.mixers[i], layer.mixer, Stream<A>{s.x[i], t, {}}, d, d_layer_t, sequences,
-                      state.mixers[i], d_state.mixers[i]);
+      Mixer::backward(ctx, p.mixers[i], d_p.mixers[i], layer.mixer, ResidualIO<A>{s.x[i], t, {}}, d, d_layer_t,
+                      sequences, state.mixers[i], d_state.mixers[i]);
       if constexpr (uses > 0) {
         if (!P.hybrid(i)) continue;
         const Index use = P.uses_before(i);
         if (i == 0 && d_t) ctx.copy(d_layer_t, d_t);
         auto d_shared_out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
         linear_backward(ctx, d_layer_t, layer.shared_out, p.linear[use], d_shared_out, Accumulate::no, d_p.linear[use]);
-        Use::backward(ctx, of_use(p, use), of_use(d_p, use), layer.shared, Stream<A>{s.x[i], io.x, {}}, d_shared_out, d,
-                      d_x0, sequences, state.uses_of_shared[use], d_state.uses_of_shared[use]);
+        Use::backward(ctx, of_use(p, use), of_use(d_p, use), layer.shared, ResidualIO<A>{s.x[i], io.x, {}},
+                      d_shared_out, d, d_x0, sequences, state.uses_of_shared[use], d_state.uses_of_shared[use]);
       }
     }
     if (d_x0) add(ctx, d_x0, d);
@@ -248,7 +248,7 @@ struct PatternStack {
 
   template <class Device, class W, class F, class A, class S>
   static SavedLayer<A, F> forward_layer(Context<Device>& ctx, const Parameters<const W, const F>& p, Index i,
-                                        Matrix<const A> x, const Stream<A>& io, Matrix<A> out,
+                                        Matrix<const A> x, const ResidualIO<A>& io, Matrix<A> out,
                                         const Sequences& sequences, const State<S, F>& state, Keep keep) {
     SavedLayer<A, F> s;
     Matrix<const A> t = i == 0 ? io.t : Matrix<const A>{};
@@ -257,20 +257,20 @@ struct PatternStack {
         const Index use = P.uses_before(i);
         s.shared_out = ctx.arena().template tensor<A>(sequences.tokens, d_model);
         s.t = ctx.arena().template tensor<A>(sequences.tokens, d_model);
-        s.shared = Use::forward(ctx, of_use(p, use), Stream<A>{x, io.x, s.shared_out}, sequences,
+        s.shared = Use::forward(ctx, of_use(p, use), ResidualIO<A>{x, io.x, s.shared_out}, sequences,
                                 state.uses_of_shared[use], keep);
         linear(ctx, s.shared_out, p.linear[use], s.t, t);
         t = s.t;
       }
     }
-    s.mixer = Mixer::forward(ctx, p.mixers[i], Stream<A>{x, t, out}, sequences, state.mixers[i], keep);
+    s.mixer = Mixer::forward(ctx, p.mixers[i], ResidualIO<A>{x, t, out}, sequences, state.mixers[i], keep);
     return s;
   }
 
   /// Layer i's forward pass once more, from what entered it and the state it began from.
   template <class Device, class W, class F, class A, class S>
   static SavedLayer<A, F> forward_again(Context<Device>& ctx, const Parameters<const W, const F>& p, Index i,
-                                        const Saved<A, F>& s, const Stream<A>& io, const Sequences& sequences,
+                                        const Saved<A, F>& s, const ResidualIO<A>& io, const Sequences& sequences,
                                         State<S, F> state) {
     if (s.state_before[i]) state.mixers[i] = detail::restore_rewritten<Mixer>(state.mixers[i], s.state_before[i]);
     if constexpr (uses > 0)

@@ -74,7 +74,7 @@ struct SharedUse {
   }
 
   template <class Device, class W, class F, class A, class States>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const States& state, Keep keep) {
     if constexpr (detail::HasUseParameters<B>)
       return B::forward(ctx, p.block, p.use, io, sequences, state, keep);
@@ -84,7 +84,7 @@ struct SharedUse {
 
   template <class Device, class W, class F, class A, class States>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const Stream<A>& io, std::type_identity_t<Matrix<const A>> d_out,
+                       const Saved<A, F>& saved, const ResidualIO<A>& io, std::type_identity_t<Matrix<const A>> d_out,
                        Matrix<A> d_x, Matrix<A> d_x0, const Sequences& sequences, const States& state,
                        const State<F, F>& d_state) {
     if constexpr (detail::HasUseParameters<B>)

@@ -62,7 +62,7 @@ struct SavedViews {
 
 struct Forward {
   template <class Device, class W, class F, class A, class S>
-  static SavedOf<A, F> forward(Context<Device>&, const ParametersOf<const W, const F>&, const Stream<A>&,
+  static SavedOf<A, F> forward(Context<Device>&, const ParametersOf<const W, const F>&, const ResidualIO<A>&,
                                const Sequences&, const StateOf<S, F>&, Keep) {
     return {};
   }
@@ -70,14 +70,14 @@ struct Forward {
 struct Backward {
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>&, const ParametersOf<const W, const F>&, const ParametersOf<F, F>&,
-                       const SavedOf<A, F>&, const Stream<A>&, Matrix<A>, Matrix<A>, const Sequences&,
+                       const SavedOf<A, F>&, const ResidualIO<A>&, Matrix<A>, Matrix<A>, const Sequences&,
                        const StateOf<S, F>&, const StateOf<F, F>&) {}
 };
 struct SharedBackward {
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>&, const ParametersOf<const W, const F>&, const ParametersOf<F, F>&,
-                       const SavedOf<A, F>&, const Stream<A>&, Matrix<const A>, Matrix<A>, Matrix<A>, const Sequences&,
-                       const StateOf<S, F>&, const StateOf<F, F>&) {}
+                       const SavedOf<A, F>&, const ResidualIO<A>&, Matrix<const A>, Matrix<A>, Matrix<A>,
+                       const Sequences&, const StateOf<S, F>&, const StateOf<F, F>&) {}
 };
 
 struct Layer : Width, ParameterViews, ParameterListing, StateViews, StateListing, SavedViews, Forward, Backward {};

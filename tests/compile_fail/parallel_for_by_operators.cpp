@@ -15,7 +15,7 @@ struct Mixer : Layer {
   static constexpr bool by_operators = says_by_operators;
 
   template <class Device, class W, class F, class A, class S>
-  static SavedOf<A, F> forward(Context<Device>& ctx, const ParametersOf<const W, const F>&, const Stream<A>& io,
+  static SavedOf<A, F> forward(Context<Device>& ctx, const ParametersOf<const W, const F>&, const ResidualIO<A>& io,
                                const Sequences&, const StateOf<S, F>&, Keep) {
     ctx.parallel_for(io.x.rows(), [&](Index t, int) { io.out(t, 0) = 2 * io.x(t, 0); });
     return {};

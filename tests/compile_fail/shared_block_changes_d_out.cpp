@@ -11,7 +11,7 @@ struct Reused : SharedLayer {};
 struct Reused : Width, SharedFlag, ParameterViews, ParameterListing, StateViews, StateListing, SavedViews, Forward {
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>&, const ParametersOf<const W, const F>&, const ParametersOf<F, F>&,
-                       const SavedOf<A, F>&, const Stream<A>&, Matrix<A>, Matrix<A>, Matrix<A>, const Sequences&,
+                       const SavedOf<A, F>&, const ResidualIO<A>&, Matrix<A>, Matrix<A>, Matrix<A>, const Sequences&,
                        const StateOf<S, F>&, const StateOf<F, F>&) {}
 };
 #endif

@@ -81,7 +81,7 @@ struct Accumulator {
   };
 
   template <class Device, class W, class P, class A, class S>
-  static Saved<A, P> forward(Context<Device>& ctx, const Parameters<const W, const P>& p, const Stream<A>& io,
+  static Saved<A, P> forward(Context<Device>& ctx, const Parameters<const W, const P>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, P>& state, Keep keep) {
     Saved<A, P> saved{ctx.arena().template tensor<A>(sequences.tokens, d_model)};
     const auto scratch = ctx.arena().template tensor<A>(d_model);
@@ -118,7 +118,7 @@ struct Accumulator {
 
   template <class Device, class W, class P, class A, class S>
   static void backward(Context<Device>&, const Parameters<const W, const P>& p, const Parameters<P, P>& d_p,
-                       const Saved<A, P>& saved, const Stream<A>& io, Matrix<A> d, Matrix<A> d_t,
+                       const Saved<A, P>& saved, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
                        const Sequences& sequences, const State<S, P>&, const State<P, P>& d_state) {
     if (is(Fault::needs_out) && io.out(0, 0) == 0) return;
     ++calls;
@@ -173,7 +173,7 @@ struct Ring {
   };
 
   template <class Device, class W, class P, class A, class S>
-  static Saved<A, P> forward(Context<Device>& ctx, const Parameters<const W, const P>& p, const Stream<A>& io,
+  static Saved<A, P> forward(Context<Device>& ctx, const Parameters<const W, const P>& p, const ResidualIO<A>& io,
                              const Sequences& rows, const State<S, P>& state, Keep) {
     Saved<A, P> saved{ctx.arena().template tensor<A>(rows.rows * Window, d_model),
                       ctx.arena().template tensor<A>(rows.tokens, d_model)};
@@ -199,8 +199,8 @@ struct Ring {
   }
   template <class Device, class W, class P, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const P>& p, const Parameters<P, P>& d_p,
-                       const Saved<A, P>& saved, const Stream<A>&, Matrix<A> d, Matrix<A> d_t, const Sequences& rows,
-                       const State<S, P>&, const State<P, P>& d_state) {
+                       const Saved<A, P>& saved, const ResidualIO<A>&, Matrix<A> d, Matrix<A> d_t,
+                       const Sequences& rows, const State<S, P>&, const State<P, P>& d_state) {
     ArenaScope scope(ctx.arena());
     const auto d_in = ctx.arena().template tensor<A>(rows.tokens, d_model);
     ctx.zero(d_in);
@@ -233,7 +233,7 @@ template <Layer L>
 struct Projection : testing::detail::LinearLayer<4> {
   using Base = testing::detail::LinearLayer<4>;
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>& state, Keep keep) {
     if constexpr (L == Layer::takes_more && std::is_same_v<Device, cpu>) ctx.arena().template tensor<A>(100);
     return Base::forward(ctx, p, io, sequences, state, keep);
@@ -246,7 +246,7 @@ template <Reused R>
 struct SharedSum : testing::detail::LinearShared<4> {
   using Base = testing::detail::LinearShared<4>;
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>& state, Keep keep) {
     const auto saved = Base::forward(ctx, p, io, sequences, state, keep);
     if (R == Reused::residual) add(ctx, io.x, io.out);
@@ -255,7 +255,7 @@ struct SharedSum : testing::detail::LinearShared<4> {
   }
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const Stream<A>& io, Matrix<const A> d_out, Matrix<A> d_x,
+                       const Saved<A, F>& saved, const ResidualIO<A>& io, Matrix<const A> d_out, Matrix<A> d_x,
                        Matrix<A> d_x0, const Sequences& sequences, const State<S, F>& state,
                        const State<F, F>& d_state) {
     if (R == Reused::assigns) ctx.zero(d_x0);

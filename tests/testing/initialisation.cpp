@@ -93,7 +93,7 @@ struct TwoParts {
   };
 
   template <class Device, class W, class P, class A, class S>
-  static Saved<A, P> forward(Context<Device>& ctx, const Parameters<const W, const P>& p, const Stream<A>& io,
+  static Saved<A, P> forward(Context<Device>& ctx, const Parameters<const W, const P>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, P>& state, Keep) {
     Saved<A, P> saved{ctx.arena().template tensor<A>(sequences.tokens, d_model)};
     for (Index row = 0; row < sequences.rows; ++row)
@@ -111,7 +111,7 @@ struct TwoParts {
   /// Without the gradient of the state, which the check does not ask for.
   template <class Device, class W, class P, class A, class S>
   static void backward(Context<Device>&, const Parameters<const W, const P>& p, const Parameters<P, P>& d_p,
-                       const Saved<A, P>& saved, const Stream<A>& io, Matrix<A> d, Matrix<A>,
+                       const Saved<A, P>& saved, const ResidualIO<A>& io, Matrix<A> d, Matrix<A>,
                        const Sequences& sequences, const State<S, P>&, const State<P, P>&) {
     for (Index row = 0; row < sequences.rows; ++row)
       for (Index i = 0; i < d_model; ++i) {

@@ -19,7 +19,7 @@ std::string text_of(const std::vector<char32_t>& codes) {
 }
 
 bool composes(const std::vector<char32_t>& codes, const std::vector<char32_t>& to) {
-  return NormalFormC::of(text_of(codes)) == text_of(to);
+  return Nfc::of(text_of(codes)) == text_of(to);
 }
 
 }  // namespace

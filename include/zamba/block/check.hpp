@@ -232,19 +232,20 @@ struct CallOfUse : Call<B> {
 };
 
 template <class B, class Device, class C = Call<B>>
-concept RunsForward = requires(Context<Device>& ctx, const typename C::Params& p, const Stream<float>& io,
+concept RunsForward = requires(Context<Device>& ctx, const typename C::Params& p, const ResidualIO<float>& io,
                                const Sequences& sequences, const typename C::State& state) {
   { B::forward(ctx, p, io, sequences, state, Keep::nothing) } -> std::same_as<typename C::Saved>;
 };
 template <class B, class Device, class C = CallOfUse<B>>
 concept RunsUseForward = requires(Context<Device>& ctx, const typename C::Params& p, const typename C::Use& use,
-                                  const Stream<float>& io, const Sequences& sequences, const typename C::State& state) {
+                                  const ResidualIO<float>& io, const Sequences& sequences,
+                                  const typename C::State& state) {
   { B::forward(ctx, p, use, io, sequences, state, Keep::nothing) } -> std::same_as<typename C::Saved>;
 };
 /// d comes as the gradient of out and leaves as that of x.
 template <class B, class Device, class C = Call<B>>
 concept RunsBackward = requires(Context<Device>& ctx, const typename C::Params& p, const typename C::Gradients& d_p,
-                                const typename C::Saved& saved, const Stream<float>& io, Matrix<float> d,
+                                const typename C::Saved& saved, const ResidualIO<float>& io, Matrix<float> d,
                                 const Sequences& sequences, const typename C::State& state,
                                 const typename C::StateGradients& d_state) {
   B::backward(ctx, p, d_p, saved, io, d, d, sequences, state, d_state);
@@ -253,7 +254,7 @@ concept RunsBackward = requires(Context<Device>& ctx, const typename C::Params& 
 template <class B, class Device, class C = Call<B>>
 concept RunsSharedBackward = requires(Context<Device>& ctx, const typename C::Params& p,
                                       const typename C::Gradients& d_p, const typename C::Saved& saved,
-                                      const Stream<float>& io, Matrix<const float> d_out, Matrix<float> d,
+                                      const ResidualIO<float>& io, Matrix<const float> d_out, Matrix<float> d,
                                       const Sequences& sequences, const typename C::State& state,
                                       const typename C::StateGradients& d_state) {
   B::backward(ctx, p, d_p, saved, io, d_out, d, d, sequences, state, d_state);
@@ -261,9 +262,9 @@ concept RunsSharedBackward = requires(Context<Device>& ctx, const typename C::Pa
 template <class B, class Device, class C = CallOfUse<B>>
 concept RunsUseBackward = requires(Context<Device>& ctx, const typename C::Params& p, const typename C::Use& use,
                                    const typename C::Gradients& d_p, const typename C::UseGradients& d_use,
-                                   const typename C::Saved& saved, const Stream<float>& io, Matrix<const float> d_out,
-                                   Matrix<float> d, const Sequences& sequences, const typename C::State& state,
-                                   const typename C::StateGradients& d_state) {
+                                   const typename C::Saved& saved, const ResidualIO<float>& io,
+                                   Matrix<const float> d_out, Matrix<float> d, const Sequences& sequences,
+                                   const typename C::State& state, const typename C::StateGradients& d_state) {
   B::backward(ctx, p, use, d_p, d_use, saved, io, d_out, d, d, sequences, state, d_state);
 };
 

@@ -117,7 +117,7 @@ struct MambaBlock {
   /// state: of the rows of `sequences`, continued and rewritten; empty views: every row starts from zero and leaves
   /// nothing.
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>& state, Keep keep) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
@@ -151,7 +151,7 @@ struct MambaBlock {
   /// d_state: in, the gradient of the state after this pass; out, that of the state before it. Empty views: none.
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Stream<A>& io, Matrix<A> d, Matrix<A> d_t,
+                       const Saved<A, F>& s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
                        const Sequences& sequences, const State<S, F>&, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();

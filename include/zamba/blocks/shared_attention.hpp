@@ -149,7 +149,7 @@ struct SharedAttention {
   /// io.x and io.t are the two halves of the input, the stream and the embedding x0; io.out must be neither.
   template <class Device, class W, class F, class A, class S>
   static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p,
-                             const UseParameters<const W, const F>& use, const Stream<A>& io,
+                             const UseParameters<const W, const F>& use, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>& state, Keep) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
@@ -192,7 +192,7 @@ struct SharedAttention {
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p,
                        const UseParameters<const W, const F>& use, const Parameters<F, F>& d_p,
-                       const UseParameters<F, F>& d_use, const Saved<A, F>& s, const Stream<A>& io,
+                       const UseParameters<F, F>& d_use, const Saved<A, F>& s, const ResidualIO<A>& io,
                        std::type_identity_t<Matrix<const A>> d_out, Matrix<A> d_x, Matrix<A> d_x0,
                        const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;

@@ -103,7 +103,7 @@ struct TransformerBlock {
 
   /// state: of the rows of `sequences`; empty views: every row starts at position 0 and leaves nothing.
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>& state, Keep) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
@@ -140,7 +140,7 @@ struct TransformerBlock {
   /// d_state: in, the gradient of the state after this pass; out, that of the state before it. Empty views: none.
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Stream<A>& io, Matrix<A> d, Matrix<A> d_t,
+                       const Saved<A, F>& s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
                        const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();

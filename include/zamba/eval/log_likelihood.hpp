@@ -33,7 +33,7 @@ double log_probability_or_nan(std::span<const A> logits, Token token) {
   for (Index first = 0; first < size; first += chunk) {
     const Index count = std::min(chunk, size - first);
     std::copy_n(logits.data() + first, count, room);
-    sum += static_cast<double>(exponentials(room, largest, count));
+    sum += static_cast<double>(kernel::exponentials(room, largest, count));
   }
   return static_cast<double>(logits[static_cast<std::size_t>(token)]) - static_cast<double>(largest) - std::log(sum);
 }

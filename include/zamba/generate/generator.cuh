@@ -17,8 +17,8 @@ struct AdvanceTraits {
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads) advance_rows_kernel(GenerationRows rows) {
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   Index running = 0;  // of the rows so far
   for (Index first = 0; first < rows.rows; first += Traits::threads) {
     const Index row = first + threadIdx.x;

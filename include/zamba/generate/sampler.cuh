@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
   using F = compute_t<typename Traits::A>;
   constexpr int width = Traits::width;
   constexpr Token none = Traits::none;
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const Index row = blockIdx.x;
   if (!draw.wanted(row)) return;
   const int V = static_cast<int>(draw.logits.cols());
@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
 /// weights (rows, V) = exp((score - largest) / T). Blocks across: rows; down: tokens.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::weigh_threads) weigh_tokens_kernel(Draw<typename Traits::A> draw) {
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const Index row = blockIdx.x, V = draw.logits.cols();
   if (!draw.wanted(row)) return;
   const double largest = draw.best[row].score;
@@ -176,10 +176,10 @@ __global__ void __launch_bounds__(Traits::weigh_threads) weigh_tokens_kernel(Dra
 /// Blocks: rows.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads) draw_token_kernel(Draw<typename Traits::A> draw) {
-  using Order = WeightOrder<Traits::threads>;
+  using Order = RadixSelect<Traits::threads>;
   __shared__ typename Order::Shared shared;
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const Index row = blockIdx.x;
   if (!draw.wanted(row) || draw.failed(row, gridDim.x, draw.best[row])) return;
   const SamplerOptions& options = *draw.samplers.options;

@@ -20,7 +20,7 @@ __device__ inline void copy_async(void* shared, const void* from, bool valid) {
 }
 
 /// The same, and a hint that what follows in memory, up to 128 bytes, will be read soon.
-__device__ inline void copy_async_ahead(void* shared, const void* from, bool valid) {
+__device__ inline void copy_async_prefetch(void* shared, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");

@@ -43,8 +43,8 @@ void for_elements(Context<cuda>& ctx, Index rows, Index cols, const F& f, const 
 /// Blocks across: pieces of a row; down: rows, a grid at a time.
 template <class Width, class F>
 __global__ void __launch_bounds__(elementwise_threads) piecewise_kernel(Index rows, Index cols, F f) {
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const Index col = (Index{blockIdx.x} * elementwise_threads + threadIdx.x) * Width::value;
   if (col >= cols) return;
   for (Index row = blockIdx.y; row < rows; row += gridDim.y) f.template piece<Width::value>(row, col);

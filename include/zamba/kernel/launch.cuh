@@ -4,11 +4,11 @@
 // From compute capability 9.0 on, a kernel may begin while the one before it still runs ("programmatic dependent
 // launch" in the CUDA programming guide), which hides the time that it takes to start: some hundred kernels make a
 // token, of a few microseconds each. So every kernel of this library that is queued by launch() keeps three rules:
-//   - let_next_begin() comes first: the next kernel may begin once all blocks of this one have;
-//   - before wait_for_previous() nothing is written, and nothing read but the weights of a model, which no kernel
+//   - launch_dependents() comes first: the next kernel may begin once all blocks of this one have;
+//   - before grid_dependency_wait() nothing is written, and nothing read but the weights of a model, which no kernel
 //     writes while it computes;
-//   - all threads call wait_for_previous(), whatever they do after it.
-// What a kernel wrote is seen after wait_for_previous() of the next one; and since that one ends later than the one
+//   - all threads call grid_dependency_wait(), whatever they do after it.
+// What a kernel wrote is seen after grid_dependency_wait() of the next one; and since that one ends later than the one
 // before it, also by all that follow.
 #pragma once
 
@@ -22,21 +22,21 @@
 namespace zamba::kernel {
 
 /// Waits until everything queued earlier is done and its results are seen.
-__device__ inline void wait_for_previous() {
+__device__ inline void grid_dependency_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
 /// Lets the next kernel begin.
-__device__ inline void let_next_begin() {
+__device__ inline void launch_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
-/// Brings a place into the L2 cache. It may come before wait_for_previous(), whoever writes there: it reads no value,
-/// and what is written goes through that cache.
+/// Brings a place into the L2 cache. It may come before grid_dependency_wait(), whoever writes there: it reads no
+/// value, and what is written goes through that cache.
 __device__ inline void prefetch_to_cache(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 /// Whether kernels are compiled for architectures that overlap.

@@ -14,7 +14,7 @@
 namespace zamba::kernel {
 
 /// c += a b
-__device__ inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+__device__ inline void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -23,7 +23,7 @@ __device__ inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const 
 
 /// Four 8 x 8 matrices of bf16 from shared memory: lane l names row l % 8 of matrix l / 8, 16 aligned bytes; it gets
 /// elements 2t and 2t + 1 of row g of each.
-__device__ inline void load_matrices(unsigned (&to)[4], const void* row) {
+__device__ inline void ldmatrix(unsigned (&to)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(shared_address(row))
@@ -31,7 +31,7 @@ __device__ inline void load_matrices(unsigned (&to)[4], const void* row) {
 }
 
 /// The same of the matrices transposed: elements 2t and 2t + 1 of column g of each.
-__device__ inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
+__device__ inline void ldmatrix_transposed(unsigned (&to)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(shared_address(row))

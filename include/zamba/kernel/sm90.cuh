@@ -25,9 +25,9 @@ namespace zamba::kernel {
 
 /// Whether this is compiled for an architecture with warpgroups.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-inline constexpr bool with_warpgroups = true;
+inline constexpr bool has_wgmma = true;
 #else
-inline constexpr bool with_warpgroups = false;
+inline constexpr bool has_wgmma = false;
 #endif
 
 inline constexpr int warpgroup_threads = 128;
@@ -37,7 +37,7 @@ inline constexpr int atom_alignment = 1024;
 
 /// A barrier in shared memory. It completes a phase when as many have arrived as it waits for, and all bytes that they
 /// announced; phases count from 0, and a wait for the phase before the first returns at once.
-struct SharedBarrier {
+struct Mbarrier {
   std::uint64_t state;
 
   __device__ void init(unsigned arrivals) {
@@ -55,7 +55,7 @@ struct SharedBarrier {
         : "memory");
   }
   /// Arrives, and announces the bytes of copies.
-  __device__ void arrive_expecting(unsigned bytes) {
+  __device__ void arrive_expect_tx(unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
   }
@@ -71,28 +71,28 @@ struct SharedBarrier {
 };
 
 /// Makes initialised barriers visible to copies and to the other blocks of the cluster, after a barrier of them all.
-__device__ inline void barriers_initialised() {
+__device__ inline void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 /// What this thread stored into shared memory becomes visible to products, after a barrier.
-__device__ inline void stores_before_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__device__ inline unsigned rank_in_cluster() {
+__device__ inline unsigned cluster_rank() {
   unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 /// A barrier of all threads of the cluster.
-__device__ inline void cluster_barrier() {
+__device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 /// Barrier `index` of the block, from 1 on, for so many threads: of those that wait for it, and those that only arrive.
-__device__ inline void wait_at_barrier(int index, int threads) {
+__device__ inline void named_barrier_sync(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
-__device__ inline void arrive_at_barrier(int index, int threads) {
+__device__ inline void named_barrier_arrive(int index, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
@@ -107,12 +107,12 @@ __device__ void grow_registers() {
 }
 
 /// The place of a box: its first column in a head, the head, its first position, the row of the batch.
-struct BoxPlace {
+struct TmaCoordinates {
   int column, head, position, row;
 };
 
 /// Begins to copy a box into shared memory; its bytes arrive at the barrier. Zeros where it leaves the tensor.
-__device__ inline void copy_box(void* to, const CUtensorMap& from, const BoxPlace& place, SharedBarrier& barrier) {
+__device__ inline void tma_load(void* to, const CUtensorMap& from, const TmaCoordinates& place, Mbarrier& barrier) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
       "[%6];" ::"r"(shared_address(to)),
@@ -120,8 +120,8 @@ __device__ inline void copy_box(void* to, const CUtensorMap& from, const BoxPlac
       : "memory");
 }
 /// The same into the same place of each block of the cluster that `blocks` has the bit of, arriving at its barrier.
-__device__ inline void copy_box_to(std::uint16_t blocks, void* to, const CUtensorMap& from, const BoxPlace& place,
-                                   SharedBarrier& barrier) {
+__device__ inline void tma_load_multicast(std::uint16_t blocks, void* to, const CUtensorMap& from,
+                                          const TmaCoordinates& place, Mbarrier& barrier) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(shared_address(to)),
@@ -131,31 +131,31 @@ __device__ inline void copy_box_to(std::uint16_t blocks, void* to, const CUtenso
 }
 
 /// Names an operand of products, rows of whole atoms: 16 columns of it as a or b, or, where its rows are those of the
-/// sum, 16 rows of it as b, then with the bytes from one atom of columns to the next. Adding operand_step moves it.
-__device__ inline std::uint64_t operand_at(const void* at, int next_atom = 16) {
+/// sum, 16 rows of it as b, then with the bytes from one atom of columns to the next. Adding descriptor_step moves it.
+__device__ inline std::uint64_t shared_descriptor(const void* at, int next_atom = 16) {
   constexpr std::uint64_t eight_rows = 8 * atom_row_bytes, permuted_128_bytes = 1;
   return (shared_address(at) & 0x3ffff) >> 4 | static_cast<std::uint64_t>(next_atom) >> 4 << 16 |
          eight_rows >> 4 << 32 | permuted_128_bytes << 62;
 }
-__device__ constexpr std::uint64_t operand_step(int bytes) { return static_cast<std::uint64_t>(bytes) >> 4; }
+__device__ constexpr std::uint64_t descriptor_step(int bytes) { return static_cast<std::uint64_t>(bytes) >> 4; }
 
 /// To be called before the first product, and wherever registers that products use were written.
-__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 /// Ends a group of products.
-__device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits until at most Groups of the last groups are under way.
 template <int Groups>
-__device__ void products_wait() {
+__device__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Groups) : "memory");
 }
 /// Keeps the compiler from moving what reads or writes these registers across this line.
 template <int Count>
-__device__ __forceinline__ void keep_in_place(float (&registers)[Count]) {
+__device__ __forceinline__ void fence_operand(float (&registers)[Count]) {
 #pragma unroll
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 template <int Count>
-__device__ __forceinline__ void keep_in_place(unsigned (&registers)[Count][4]) {
+__device__ __forceinline__ void fence_operand(unsigned (&registers)[Count][4]) {
 #pragma unroll
   for (int i = 0; i < Count; ++i)
 #pragma unroll
@@ -165,7 +165,7 @@ __device__ __forceinline__ void keep_in_place(unsigned (&registers)[Count][4]) {
 /// sums (64 x N) of products over 16: of two operands in shared memory, a b^T; or += a b with a in registers, laid out
 /// like a in tensor_core.cuh, and the rows of b being those of the sum.
 template <int N>
-struct WarpgroupProduct;
+struct Wgmma;
 
 #define ZAMBA_NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define ZAMBA_NAMES_16 ZAMBA_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
@@ -182,9 +182,9 @@ struct WarpgroupProduct;
 #define ZAMBA_SUMS_64 ZAMBA_SUMS_48, ZAMBA_SUMS_AT(48), ZAMBA_SUMS_AT(56)
 
 // n, the registers of the sums, and the numbers of the six operands after them.
-#define ZAMBA_WARPGROUP_PRODUCT(n, count, n0, n1, n2, n3, n4)                                                   \
+#define ZAMBA_WGMMA(n, count, n0, n1, n2, n3, n4)                                                               \
   template <>                                                                                                   \
-  struct WarpgroupProduct<n> {                                                                                  \
+  struct Wgmma<n> {                                                                                             \
     static __device__ __forceinline__ void of_shared(float* sums, std::uint64_t a, std::uint64_t b, bool add) { \
       asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #n2 ", 0;\n wgmma.mma_async.sync.aligned.m64n" #n     \
                    "k16.f32.bf16.bf16 {" ZAMBA_NAMES_##count "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, 0;\n}"         \
@@ -200,13 +200,13 @@ struct WarpgroupProduct;
     }                                                                                                           \
   };
 
-ZAMBA_WARPGROUP_PRODUCT(16, 8, 8, 9, 10, 11, 12)
-ZAMBA_WARPGROUP_PRODUCT(32, 16, 16, 17, 18, 19, 20)
-ZAMBA_WARPGROUP_PRODUCT(64, 32, 32, 33, 34, 35, 36)
-ZAMBA_WARPGROUP_PRODUCT(96, 48, 48, 49, 50, 51, 52)
-ZAMBA_WARPGROUP_PRODUCT(128, 64, 64, 65, 66, 67, 68)
+ZAMBA_WGMMA(16, 8, 8, 9, 10, 11, 12)
+ZAMBA_WGMMA(32, 16, 16, 17, 18, 19, 20)
+ZAMBA_WGMMA(64, 32, 32, 33, 34, 35, 36)
+ZAMBA_WGMMA(96, 48, 48, 49, 50, 51, 52)
+ZAMBA_WGMMA(128, 64, 64, 65, 66, 67, 68)
 
-#undef ZAMBA_WARPGROUP_PRODUCT
+#undef ZAMBA_WGMMA
 #undef ZAMBA_SUMS_64
 #undef ZAMBA_SUMS_48
 #undef ZAMBA_SUMS_32
@@ -221,7 +221,7 @@ ZAMBA_WARPGROUP_PRODUCT(128, 64, 64, 65, 66, 67, 68)
 
 /// Describes heads of a tensor (rows, positions, heads * head_dim), whose rows begin at multiples of 16 bytes, to
 /// copies of boxes: 64 columns of one head at `positions` positions. `tensor` is not read.
-inline CUtensorMap boxes_of_heads(Tensor<const bf16, 3> tensor, Index head_dim, Index positions) {
+inline CUtensorMap tensor_map_of_heads(Tensor<const bf16, 3> tensor, Index head_dim, Index positions) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found{};

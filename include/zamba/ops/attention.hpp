@@ -283,7 +283,7 @@ struct Attention<cpu> {
     if (most_keys > 0) stream_of(shape).attend(ctx, most_keys, q, source, sequences, out, lse);
   }
 
-  static kernel::AttentionStream stream_of(const AttentionShape& shape) {
+  static kernel::AttentionDecode stream_of(const AttentionShape& shape) {
     return {shape.heads, shape.kv_heads, shape.head_dim, shape.scale};
   }
 

@@ -97,13 +97,13 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   using A = typename Traits::A;
   using F = typename Traits::F;
   constexpr int width = Traits::width, past = Traits::past, ahead = Traits::ahead;
-  let_next_begin();
+  launch_dependents();
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
-  if (c >= out.cols()) return wait_for_previous();
+  if (c >= out.cols()) return grid_dependency_wait();
   const Index first = blockIdx.x / tiles * group, last = ::min(first + group, sequences.tokens);
   const ConvFilter<Traits> filter(weight, bias, c);
 
-  wait_for_previous();
+  grid_dependency_wait();
   for (Index row = row_of(sequences, first); row < sequences.rows && sequences.begin(row) < last; ++row) {
     const Index begin = sequences.begin(row), length = sequences.length(row);
     // Tokens of the row, counted from its first: those of this group, but the first K - 1 go with the first.
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   using F = typename Traits::F;
   constexpr int width = Traits::width, past = Traits::past;
   constexpr unsigned all = ~0u;
-  let_next_begin();
+  launch_dependents();
   const int lane = threadIdx.x;
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + lane) * width;
   const bool there = c < out.cols();
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
     for (int j = 0; j < past; ++j) prefetch_to_cache(&state(first, j, c));
   }
-  wait_for_previous();
+  grid_dependency_wait();
 
   const bool known = lane < rows_each && row_of_lane < sequences.rows;
   const Index begin = known ? sequences.begin(row_of_lane) : 0, length = known ? sequences.length(row_of_lane) : 0;

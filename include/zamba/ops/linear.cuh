@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                   Vector<const typename Traits::F> bias) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  let_next_begin();
+  launch_dependents();
   const Index head = blockIdx.y;
   const auto x = head_of(x_heads, head), weight = weight_heads[head];
   const auto y = head_of(y_heads, head);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
         if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w + (at[r] + first_k + i * step));
   };
   load();
-  wait_for_previous();
+  grid_dependency_wait();
   F sum[rows][tokens] = {};
   while (first_k < cols) {
 #pragma unroll

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   using A = typename Traits::A;
   using F = typename Traits::F;
   constexpr int width = Traits::width, pieces = Traits::pieces;
-  let_next_begin();
+  launch_dependents();
   const int all = static_cast<int>(in.width()), mine = static_cast<int>(threadIdx.x) * width;
   const Index group = blockIdx.y, first = group * all + mine;
   constexpr int step = Traits::threads * width;
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
   for (int p = 0; p < pieces; ++p)
     if (mine + p * step < all) load_values<width>(&weight[first + p * step], weights[p]);
-  wait_for_previous();
+  grid_dependency_wait();
 
   // A thread reads what it has brought itself, so only the sums meet at a barrier.
   extern __shared__ uint4 norm_memory[];
@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(Traits::threads)
                                typename Traits::F eps, Matrix<typename Traits::A> out,
                                Matrix<typename Traits::F> rstd) {
   using F = typename Traits::F;
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const Index all = in.width(), group = blockIdx.y, first = group * all;
   // f(column) for this thread's elements of a position.
   const auto for_mine = [&](auto&& f) {

@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(Traits::threads)
   using F = typename Traits::F;
   constexpr int width = Traits::width;
   extern __shared__ __align__(16) unsigned char rope_memory[];
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const int half = static_cast<int>(shape.head_dim / 2), pieces = half / width;
   const int tasks = static_cast<int>(shape.heads) * pieces;
   F *const cosines = reinterpret_cast<F*>(rope_memory), *const sines = cosines + half;

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Traits::threads)
   using Activations = typename Traits::template Piece<A>;
   using States = typename Traits::template Piece<F>;
   constexpr int width = Traits::width;
-  let_next_begin();
+  launch_dependents();
   const Index D = in.u.cols(), heads = in.delta.cols(), N = in.B.shape[2];
   const Index across = (D + Traits::channels - 1) / Traits::channels, row = blockIdx.x / across;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, place = lane % (32 / Traits::lanes);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Traits::threads)
     for (int n = 0; n < Traits::states; ++n)
       if (first + n < N) prefetch_to_cache(&state(row, first + n, c));
   }
-  wait_for_previous();
+  grid_dependency_wait();
   const Index begin = sequences.begin(row), end = begin + sequences.length(row);
   if (begin == end || end - begin > longest) return;
   const bool continued = state && sequences.start(row) > 0;

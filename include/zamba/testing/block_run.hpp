@@ -162,7 +162,7 @@ class BlockRun {
         manner.state && manner.state_gradient ? views_of<StateGradient>(d_state) : StateGradient{};
     const Matrix<F> of_out(d_out.data(), sequences_.tokens, d), of_x(d_x.data(), sequences_.tokens, d),
         of_t = second(d_t, manner);
-    const Stream<F> io{stream(manner).x, stream(manner).t, {}};
+    const ResidualIO<F> io{stream(manner).x, stream(manner).t, {}};
     if constexpr (shared)
       B::backward(ctx_, parameters_, d_p, saved, io, of_out, of_x, of_t, sequences_, state_views(manner), d_views);
     else
@@ -190,7 +190,7 @@ class BlockRun {
   Matrix<F> second(std::vector<F>& t, const BlockManner& manner) const {
     return manner.second_input ? Matrix<F>(t.data(), sequences_.tokens, d) : Matrix<F>{};
   }
-  Stream<F> stream(const BlockManner& manner) {
+  ResidualIO<F> stream(const BlockManner& manner) {
     return {Matrix<F>(x_.data(), sequences_.tokens, d), second(t_, manner),
             Matrix<F>(manner.in_place ? x_.data() : out_.data(), sequences_.tokens, d)};
   }
@@ -286,8 +286,8 @@ std::size_t dry_bytes(Index rows, Index tokens, Index room) {
   });
   const auto* numbers = reinterpret_cast<const Index*>(alignment);
   const Matrix<double> stream(nowhere(), tokens, B::d_model);
-  B::forward(ctx, parameters, Stream<double>{stream, stream, stream}, Sequences{numbers, numbers, rows, tokens, tokens},
-             state, Keep::nothing);
+  B::forward(ctx, parameters, ResidualIO<double>{stream, stream, stream},
+             Sequences{numbers, numbers, rows, tokens, tokens}, state, Keep::nothing);
   return ctx.arena().peak();
 }
 

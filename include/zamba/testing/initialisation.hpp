@@ -114,7 +114,7 @@ class FreshBlock {
     for (double& value : values) value = embedding_std * random.normal();
     return values;
   }
-  Stream<double> stream(Index first, Index end, std::vector<double>& out) const {
+  ResidualIO<double> stream(Index first, Index end, std::vector<double>& out) const {
     const Index count = end - first;
     return {{x_.data() + first * d, count, d}, {t_.data() + first * d, count, d}, {out.data(), count, d}};
   }

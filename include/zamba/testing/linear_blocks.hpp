@@ -33,7 +33,7 @@ struct LinearParts {
   };
 
   template <class A, class F, class Device>
-  static Saved<A, F> sum_of(Context<Device>& ctx, const Stream<A>& io, const Sequences& sequences) {
+  static Saved<A, F> sum_of(Context<Device>& ctx, const ResidualIO<A>& io, const Sequences& sequences) {
     Saved<A, F> saved{ctx.arena().template tensor<A>(sequences.tokens, Width)};
     ctx.copy(io.x, saved.sum);
     if (io.t) add(ctx, io.t, saved.sum);
@@ -52,7 +52,7 @@ struct LinearLayer : LinearParts<Width> {
   using State = typename LinearParts<Width>::template State<S, F>;
 
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>&, Keep) {
     const auto saved = LinearParts<Width>::template sum_of<A, F>(ctx, io, sequences);
     linear(ctx, saved.sum, p.weight, io.out, io.x);
@@ -60,7 +60,7 @@ struct LinearLayer : LinearParts<Width> {
   }
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const Stream<A>&, Matrix<A> d, Matrix<A> d_t, const Sequences&,
+                       const Saved<A, F>& saved, const ResidualIO<A>&, Matrix<A> d, Matrix<A> d_t, const Sequences&,
                        const State<S, F>&, const State<F, F>&) {
     ArenaScope scope(ctx.arena());
     const auto d_sum = ctx.arena().template tensor<A>(d.rows(), Width);
@@ -82,7 +82,7 @@ struct LinearShared : LinearParts<Width> {
   using State = typename LinearParts<Width>::template State<S, F>;
 
   template <class Device, class W, class F, class A, class S>
-  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Stream<A>& io,
+  static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
                              const Sequences& sequences, const State<S, F>&, Keep) {
     const auto saved = LinearParts<Width>::template sum_of<A, F>(ctx, io, sequences);
     linear(ctx, saved.sum, p.weight, io.out);
@@ -90,8 +90,8 @@ struct LinearShared : LinearParts<Width> {
   }
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& saved, const Stream<A>&, Matrix<const A> d_out, Matrix<A> d_x, Matrix<A> d_x0,
-                       const Sequences&, const State<S, F>&, const State<F, F>&) {
+                       const Saved<A, F>& saved, const ResidualIO<A>&, Matrix<const A> d_out, Matrix<A> d_x,
+                       Matrix<A> d_x0, const Sequences&, const State<S, F>&, const State<F, F>&) {
     linear_backward(ctx, d_out, saved.sum, p.weight, d_x, Accumulate::yes, d_p.weight);
     linear_backward(ctx, d_out, saved.sum, p.weight, d_x0, Accumulate::yes, {});
   }

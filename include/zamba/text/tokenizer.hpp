@@ -99,7 +99,7 @@ class Tokenizer {
 
   /// Where a token stands in a text: decoding one after the other begins at beginning(), or, after a prompt, at
   /// Place().
-  using Place = detail::TokenTexts::Place;
+  using Place = detail::Decoder::Place;
   Place beginning() const { return decoder_.beginning(); }
   /// Appends what a token stands for, perhaps a part of a character, and moves the place behind it.
   void append(Token id, Place& place, std::string& text, DecodeOptions options = {}) const;
@@ -120,10 +120,10 @@ class Tokenizer {
   void read_template(const detail::JsonPart& processor);
   void read_config(const detail::JsonPart& config);
 
-  detail::BytePairs model_;
+  detail::Bpe model_;
   detail::Normalizer normalizer_;
   detail::PreTokenizer pre_tokenizer_;
-  detail::TokenTexts decoder_;
+  detail::Decoder decoder_;
   detail::AddedTokens added_raw_, added_normalized_;
   detail::TokenIds added_ids_;
   std::vector<Entry> entries_;         // by id
@@ -149,10 +149,10 @@ inline Tokenizer Tokenizer::parse(std::string_view text, const std::string& orig
   const nlohmann::json json = detail::parse_object(text, origin);
   const detail::JsonPart file(json, origin);
   Tokenizer result;
-  result.model_ = detail::BytePairs(file["model"]);
+  result.model_ = detail::Bpe(file["model"]);
   result.normalizer_ = detail::Normalizer(file["normalizer"]);
   result.pre_tokenizer_ = detail::PreTokenizer(file["pre_tokenizer"]);
-  result.decoder_ = detail::TokenTexts(file["decoder"]);
+  result.decoder_ = detail::Decoder(file["decoder"]);
   for (const char* stands_for_unknown : {"\ufffd", "?"})
     if (result.model_.replace_unknown_by(result.pre_tokenizer_.written(stands_for_unknown))) break;
   for (const auto& [token, id] : result.model_.ids()) result.put(token, id);
@@ -262,7 +262,7 @@ inline std::optional<Token> Tokenizer::id(std::string_view token) const {
 
 inline std::vector<Token> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
   std::vector<Token> tokens;
-  detail::BytePairs::Scratch scratch;
+  detail::Bpe::Scratch scratch;
   scratch.refuse_unknown = options.unknown == Unknown::refuse;
   if (options.add_special) tokens = before_;
   added_raw_.split(text, options.find_special, [&](std::size_t begin, std::string_view part, Token added) {

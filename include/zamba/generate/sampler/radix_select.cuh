@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// WeightOrder: the order of a row's weights, searched by a thread block without sorting them; see generate/sampler.cuh.
+// RadixSelect: the order of a row's weights, searched by a thread block without sorting them; see generate/sampler.cuh.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ enum class Measure { count, mass };
 /// The tokens of a row in the order of their weights, largest first and then by id, as a block of Threads sees them.
 /// Weights are at most 1. All threads call each member, and the results are the same for all.
 template <int Threads>
-class WeightOrder {
+class RadixSelect {
   static constexpr int warps = Threads / warp_size;
   static constexpr int digit_bits = 11, bins = 1 << digit_bits;
   static_assert(bins == 2 * Threads, "zamba: a thread has two bins");
@@ -44,7 +44,7 @@ class WeightOrder {
     std::uint64_t of_warps[warps];
   };
 
-  __device__ WeightOrder(Shared& shared, const double* weights, int size, double whole)
+  __device__ RadixSelect(Shared& shared, const double* weights, int size, double whole)
       : shared_(shared), weights_(weights), size_(size), whole_(whole) {}
 
   __device__ std::uint64_t mass(double weight) const { return __double2ull_rn(weight * whole_); }

@@ -166,14 +166,14 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   constexpr int heads = Traits::heads, lanes = Traits::lanes, teams = Traits::teams, at_once = Traits::at_once;
   constexpr int pieces = Traits::pieces, width = Traits::width, threads = Traits::threads, stages = Traits::stages;
   extern __shared__ uint4 attention_stages[];
-  let_next_begin();
+  launch_dependents();
   const int thread = threadIdx.x, lane = thread % lanes, team = thread / lanes;
   const int head_dim = static_cast<int>(shape.head_dim), kv_heads = static_cast<int>(shape.kv_heads);
   const int group = static_cast<int>(shape.heads) / kv_heads, of_group = (group + heads - 1) / heads;
   const int across = kv_heads * of_group, place = static_cast<int>(blockIdx.x) / across;
   const int kv_head = static_cast<int>(blockIdx.x) % across / of_group, in_group = blockIdx.x % of_group * heads;
   const int head = kv_head * group + in_group, count = ::min(heads, group - in_group);
-  wait_for_previous();
+  grid_dependency_wait();
   const AttentionToken token(sequences, places, place, keys.cached, static_cast<bool>(sums));
   Stored* const stored = reinterpret_cast<Stored*>(attention_stages) + thread;
   const auto held = [&](int p) { return (lanes * p + lane) * width < head_dim; };
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
               if constexpr (width == 1)
                 there->raw = valid ? *piece : S(0);
               else
-                copy_async_ahead(there, piece, valid);
+                copy_async_prefetch(there, piece, valid);
             }
       }
       copy_async_commit();
@@ -351,8 +351,8 @@ __global__ void __launch_bounds__(Traits::threads)
   using F = typename Traits::F;
   constexpr int most = AttentionToken::most_parts, at_once = 16;
   static_assert(most == 32, "zamba: a lane holds the weight of a part");
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const int heads = static_cast<int>(shape.heads), head_dim = static_cast<int>(shape.head_dim);
   const int place = static_cast<int>(blockIdx.x) / heads, head = static_cast<int>(blockIdx.x) % heads;
   const AttentionToken token(sequences, places, place, true, true);

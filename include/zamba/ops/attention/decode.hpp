@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// AttentionStream: attention of rows of one token, which is what decoding does, at the pace of memory.
+// AttentionDecode: attention of rows of one token, which is what decoding does, at the pace of memory.
 //
 // A task streams one piece of a row's keys and values, all heads of them, in the order in which they lie in memory:
 //   m = max_j s_j,   t = sum_j exp(s_j - m),   o = sum_j exp(s_j - m) v_j,   s_j = scale * q . k_j
@@ -19,7 +19,7 @@
 
 namespace zamba::kernel {
 
-struct AttentionStream {
+struct AttentionDecode {
   Index heads, kv_heads, head_dim;
   double scale;
 

@@ -75,16 +75,16 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
       for (int d = 0; d < Traits::dims; d += 16) {
         unsigned a[row_tiles][4];
 #pragma unroll
-        for (int m = 0; m < row_tiles; ++m) load_matrices(a[m], own_queries + m * 16 * stride + d);
+        for (int m = 0; m < row_tiles; ++m) ldmatrix(a[m], own_queries + m * 16 * stride + d);
 #pragma unroll
         for (int n = 0; n < key_tiles; n += 2) {
           unsigned b[4];
-          load_matrices(b, k + n * 8 * stride + d);
+          ldmatrix(b, k + n * 8 * stride + d);
           const unsigned left[] = {b[0], b[1]}, right[] = {b[2], b[3]};
 #pragma unroll
           for (int m = 0; m < row_tiles; ++m) {
-            mma_16x8x16(scores[m][n], a[m], left);
-            mma_16x8x16(scores[m][n + 1], a[m], right);
+            mma_m16n8k16(scores[m][n], a[m], left);
+            mma_m16n8k16(scores[m][n + 1], a[m], right);
           }
         }
       }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
 #pragma unroll
           for (int n = 0; n < key_tiles; ++n)
             most = ::max(most, ::max(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-          most = greatest_of_row(most);
+          most = row_max(most);
           shrink[m][half] = exp2_approximate((greatest[m][half] - most) * scale);
           greatest[m][half] = most;
           const float origin = -most * scale;
@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
       for (int n = 0; n < dim_tiles; ++n) {
         unsigned b[4];
         if (n % 4 == 0) __syncwarp();  // keeps the compiler from loading more ahead than registers hold
-        load_matrices_transposed(b, v + j * 8 * stride + n * 8);
+        ldmatrix_transposed(b, v + j * 8 * stride + n * 8);
         const unsigned upper[] = {b[0], b[1]}, lower[] = {b[2], b[3]};
 #pragma unroll
         for (int m = 0; m < row_tiles; ++m) {
           const auto& p = probabilities[m];
-          mma_16x8x16(sums[m][n], {p[j][0], p[j][1], p[j + 1][0], p[j + 1][1]}, upper);
-          mma_16x8x16(sums[m][n], {p[j + 2][0], p[j + 2][1], p[j + 3][0], p[j + 3][1]}, lower);
+          mma_m16n8k16(sums[m][n], {p[j][0], p[j][1], p[j + 1][0], p[j + 1][1]}, upper);
+          mma_m16n8k16(sums[m][n], {p[j + 2][0], p[j + 2][1], p[j + 3][0], p[j + 3][1]}, lower);
         }
       }
   }
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_at_once)
   for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float all = sum_of_row(total[m][half]);
+      const float all = row_sum(total[m][half]);
       const int r = row + 16 * m + 8 * half + lane / 4;
       if (lane % 4 == 0 && r < tile.tokens)
         lse(tile.token + r, tile.head) = greatest[m][half] * static_cast<float>(shape.scale) + ::log(all);

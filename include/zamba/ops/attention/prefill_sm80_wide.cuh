@@ -98,15 +98,15 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       for (int d = 0; d < dims; d += 16) {
         unsigned a[row_tiles][4], b[key_tiles / 2][4];
 #pragma unroll
-        for (int n = 0; n < key_tiles / 2; ++n) load_matrices(b[n], k + n * 16 * Traits::k_stride + d);
+        for (int n = 0; n < key_tiles / 2; ++n) ldmatrix(b[n], k + n * 16 * Traits::k_stride + d);
 #pragma unroll
-        for (int m = 0; m < row_tiles; ++m) load_matrices(a[m], x + m * 16 * stride + d);
+        for (int m = 0; m < row_tiles; ++m) ldmatrix(a[m], x + m * 16 * stride + d);
 #pragma unroll
         for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
           for (int n = 0; n < key_tiles / 2; ++n) {
-            mma_16x8x16(scores[m][2 * n], a[m], {b[n][0], b[n][1]});
-            mma_16x8x16(scores[m][2 * n + 1], a[m], {b[n][2], b[n][3]});
+            mma_m16n8k16(scores[m][2 * n], a[m], {b[n][0], b[n][1]});
+            mma_m16n8k16(scores[m][2 * n + 1], a[m], {b[n][2], b[n][3]});
           }
       }
     }
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
 #pragma unroll
         for (int n = 0; n < key_tiles; ++n)
           most = ::max(most, ::max(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-        most = greatest_of_row(most);
+        most = row_max(most);
         if (lane % 4 == 0) of_groups[(row + 16 * m + 8 * half + lane / 4) * groups + group] = most;
       }
     __syncthreads();
@@ -160,18 +160,17 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            load_matrices(p[m][half],
-                          own_probabilities + m * 16 * Traits::p_stride + s * Traits::slab_keys + j + 16 * half);
+            ldmatrix(p[m][half], own_probabilities + m * 16 * Traits::p_stride + s * Traits::slab_keys + j + 16 * half);
 #pragma unroll
         for (int n = 0; n < dim_tiles; ++n) {
           unsigned b[4];
           if (row_tiles > 2 && n % 4 == 0) __syncwarp();  // as in the narrow kernel
-          load_matrices_transposed(b, v + j * stride + n * 8);
+          ldmatrix_transposed(b, v + j * stride + n * 8);
           const unsigned upper[] = {b[0], b[1]}, lower[] = {b[2], b[3]};
 #pragma unroll
-          for (int m = 0; m < row_tiles; ++m) mma_16x8x16(sums[m][n], p[m][0], upper);
+          for (int m = 0; m < row_tiles; ++m) mma_m16n8k16(sums[m][n], p[m][0], upper);
 #pragma unroll
-          for (int m = 0; m < row_tiles; ++m) mma_16x8x16(sums[m][n], p[m][1], lower);
+          for (int m = 0; m < row_tiles; ++m) mma_m16n8k16(sums[m][n], p[m][1], lower);
         }
       }
     }
@@ -183,7 +182,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
   for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float of_group = sum_of_row(total[m][half]);
+      const float of_group = row_sum(total[m][half]);
       if (lane % 4 == 0) of_groups[(row + 16 * m + 8 * half + lane / 4) * groups + group] = of_group;
     }
   __syncthreads();

@@ -46,9 +46,9 @@ class AttentionWarpgroups {
     with_kernel(shape.head_dim, [&]<class Traits>(Traits, auto* kernel) {
       Tensor<const A, 3> all_q(q.data, 1, q.rows(), q.cols());
       all_q.stride[1] = q.stride[0];
-      const AttentionBoxes boxes{boxes_of_heads(all_q, shape.head_dim, Traits::box_queries),
-                                 boxes_of_heads(keys.k, shape.head_dim, Traits::box_keys),
-                                 boxes_of_heads(keys.v, shape.head_dim, Traits::box_values)};
+      const AttentionBoxes boxes{tensor_map_of_heads(all_q, shape.head_dim, Traits::box_queries),
+                                 tensor_map_of_heads(keys.k, shape.head_dim, Traits::box_keys),
+                                 tensor_map_of_heads(keys.v, shape.head_dim, Traits::box_values)};
       const Index tiles = (sequences.tokens / Traits::queries + sequences.rows) * shape.heads;
       allow_shared(kernel, Traits::shared_bytes, "attention");
       cudaLaunchAttribute cluster{};

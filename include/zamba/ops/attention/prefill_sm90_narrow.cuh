@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(Traits::threads, 1)
     whole_head_attention_kernel(const __grid_constant__ AttentionBoxes boxes, AttentionShape shape,
                                 Matrix<const bf16> q, AttentionKeys<bf16> source, Sequences sequences,
                                 AttentionRows rows, Matrix<bf16> out, Matrix<float> lse) {
-  if constexpr (with_warpgroups) {
+  if constexpr (has_wgmma) {
     constexpr int keys = Traits::keys, stages = Traits::stages, groups = Traits::groups;
-    __shared__ SharedBarrier queries_full;
+    __shared__ Mbarrier queries_full;
     __shared__ StageBarriers<stages> of_keys, of_values;
     extern __shared__ uint4 tiles[];
     const auto tile = QueryTile::of_block<Traits::queries>(shape, q, source, sequences, rows);
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       queries_full.init(1);
       of_keys.init(4 * groups);
       of_values.init(4 * groups);
-      barriers_initialised();
+      fence_mbarrier_init();
     }
     __syncthreads();
 
@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       if (threadIdx.x % 32 == 0 && warp < 2) {
         const bool values = warp == 1;
         if (!values) {
-          queries_full.arrive_expecting(Traits::atoms * Traits::q_atom);
+          queries_full.arrive_expect_tx(Traits::atoms * Traits::q_atom);
           for (int n = 0; n < Traits::atoms; ++n)
-            copy_box(queries + n * Traits::q_atom, boxes.q, {n * atom_columns, tile.head, tile.token, 0}, queries_full);
+            tma_load(queries + n * Traits::q_atom, boxes.q, {n * atom_columns, tile.head, tile.token, 0}, queries_full);
         }
         auto& barriers = values ? of_values : of_keys;
         const CUtensorMap& from = values ? boxes.v : boxes.k;
@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         StageWalk<stages> walk;
         for (int j = 0; j < count; ++j, walk.next()) {
           barriers.empty[walk.stage].wait(walk.phase + 1);
-          barriers.full[walk.stage].arrive_expecting(Traits::stage_bytes);
+          barriers.full[walk.stage].arrive_expect_tx(Traits::stage_bytes);
           std::byte* to = (values ? value_stages : key_stages) + walk.stage * Traits::stage_bytes;
           for (int n = 0; n < Traits::atoms; ++n)
-            copy_box(to + n * Traits::key_atom, from, {n * atom_columns, head, tile.first_key + j * keys, tile.row},
+            tma_load(to + n * Traits::key_atom, from, {n * atom_columns, head, tile.first_key + j * keys, tile.row},
                      barriers.full[walk.stage]);
         }
       }
@@ -78,9 +78,9 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       constexpr int two_groups = 2 * warpgroup_threads;
       const int own_turn = groups + 1 + group, next_turn = groups + 1 + (group + 1) % groups;  // barriers
       const float scale = static_cast<float>(shape.scale) * log2_e;
-      const std::uint64_t of_queries = operand_at(queries + 64 * group * atom_row_bytes);
-      const std::uint64_t first_keys = operand_at(key_stages),
-                          first_values = operand_at(value_stages, Traits::key_atom);
+      const std::uint64_t of_queries = shared_descriptor(queries + 64 * group * atom_row_bytes);
+      const std::uint64_t first_keys = shared_descriptor(key_stages),
+                          first_values = shared_descriptor(value_stages, Traits::key_atom);
       StageWalk<stages> key_walk, value_walk;
       float sums[Traits::dims / 2] = {}, scores[keys / 2], shrink[2];
       unsigned p[keys / 16][4];
@@ -88,35 +88,35 @@ __global__ void __launch_bounds__(Traits::threads, 1)
 
       const auto begin_scores = [&] {
         of_keys.full[key_walk.stage].wait(key_walk.phase);
-        products_begin();
+        wgmma_fence();
         multiply_keys<keys, Traits::dims / 16, Traits::q_atom, Traits::key_atom>(
-            scores, of_queries, first_keys + key_walk.stage * operand_step(Traits::stage_bytes), false);
-        products_commit();
+            scores, of_queries, first_keys + key_walk.stage * descriptor_step(Traits::stage_bytes), false);
+        wgmma_commit();
       };
       const auto begin_sums = [&](int valid) {
         of_values.full[value_walk.stage].wait(value_walk.phase);
         if (valid < keys)
           clear_rows<Traits::atoms>(value_stages + value_walk.stage * Traits::stage_bytes, Traits::key_atom, valid,
                                     keys);
-        const std::uint64_t of_stage = first_values + value_walk.stage * operand_step(Traits::stage_bytes);
-        keep_in_place(sums);
-        keep_in_place(p);
-        products_begin();
+        const std::uint64_t of_stage = first_values + value_walk.stage * descriptor_step(Traits::stage_bytes);
+        fence_operand(sums);
+        fence_operand(p);
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < keys / 16; ++k)
-          add_values<Traits::dims, Traits::key_atom>(sums, p[k], of_stage + operand_step(k * 16 * atom_row_bytes));
-        products_commit();
+          add_values<Traits::dims, Traits::key_atom>(sums, p[k], of_stage + descriptor_step(k * 16 * atom_row_bytes));
+        wgmma_commit();
       };
       const auto end_scores = [&](int j) {
-        keep_in_place(scores);
+        fence_operand(scores);
         if (lane == 0) of_keys.empty[key_walk.stage].arrive();
         key_walk.next();
         if ((j + 1) * keys - 1 > position) mask_scores(scores, tile.position + row, j * keys);
         softmax.add(scores, scale, shrink);
       };
       const auto end_sums = [&] {
-        products_wait<0>();
-        keep_in_place(sums);
+        wgmma_wait<0>();
+        fence_operand(sums);
         if (lane == 0) of_values.empty[value_walk.stage].arrive();
         value_walk.next();
       };
@@ -128,16 +128,16 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       };
 
       // The warpgroups take turns at the tensor cores: one exponentiates while the others multiply.
-      const auto await_turn = [&] { wait_at_barrier(own_turn, two_groups); };
+      const auto await_turn = [&] { named_barrier_sync(own_turn, two_groups); };
       const auto end_turn = [&](int j) {
-        if (group + 1 < groups || j + 1 < count) arrive_at_barrier(next_turn, two_groups);
+        if (group + 1 < groups || j + 1 < count) named_barrier_arrive(next_turn, two_groups);
       };
-      if (group + 1 == groups) arrive_at_barrier(next_turn, two_groups);
+      if (group + 1 == groups) named_barrier_arrive(next_turn, two_groups);
       queries_full.wait(0);
       await_turn();
       begin_scores();
       end_turn(0);
-      products_wait<0>();
+      wgmma_wait<0>();
       end_scores(0);
       round_probabilities();
       for (int j = 1; j < count; ++j) {
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         begin_scores();
         begin_sums(keys);
         end_turn(j);
-        products_wait<1>();
+        wgmma_wait<1>();
         end_scores(j);
         end_sums();
         scale_sums(sums, shrink);
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float all = sum_of_row(softmax.total[half]);
+        const float all = row_sum(softmax.total[half]);
         const int r = row + 8 * half;
         if (lane % 4 == 0 && r < tile.tokens)
           lse(tile.token + r, tile.head) = softmax.greatest[half] * static_cast<float>(shape.scale) + ::log(all);

@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(Traits::threads, 1)
     split_head_attention_kernel(const __grid_constant__ AttentionBoxes boxes, AttentionShape shape,
                                 Matrix<const bf16> q, AttentionKeys<bf16> source, Sequences sequences,
                                 AttentionRows rows, Matrix<bf16> out, Matrix<float> lse) {
-  if constexpr (with_warpgroups) {
+  if constexpr (has_wgmma) {
     constexpr int keys = Traits::keys;
-    __shared__ SharedBarrier queries_full, probabilities_full[2], probabilities_empty[2];
+    __shared__ Mbarrier queries_full, probabilities_full[2], probabilities_empty[2];
     __shared__ StageBarriers<Traits::key_stages> of_keys;
     __shared__ StageBarriers<Traits::value_stages> of_values;
     __shared__ float factors[2][64];  // of what was summed, by row
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
     std::byte* probabilities = value_stages + Traits::value_stages * Traits::stage_bytes;
     const int count = (tile.keys + keys - 1) / keys;  // of tiles of keys
     const int group = threadIdx.x / warpgroup_threads, lane = threadIdx.x % 32;
-    const int block = static_cast<int>(rank_in_cluster());
+    const int block = static_cast<int>(cluster_rank());
     const int row = threadIdx.x / 32 % 4 * 16 + lane / 4;  // this lane's first, among the block's queries
     if (threadIdx.x == 0) {
       queries_full.init(1);
@@ -63,11 +63,11 @@ __global__ void __launch_bounds__(Traits::threads, 1)
         probabilities_full[s].init(warpgroup_threads);
         probabilities_empty[s].init(2 * warpgroup_threads);
       }
-      barriers_initialised();
+      fence_mbarrier_init();
     }
-    cluster_barrier();
+    cluster_sync();
     // A stage was read: both blocks write into it.
-    const auto let_go = [&](SharedBarrier& empty) {
+    const auto let_go = [&](Mbarrier& empty) {
       if (lane < Traits::cluster) empty.arrive_at(lane);
     };
 
@@ -77,19 +77,19 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       const int head = tile.head / static_cast<int>(shape.heads / shape.kv_heads);
       const int warp = threadIdx.x / 32 % 4;
       if (lane == 0 && warp == 0) {
-        queries_full.arrive_expecting(Traits::atoms * Traits::q_atom);
+        queries_full.arrive_expect_tx(Traits::atoms * Traits::q_atom);
         for (int n = 0; n < Traits::atoms; ++n)
-          copy_box(queries + n * Traits::q_atom, boxes.q, {n * atom_columns, tile.head, tile.token + 64 * block, 0},
+          tma_load(queries + n * Traits::q_atom, boxes.q, {n * atom_columns, tile.head, tile.token + 64 * block, 0},
                    queries_full);
         StageWalk<Traits::key_stages> walk;
         for (int j = 0; j < count; ++j)
           for (int slab = 0; slab < Traits::key_slabs; ++slab, walk.next()) {
             auto& full = of_keys.full[walk.stage];
             of_keys.empty[walk.stage].wait(walk.phase + 1);
-            full.arrive_expecting(Traits::stage_bytes);
-            copy_box_to(both, key_stages + walk.stage * Traits::stage_bytes + block * Traits::key_atom, boxes.k,
-                        {slab * Traits::stage_dims + block * atom_columns, head, tile.first_key + j * keys, tile.row},
-                        full);
+            full.arrive_expect_tx(Traits::stage_bytes);
+            tma_load_multicast(
+                both, key_stages + walk.stage * Traits::stage_bytes + block * Traits::key_atom, boxes.k,
+                {slab * Traits::stage_dims + block * atom_columns, head, tile.first_key + j * keys, tile.row}, full);
           }
       } else if (lane == 0 && warp == 1) {
         StageWalk<Traits::value_stages> walk;
@@ -97,18 +97,18 @@ __global__ void __launch_bounds__(Traits::threads, 1)
           for (int slab = 0; slab < Traits::value_slabs; ++slab, walk.next()) {
             auto& full = of_values.full[walk.stage];
             of_values.empty[walk.stage].wait(walk.phase + 1);
-            full.arrive_expecting(Traits::stage_bytes);
+            full.arrive_expect_tx(Traits::stage_bytes);
             for (int n = block; n < Traits::value_atoms; n += Traits::cluster)
-              copy_box_to(both, value_stages + walk.stage * Traits::stage_bytes + n * Traits::value_atom, boxes.v,
-                          {n * atom_columns, head, tile.first_key + j * keys + slab * Traits::stage_values, tile.row},
-                          full);
+              tma_load_multicast(
+                  both, value_stages + walk.stage * Traits::stage_bytes + n * Traits::value_atom, boxes.v,
+                  {n * atom_columns, head, tile.first_key + j * keys + slab * Traits::stage_values, tile.row}, full);
           }
       }
     } else if (group == 0) {
       shrink_registers<Traits::score_registers>();
       const int position = tile.position + 64 * block;  // of the block's first query
       const float scale = static_cast<float>(shape.scale) * log2_e;
-      const std::uint64_t of_queries = operand_at(queries), first_keys = operand_at(key_stages);
+      const std::uint64_t of_queries = shared_descriptor(queries), first_keys = shared_descriptor(key_stages);
       StageWalk<Traits::key_stages> walk;
       StageWalk<2> to;
       float scores[keys / 2], shrink[2];
@@ -120,19 +120,19 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       };
       queries_full.wait(0);
       for (int j = 0; j < count; ++j) {
-        SharedBarrier* last = nullptr;
+        Mbarrier* last = nullptr;
         const auto begin_slab = [&]<int Slab>(std::integral_constant<int, Slab>) {
           constexpr int first = Slab * Traits::stage_dims;
           constexpr int left = Traits::dims - first,
                         steps = (left < Traits::stage_dims ? left : Traits::stage_dims) / 16;
           of_keys.full[walk.stage].wait(walk.phase);
-          products_begin();
+          wgmma_fence();
           multiply_keys<keys, steps, Traits::q_atom, Traits::key_atom>(
-              scores, of_queries + operand_step(Slab * Traits::stage_atoms * Traits::q_atom),
-              first_keys + walk.stage * operand_step(Traits::stage_bytes), Slab > 0);
-          products_commit();
+              scores, of_queries + descriptor_step(Slab * Traits::stage_atoms * Traits::q_atom),
+              first_keys + walk.stage * descriptor_step(Traits::stage_bytes), Slab > 0);
+          wgmma_commit();
           if constexpr (Slab > 0) {
-            products_wait<1>();
+            wgmma_wait<1>();
             let_go(*last);
           }
           last = &of_keys.empty[walk.stage];
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(Traits::threads, 1)
           (begin_slab(std::integral_constant<int, Slab>{}), ...);
         }
         (std::make_integer_sequence<int, Traits::key_slabs>{});
-        products_wait<0>();
-        keep_in_place(scores);
+        wgmma_wait<0>();
+        fence_operand(scores);
         let_go(*last);
         if ((j + 1) * keys - 1 > position) mask_scores(scores, position + row, j * keys);
         softmax.add(scores, scale, shrink);
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       float factor[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float all = sum_of_row(softmax.total[half]);
+        const float all = row_sum(softmax.total[half]);
         const int r = 64 * block + row + 8 * half;
         if (lane % 4 == 0 && r < tile.tokens)
           lse(tile.token + r, tile.head) = softmax.greatest[half] * static_cast<float>(shape.scale) + ::log(all);
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       const auto sum = [&]<int Columns>(std::integral_constant<int, Columns>, int column) {
         constexpr int atoms = (Columns + atom_columns - 1) / atom_columns;
         std::byte* values = value_stages + column / atom_columns * Traits::value_atom;
-        const std::uint64_t first_values = operand_at(values, Traits::value_atom);
+        const std::uint64_t first_values = shared_descriptor(values, Traits::value_atom);
         float sums[Columns / 2] = {};
         StageWalk<Traits::value_stages> walk;
         StageWalk<2> from;
@@ -192,13 +192,13 @@ __global__ void __launch_bounds__(Traits::threads, 1)
           read_factors(factor);
           const std::byte* of_row = probabilities + from.stage * Traits::probability_bytes + a_row * atom_row_bytes;
 #pragma unroll
-          for (int k = 0; k < keys / 16; ++k) load_matrices(p[k], of_row + ((2 * k + lane / 16) ^ (a_row % 8)) * 16);
+          for (int k = 0; k < keys / 16; ++k) ldmatrix(p[k], of_row + ((2 * k + lane / 16) ^ (a_row % 8)) * 16);
           probabilities_empty[from.stage].arrive();
           from.next();
           scale_sums(sums, factor);
-          SharedBarrier* last = nullptr;
-          keep_in_place(sums);
-          keep_in_place(p);
+          Mbarrier* last = nullptr;
+          fence_operand(sums);
+          fence_operand(p);
 #pragma unroll
           for (int k = 0; k < Traits::value_slabs; ++k) {
             of_values.full[walk.stage].wait(walk.phase);
@@ -206,19 +206,19 @@ __global__ void __launch_bounds__(Traits::threads, 1)
             if (valid < Traits::stage_values)
               clear_rows<atoms>(values + walk.stage * Traits::stage_bytes, Traits::value_atom, valid,
                                 Traits::stage_values);
-            products_begin();
+            wgmma_fence();
             add_values<Columns, Traits::value_atom>(sums, p[k],
-                                                    first_values + walk.stage * operand_step(Traits::stage_bytes));
-            products_commit();
+                                                    first_values + walk.stage * descriptor_step(Traits::stage_bytes));
+            wgmma_commit();
             if (k > 0) {
-              products_wait<1>();
+              wgmma_wait<1>();
               let_go(*last);
             }
             last = &of_values.empty[walk.stage];
             walk.next();
           }
-          products_wait<0>();
-          keep_in_place(sums);
+          wgmma_wait<0>();
+          fence_operand(sums);
           let_go(*last);
         }
         probabilities_full[from.stage].wait(from.phase);
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
       else
         sum(std::integral_constant<int, Traits::other_dims>{}, Traits::first_dims);
     }
-    cluster_barrier();  // a block stays while the other may write into it
+    cluster_sync();  // a block stays while the other may write into it
   }
 }
 

@@ -92,7 +92,7 @@ __device__ void copy_tile(bf16* to, const bf16* from, Index stride, int rows, in
   }
 }
 
-/// The place in a 16 x 16 tile, row by row, that this lane names for load_matrices: as a of a product, or as b of two
+/// The place in a 16 x 16 tile, row by row, that this lane names for ldmatrix: as a of a product, or as b of two
 /// neighbouring ones from a matrix that is stored transposed.
 template <int Stride>
 __device__ int place_of_a() {
@@ -106,11 +106,11 @@ __device__ int place_of_b() {
 }
 
 /// The greatest, or the sum, over the four lanes that share a row of c.
-__device__ inline float greatest_of_row(float x) {
+__device__ inline float row_max(float x) {
   x = ::max(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return ::max(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
-__device__ inline float sum_of_row(float x) {
+__device__ inline float row_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }

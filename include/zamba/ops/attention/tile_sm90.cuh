@@ -19,7 +19,7 @@ struct AttentionBoxes {
 /// Barriers of a ring of stages.
 template <int Stages>
 struct StageBarriers {
-  SharedBarrier full[Stages], empty[Stages];
+  Mbarrier full[Stages], empty[Stages];
 
   __device__ void init(unsigned readers) {
     for (int s = 0; s < Stages; ++s) {
@@ -54,7 +54,7 @@ struct RowSoftmax {
       float most = greatest[half];
 #pragma unroll
       for (int i = 2 * half; i < Count; i += 4) most = ::max(most, ::max(scores[i], scores[i + 1]));
-      most = greatest_of_row(most);
+      most = row_max(most);
       shrink[half] = exp2_approximate((greatest[half] - most) * scale);
       greatest[half] = most;
       const float origin = -most * scale;
@@ -92,8 +92,8 @@ template <int Keys, int Steps, int AAtom, int BAtom>
 __device__ __forceinline__ void multiply_keys(float (&scores)[Keys / 2], std::uint64_t a, std::uint64_t b, bool add) {
 #pragma unroll
   for (int k = 0; k < Steps; ++k)
-    WarpgroupProduct<Keys>::of_shared(scores, a + operand_step(k / 4 * AAtom + k % 4 * 32),
-                                      b + operand_step(k / 4 * BAtom + k % 4 * 32), add || k > 0);
+    Wgmma<Keys>::of_shared(scores, a + descriptor_step(k / 4 * AAtom + k % 4 * 32),
+                           b + descriptor_step(k / 4 * BAtom + k % 4 * 32), add || k > 0);
 }
 
 /// sums (64 x Columns) += p times 16 rows of values, whose atoms lie Atom bytes apart, by as few products as there are
@@ -103,7 +103,7 @@ __device__ __forceinline__ void add_values(float (&sums)[Columns / 2], const uns
   if constexpr (constexpr int left = Columns - First; left > 0) {
     constexpr int size = left >= 128 ? 128 : left >= 96 ? 96 : left >= 64 ? 64 : left >= 32 ? 32 : 16;
     static_assert(First % atom_columns == 0);
-    WarpgroupProduct<size>::add(sums + First / 2, p, v + operand_step(First / atom_columns * Atom));
+    Wgmma<size>::add(sums + First / 2, p, v + descriptor_step(First / atom_columns * Atom));
     add_values<Columns, Atom, First + size>(sums, p, v);
   }
 }
@@ -115,8 +115,8 @@ __device__ void clear_rows(std::byte* atoms, int atom_bytes, int first, int rows
   first = ::max(first, 0);
   for (int i = first * 8 + threadIdx.x % warpgroup_threads; i < rows * 8; i += warpgroup_threads)
     for (int n = 0; n < Atoms; ++n) *reinterpret_cast<uint4*>(atoms + n * atom_bytes + i * 16) = uint4{};
-  stores_before_products();
-  wait_at_barrier(1 + threadIdx.x / warpgroup_threads, warpgroup_threads);
+  fence_proxy_async();
+  named_barrier_sync(1 + threadIdx.x / warpgroup_threads, warpgroup_threads);
 }
 
 /// Writes two rows of sums, times factor: row `row` of the tile and the one 8 on, from `column` on.

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(Traits::threads, 2)
     linear_tile_kernel(Tensor<const bf16, 3> x, Tensor<const bf16, 3> weight, int stages_of_part, LinearResult result,
                        Tensor<float, 4> partial) {
   extern __shared__ uint4 linear_stages[];
-  let_next_begin();
+  launch_dependents();
   constexpr int stages = Traits::stages, tokens = Traits::tokens, token_tiles = Traits::token_tiles;
   uint4* const weight_stages = linear_stages;
   uint4* const token_stages = linear_stages + stages * Traits::weight_pieces;
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(Traits::threads, 2)
       const int slot = stage % stages, k = stage * Traits::depth;
 #pragma unroll
       for (int i = 0; i < Traits::weight_copies; ++i)
-        copy_async_ahead(weight_stages + slot * Traits::weight_pieces + i * Traits::threads + copy_to,
-                         w + copy_rows * i * weight.stride[1] + k, k + col < cols && copy_rows * i < rows_left);
+        copy_async_prefetch(weight_stages + slot * Traits::weight_pieces + i * Traits::threads + copy_to,
+                            w + copy_rows * i * weight.stride[1] + k, k + col < cols && copy_rows * i < rows_left);
     }
   };
   const auto begin_tokens = [&](int stage) {
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(Traits::threads, 2)
   float sums[Traits::row_tiles][token_tiles][4] = {};
   // The weight of the first stages is on its way while what was queued before still runs.
   for (int stage = 0; stage < stages - 1; ++stage) begin_weight(stage);
-  wait_for_previous();
+  grid_dependency_wait();
   for (int stage = 0; stage < stages - 1; ++stage) begin_tokens(stage);
   for (int stage = 0; stage < count; ++stage) {
     copy_async_wait<stages - 2>();
@@ -162,12 +162,12 @@ __global__ void __launch_bounds__(Traits::threads, 2)
       for (int m = 0; m < Traits::row_tiles; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          mma_16x8x16(sums[m][tile + i], {a[2 * m].x, a[2 * m + 1].x, a[2 * m].y, a[2 * m + 1].y}, {b[i].x, b[i].y});
+          mma_m16n8k16(sums[m][tile + i], {a[2 * m].x, a[2 * m + 1].x, a[2 * m].y, a[2 * m + 1].y}, {b[i].x, b[i].y});
 #pragma unroll
       for (int m = 0; m < Traits::row_tiles; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          mma_16x8x16(sums[m][tile + i], {a[2 * m].z, a[2 * m + 1].z, a[2 * m].w, a[2 * m + 1].w}, {b[i].z, b[i].w});
+          mma_m16n8k16(sums[m][tile + i], {a[2 * m].z, a[2 * m + 1].z, a[2 * m].w, a[2 * m + 1].w}, {b[i].z, b[i].w});
     }
   }
 
@@ -205,8 +205,8 @@ template <class Threads>
 __global__ void __launch_bounds__(Threads::value)
     linear_join_kernel(Tensor<const float, 4> partial, LinearResult result) {
   constexpr int width = LinearResult::width;
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const Index head = blockIdx.z, token = blockIdx.y;
   const Index out = (Index{blockIdx.x} * Threads::value + threadIdx.x) * width;
   if (out >= result.y.cols()) return;

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   constexpr int states = Traits::states, across = Traits::across, groups = Traits::groups;
   constexpr bool wide = Traits::wide;
   constexpr unsigned all = ~0u;
-  let_next_begin();
+  launch_dependents();
   const ScanTile tile = scan_tile(in, Traits::channels);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, slice = lane / groups;
   const int offset = warp * Traits::warp_channels + lane % groups * across;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     bias[i] = i < width ? in.delta_bias[c + i] : 0.0f;
   }
   const float skip = finishes ? in.D[c + own] : 0.0f;
-  wait_for_previous();
+  grid_dependency_wait();
 
   const bool known = lane < rows_each && row_of_lane < sequences.rows;
   const Index begin = known ? sequences.begin(row_of_lane) : 0, length = known ? sequences.length(row_of_lane) : 0;

@@ -247,8 +247,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     selective_scan_kernel(SelectiveScanInputs<typename Traits::A, float> in, Sequences sequences,
                           Tensor<float, 3> state, Matrix<typename Traits::A> y, Tensor<float, 3> checkpoints) {
   __shared__ ScanShared<Traits> shared;
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const ScanTile tile = scan_tile(in, Traits::channels);
   if (sequences.length(tile.row) == 0) return;
   if (threadIdx.x < Traits::scanning)

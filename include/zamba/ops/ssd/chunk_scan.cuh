@@ -323,7 +323,7 @@ struct SsdStateWarp {
 #pragma unroll
     for (int k = 0; k < Traits::Q; k += 16) {
       unsigned u[4];
-      load_matrices_transposed(u, u_named.further(k, 0));
+      ldmatrix_transposed(u, u_named.further(k, 0));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int t = k + 8 * half + 2 * (lane % 4);
@@ -335,9 +335,9 @@ struct SsdStateWarp {
 #pragma unroll
       for (int n = 0; n < Traits::N; n += 16) {
         unsigned B[4];
-        load_matrices_transposed(B, B_named.further(k, n));
-        mma_16x8x16(s[n / 8], u, {B[0], B[1]});
-        mma_16x8x16(s[n / 8 + 1], u, {B[2], B[3]});
+        ldmatrix_transposed(B, B_named.further(k, n));
+        mma_m16n8k16(s[n / 8], u, {B[0], B[1]});
+        mma_m16n8k16(s[n / 8 + 1], u, {B[2], B[3]});
       }
     }
   }
@@ -357,7 +357,7 @@ __device__ void ssd_outputs(SsdShared<Traits> shared, int chunk, int first, int 
 
   unsigned C[Traits::N / 16][4];
 #pragma unroll
-  for (int n = 0; n < Traits::N; n += 16) load_matrices(C[n / 16], C_named.further(0, n));
+  for (int n = 0; n < Traits::N; n += 16) ldmatrix(C[n / 16], C_named.further(0, n));
 
   float sums[Traits::P / 8][4] = {};
 #pragma unroll
@@ -365,9 +365,9 @@ __device__ void ssd_outputs(SsdShared<Traits> shared, int chunk, int first, int 
 #pragma unroll
     for (int p = 0; p < Traits::P; p += 16) {
       unsigned s[4];
-      load_matrices(s, state_named.further(p, n));
-      mma_16x8x16(sums[p / 8], C[n / 16], {s[0], s[1]});
-      mma_16x8x16(sums[p / 8 + 1], C[n / 16], {s[2], s[3]});
+      ldmatrix(s, state_named.further(p, n));
+      mma_m16n8k16(sums[p / 8], C[n / 16], {s[0], s[1]});
+      mma_m16n8k16(sums[p / 8 + 1], C[n / 16], {s[2], s[3]});
     }
   const float e[2] = {exp2_approximate(l_row[0]), exp2_approximate(l_row[1])};
 #pragma unroll
@@ -384,9 +384,9 @@ __device__ void ssd_outputs(SsdShared<Traits> shared, int chunk, int first, int 
 #pragma unroll
       for (int j = 0; j < 4; j += 2) {
         unsigned B[4];
-        load_matrices(B, B_named.further(k + 8 * j, n));
-        mma_16x8x16(CB[j], C[n / 16], {B[0], B[1]});
-        mma_16x8x16(CB[j + 1], C[n / 16], {B[2], B[3]});
+        ldmatrix(B, B_named.further(k + 8 * j, n));
+        mma_m16n8k16(CB[j], C[n / 16], {B[0], B[1]});
+        mma_m16n8k16(CB[j + 1], C[n / 16], {B[2], B[3]});
       }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -406,9 +406,9 @@ __device__ void ssd_outputs(SsdShared<Traits> shared, int chunk, int first, int 
 #pragma unroll
       for (int p = 0; p < Traits::P; p += 16) {
         unsigned u[4];
-        load_matrices_transposed(u, u_named.further(k + 16 * half, p));
-        mma_16x8x16(sums[p / 8], M, {u[0], u[1]});
-        mma_16x8x16(sums[p / 8 + 1], M, {u[2], u[3]});
+        ldmatrix_transposed(u, u_named.further(k + 16 * half, p));
+        mma_m16n8k16(sums[p / 8], M, {u[0], u[1]});
+        mma_m16n8k16(sums[p / 8 + 1], M, {u[2], u[3]});
       }
     }
   }
@@ -442,8 +442,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                         Tensor<float, 3> checkpoints, SsdSegments segments, Index few_tokens) {
   extern __shared__ __align__(128) unsigned char ssd_memory[];
   const SsdShared<Traits> shared{reinterpret_cast<bf16*>(ssd_memory)};
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const SsdPart<Traits> part(in, sequences, segments.count);
   if (part.of_row <= few_tokens || part.length == 0) return;
   const int warp = threadIdx.x / 32;

@@ -17,8 +17,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                         Index few_tokens) {
   extern __shared__ __align__(128) unsigned char ssd_memory[];
   const SsdShared<Traits> shared{reinterpret_cast<bf16*>(ssd_memory)};
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   const SsdPart<Traits> part(in, sequences, segments.count - 1);
   if (part.of_row <= few_tokens) return;
   SsdStateWarp<Traits> own;
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
     ssd_carry_kernel(Sequences sequences, SsdSegments segments, Index parts_of_row, Index few_tokens) {
-  let_next_begin();
-  wait_for_previous();
+  launch_dependents();
+  grid_dependency_wait();
   constexpr int across = Traits::N * Traits::P / 4 / Traits::threads;  // blocks of a part
   const Index part = blockIdx.x / across, length = sequences.length(part / parts_of_row);
   if (length <= few_tokens) return;

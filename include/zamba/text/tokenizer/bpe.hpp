@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// BytePairs: the model of a tokenizer.json, byte-pair encoding by ranked merges (Sennrich et al. 2016,
+// Bpe: the model of a tokenizer.json, byte-pair encoding by ranked merges (Sennrich et al. 2016,
 // arxiv.org/abs/1508.07909).
 //
 //   symbols of a word   one a character that is a token; with byte_fallback, one a byte of any other; else unk, or what
@@ -89,7 +89,7 @@ class MergeTable {
   std::vector<Slot> slots_;
 };
 
-class BytePairs {
+class Bpe {
  public:
   /// Working memory of encode, for one thread.
   struct Scratch {
@@ -103,9 +103,9 @@ class BytePairs {
     std::string unknown = {};         // the first character that was left out, because nothing stands for it
   };
 
-  BytePairs() = default;
+  Bpe() = default;
   /// The value of "model".
-  explicit BytePairs(const JsonPart& model);
+  explicit Bpe(const JsonPart& model);
 
   /// Appends the tokens of a word: of whatever no merge may reach beyond.
   void encode(std::string_view word, std::vector<Token>& to, Scratch& scratch) const;
@@ -140,7 +140,7 @@ class BytePairs {
 
 // ---- Reading ----
 
-inline BytePairs::BytePairs(const JsonPart& model) {
+inline Bpe::Bpe(const JsonPart& model) {
   // Files of before `type` was written are BPE where they have merges.
   const std::string type = model["type"].text_or(model["merges"].is_null() ? "unknown" : "BPE");
   require(type == "BPE", model.place(), ": type ", quote(type), " is not supported, wanted 'BPE'");
@@ -192,7 +192,7 @@ inline BytePairs::BytePairs(const JsonPart& model) {
   read_merges(model["merges"]);
 }
 
-inline bool BytePairs::replace_unknown_by(std::string_view text) {
+inline bool Bpe::replace_unknown_by(std::string_view text) {
   if (unk_ != no_token) return true;
   for_unknown_.clear();
   for (std::size_t at = 0; at < text.size(); at += character_at(text, at).size)
@@ -202,7 +202,7 @@ inline bool BytePairs::replace_unknown_by(std::string_view text) {
   return false;
 }
 
-inline void BytePairs::read_merges(const JsonPart& merges) {
+inline void Bpe::read_merges(const JsonPart& merges) {
   require(!merges.is_null(), merges.place(), ": wanted an array, came none");
   merges_ = MergeTable(merges.size());
   parts_ = id(space_mark).has_value();
@@ -231,7 +231,7 @@ inline void BytePairs::read_merges(const JsonPart& merges) {
 
 // ---- Encoding ----
 
-inline void BytePairs::encode(std::string_view word, std::vector<Token>& to, Scratch& scratch) const {
+inline void Bpe::encode(std::string_view word, std::vector<Token>& to, Scratch& scratch) const {
   if (word.empty()) return;
   if (ignore_merges_) {
     if (const auto whole = id(word)) return to.push_back(*whole);
@@ -247,13 +247,13 @@ inline void BytePairs::encode(std::string_view word, std::vector<Token>& to, Scr
   encode_part(word.substr(begin), to, scratch);
 }
 
-inline Token BytePairs::symbol(char32_t code) const {
+inline Token Bpe::symbol(char32_t code) const {
   if (code < 128) return ascii_[code];
   const auto at = symbols_.find(code);
   return at == symbols_.end() ? no_token : at->second;
 }
 
-inline void BytePairs::read_symbols(std::string_view part, Scratch& scratch) const {
+inline void Bpe::read_symbols(std::string_view part, Scratch& scratch) const {
   require(part.size() <= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()),
           "Tokenizer: a word may have 2147483647 bytes, came ", part.size());
   auto& symbols = scratch.symbols;
@@ -281,7 +281,7 @@ inline void BytePairs::read_symbols(std::string_view part, Scratch& scratch) con
   if (!symbols.empty()) symbols.back().next = -1;
 }
 
-inline void BytePairs::encode_part(std::string_view part, std::vector<Token>& to, Scratch& scratch) const {
+inline void Bpe::encode_part(std::string_view part, std::vector<Token>& to, Scratch& scratch) const {
   auto& symbols = scratch.symbols;
   auto& heap = scratch.heap;
   read_symbols(part, scratch);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// TokenTexts: the decoder of a tokenizer.json. What a token stands for follows from the token alone, but for the
+// Decoder: the decoder of a tokenizer.json. What a token stands for follows from the token alone, but for the
 // beginning of a text, so texts are looked up, and one token after the other can be decoded.
 //
 //   Replace, ByteFallback, Fuse, Strip   "▁the" -> " the", "<0x0A>" -> one byte; together; spaces off the front
@@ -34,7 +34,7 @@ inline bool read_byte_token(std::string_view text, unsigned& byte) {
   return error == std::errc() && end == text.data() + 5;
 }
 
-class TokenTexts {
+class Decoder {
  public:
   /// Where in a text the next token stands.
   struct Place {
@@ -42,9 +42,9 @@ class TokenTexts {
     std::size_t strip = 0;  // so many leading characters of the text are still to be left out
   };
 
-  TokenTexts() = default;
+  Decoder() = default;
   /// The value of "decoder".
-  explicit TokenTexts(const JsonPart& part) : place_(part.place()) {
+  explicit Decoder(const JsonPart& part) : place_(part.place()) {
     if (part.is_null()) separator_ = " ";  // tokens are words
     read(part);
     require(kinds_.size() <= most_steps, place_, ": at most ", most_steps, " steps are supported, came ",

@@ -61,7 +61,7 @@ class Normalizer {
     for (const Step& step : steps_) {
       if (step.kind == prepend && !text.empty()) text.insert(0, step.to);
       if (step.kind == replace) text = replace_all(text, step.from, step.to, check);
-      if (step.kind == nfc) text = NormalFormC::of(text);
+      if (step.kind == nfc) text = Nfc::of(text);
       check(text.size());
     }
     return text;

@@ -24,7 +24,7 @@
 
 namespace zamba::detail {
 
-class NormalFormC {
+class Nfc {
  public:
   /// Bytes that are not UTF-8 stay as they are, and nothing composes across them.
   static std::string of(std::string_view text) {
@@ -40,7 +40,7 @@ class NormalFormC {
       at += character.size;
     }
     if (!changes) return std::string(text);
-    static const NormalFormC tables;
+    static const Nfc tables;
     std::string result;
     for (const char32_t code : tables.compose(tables.decompose(codes))) {
       if (code < bytes)
@@ -61,7 +61,7 @@ class NormalFormC {
   static constexpr char32_t syllable_base = 0xac00, lead_base = 0x1100, vowel_base = 0x1161, tail_base = 0x11a7;
   static constexpr char32_t leads = 19, vowels = 21, tails = 28, syllables = leads * vowels * tails;
 
-  NormalFormC() {
+  Nfc() {
     for (const auto& [composed, first, second] : compositions) {
       parts_[composed] = {first, second};
       composed_[pair(first, second)] = composed;
