@@ -25,7 +25,7 @@ struct Problem {
       : logits(ctx, rows * V, 1, 24),
         options(on_device(std::vector<SamplerOptions>{how})),
         random(on_device(std::vector<Random>(static_cast<std::size_t>(rows), Random(Seed{1})))),
-        seen(on_device(std::vector<std::uint32_t>(static_cast<std::size_t>(rows * ((V + 31) / 32)), 0x10101010u))),
+        seen(on_device(std::vector<std::uint32_t>(static_cast<std::size_t>(rows * ceil_div(V, 32))), 0x10101010u))),
         left(on_device(std::vector<Index>(static_cast<std::size_t>(rows), 1))),
         drawn(on_device(std::vector<Drawn>(static_cast<std::size_t>(rows), Drawn{-1, Drawn::drawn}))),
         rows(rows),
@@ -36,7 +36,7 @@ struct Problem {
     BatchSampler samplers;
     samplers.options = reinterpret_cast<const SamplerOptions*>(options.data());
     samplers.random = reinterpret_cast<Random*>(random.data());
-    samplers.seen = {reinterpret_cast<std::uint32_t*>(seen.data()), rows, (V + 31) / 32};
+    samplers.seen = {reinterpret_cast<std::uint32_t*>(seen.data()), rows, ceil_div(V, 32)};
     samplers.left = reinterpret_cast<const Index*>(left.data());
     samplers.drawn = reinterpret_cast<Drawn*>(drawn.data());
     sample_rows(ctx, samplers, rows, Matrix<const bf16>(logits.view(rows, V)), greedy);

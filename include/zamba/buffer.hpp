@@ -21,7 +21,7 @@ namespace zamba {
 /// Every view into a buffer starts at a multiple of this many bytes: a cache line, and an AVX-512 register.
 inline constexpr std::size_t alignment = 64;
 
-constexpr std::size_t align_up(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+constexpr std::size_t align_up(std::size_t bytes) { return ceil_div(bytes, alignment) * alignment; }
 
 namespace detail {
 

@@ -44,7 +44,7 @@ inline constexpr unsigned elementwise_threads = 256;
 
 /// Blocks for `count` tasks of which a block does `per_block` at a time, then the ones a grid further on.
 inline unsigned blocks_for(Index count, Index per_block) {
-  return static_cast<unsigned>(std::clamp<Index>((count + per_block - 1) / per_block, 1, Index{1} << 20));
+  return static_cast<unsigned>(std::clamp<Index>(ceil_div(count, per_block), 1, Index{1} << 20));
 }
 
 template <class T>

@@ -36,6 +36,12 @@ using Index = std::int64_t;
 /// A token id. Negative as a target means "no loss at this position".
 using Token = std::int32_t;
 
+/// count / each, rounded up; count may not be negative.
+template <class Count, class Each>
+ZAMBA_HOST_DEVICE constexpr auto ceil_div(Count count, Each each) {
+  return (count + each - 1) / each;
+}
+
 /// Runs through Eigen on the host.
 struct cpu {
   static constexpr const char* name = "cpu";

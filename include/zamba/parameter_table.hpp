@@ -51,7 +51,7 @@ std::vector<ParameterEntry> list_parameters() {
                            precise,
                            offset,
                            bytes});
-        offset += (shape.size() + granule - 1) / granule * granule;
+        offset += ceil_div(shape.size(), granule) * granule;
         bytes += align_up(static_cast<std::size_t>(shape.size()) * (precise ? sizeof(compute_t<T>) : sizeof(T)));
       });
   return entries;

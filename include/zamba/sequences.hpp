@@ -25,4 +25,14 @@ struct Sequences {
   ZAMBA_HOST_DEVICE constexpr Index start(Index row) const { return starts ? starts[row] : 0; }
 };
 
+/// The row of a ragged batch that owns a token.
+ZAMBA_HOST_DEVICE inline Index row_of(const Sequences& sequences, Index token) {
+  Index low = 0, high = sequences.rows;  // offsets[low] <= token < offsets[high]
+  while (high - low > 1) {
+    const Index middle = (low + high) / 2;
+    (sequences.offsets[middle] <= token ? low : high) = middle;
+  }
+  return low;
+}
+
 }  // namespace zamba

@@ -41,7 +41,7 @@ class Batch {
   Batch(const SamplerOptions& options, Seed seed, Index vocabulary, Index rows)
       : rows_(rows),
         vocabulary_(vocabulary),
-        words_((vocabulary + 31) / 32),
+        words_(ceil_div(vocabulary, 32)),
         options_({options}),
         random_(streams(seed, rows)),
         seen_(std::vector<std::uint32_t>(static_cast<std::size_t>(rows * words_))),

@@ -104,7 +104,7 @@ TEST_CASE("ssd in bf16: segments of a row in parallel, and one after the other a
     CHECK(run<cuda, bf16>(alone, true) == result);
     CHECK(result.y == part_of(all.y, begin * D, p.lengths[row] * D));
     CHECK(result.h == part_of(all.h, row * size, size));
-    const Index chunks = (p.lengths[row] + ssd_chunk - 1) / ssd_chunk, first = begin / ssd_chunk + row;
+    const Index chunks = ceil_div(p.lengths[row], ssd_chunk), first = begin / ssd_chunk + row;
     CHECK(part_of(result.kept, 0, chunks * size) == part_of(all.kept, first * size, chunks * size));
   }
   // Some together, in segments, one of few tokens and one without any among them.

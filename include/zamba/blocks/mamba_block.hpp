@@ -39,7 +39,7 @@ struct MambaConfig {
 
   constexpr Index d_inner() const { return expand * d_model; }
   constexpr Index head_dim() const { return d_inner() / n_heads; }
-  constexpr Index rank() const { return dt_rank > 0 ? dt_rank : (d_model + 15) / 16; }
+  constexpr Index rank() const { return dt_rank > 0 ? dt_rank : ceil_div(d_model, 16); }
 };
 
 template <MambaConfig C>

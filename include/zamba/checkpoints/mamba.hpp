@@ -62,7 +62,7 @@ inline std::vector<ConfigKey> mamba_config(const BackboneFacts& facts, const Mam
                            {"state_size", mixer.d_state, 16},
                            {"conv_kernel", mixer.d_conv, 4},
                            {"expand", mixer.expand, 2},
-                           {"time_step_rank", mixer.rank(), (mixer.d_model + 15) / 16, mamba_dt_rank_of},
+                           {"time_step_rank", mixer.rank(), ceil_div(mixer.d_model, 16), mamba_dt_rank_of},
                            {"use_conv_bias", mixer.conv_bias, true},
                            {"use_bias", mixer.proj_bias, false},
                            {"hidden_act", "silu", "silu"},

@@ -93,7 +93,7 @@ inline std::vector<ConfigKey> zamba_config(const ZambaFacts& facts) {
                              {"mamba_d_state", mixer.d_state, 16},
                              {"mamba_d_conv", mixer.d_conv, 4},
                              {"mamba_expand", mixer.expand, 2},
-                             {"mamba_dt_rank", mixer.rank(), (mixer.d_model + 15) / 16, zamba_dt_rank_of},
+                             {"mamba_dt_rank", mixer.rank(), ceil_div(mixer.d_model, 16), zamba_dt_rank_of},
                              {"mamba_conv_bias", mixer.conv_bias, true},
                              {"mamba_proj_bias", mixer.proj_bias, false},
                              {"hidden_mamba_act", "silu", "silu"}});

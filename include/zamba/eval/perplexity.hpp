@@ -43,7 +43,7 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
           options.length);
   require(stride >= 1 && stride <= length, "WindowOptions: stride must be 1 to ", length, ", or 0 (packed), got ",
           options.stride);
-  const Index last = size - 1, windows = 1 + std::max<Index>(0, (last - length + stride - 1) / stride);
+  const Index last = size - 1, windows = 1 + ceil_div(std::max<Index>(0, last - length), stride);
   auto state = model.new_state({.batch = 1, .max_length = std::min(length, size) + before});
   std::vector<Token> tokens;
   std::vector<Token> targets;

@@ -49,7 +49,7 @@ GenerationRows generation_rows(Context<Device>& ctx, std::span<const Index> leng
                                std::span<const std::vector<Token>> prompts, Index vocabulary,
                                const GenerationOptions& options) {
   auto& arena = ctx.arena();
-  const Index rows = static_cast<Index>(lengths.size()), words = (vocabulary + 31) / 32;
+  const Index rows = static_cast<Index>(lengths.size()), words = ceil_div(vocabulary, 32);
   const GenerationRows there{rows,
                              arena.template tensor<Index>(rows + 1),
                              arena.template tensor<Index>(rows),

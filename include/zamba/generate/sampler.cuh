@@ -245,7 +245,7 @@ struct SampleRows<cuda> {
   template <class Traits, class A>
   static void launch(Context<cuda>& ctx, const BatchSampler& samplers, Index rows, Matrix<const A> logits,
                      bool greedy) {
-    const Index V = logits.cols(), padded = (V + Traits::padding - 1) / Traits::padding * Traits::padding;
+    const Index V = logits.cols(), padded = ceil_div(V, Traits::padding) * Traits::padding;
     const int bits = std::bit_width(static_cast<std::uint64_t>(V - 1));  // V <= 2^bits, so all masses are below 2^63
     require(V <= Index{1} << 25, "sample_rows: on CUDA the vocabulary is at most 2^25, got ", V);
     const dim3 across(static_cast<unsigned>(rows));

@@ -62,7 +62,7 @@ class ProductBlocks : public Eigen::internal::level3_blocking<A, A> {
 
   /// Elements of a block at most; Eigen seldom wants more.
   static constexpr Index most = Index{1} << 18;
-  static constexpr Index padded(Index count) { return (count + 15) / 16 * 16; }
+  static constexpr Index padded(Index count) { return ceil_div(count, 16) * 16; }
   static Index fitting(Index extent, Index depth, Index multiple) {
     return std::min(extent, most / depth / multiple * multiple);
   }

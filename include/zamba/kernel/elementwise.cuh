@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes; and where a token
-// belongs.
+// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes.
 #pragma once
 
 #include <algorithm>
@@ -9,19 +8,8 @@
 #include <zamba/context.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
-#include <zamba/sequences.hpp>
 
 namespace zamba::kernel {
-
-/// The row of a ragged batch that owns a token.
-__device__ inline Index row_of(const Sequences& sequences, Index token) {
-  Index low = 0, high = sequences.rows;  // offsets[low] <= token < offsets[high]
-  while (high - low > 1) {
-    const Index middle = (low + high) / 2;
-    (sequences.offsets[middle] <= token ? low : high) = middle;
-  }
-  return low;
-}
 
 /// Blocks across: columns; down: rows, a grid at a time.
 template <class F>

@@ -82,7 +82,7 @@ std::uint64_t hash_sample(const std::byte* from, std::size_t bytes, std::uint64_
     Memory<Device>::copy_to_host(sample.data(), from, bytes);
   else
     Memory<Device>::copy_pieces_to_host(sample.data(), from, piece, pieces, (bytes - piece) / (pieces - 1));
-  const std::size_t words = (std::min(bytes, sizeof sample) + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
+  const std::size_t words = ceil_div(std::min(bytes, sizeof sample), sizeof(std::uint64_t));
   for (std::size_t i = 0; i < words; ++i) {
     hash = (hash ^ sample[i]) * 0x9e3779b97f4a7c15u;
     hash ^= hash >> 32;

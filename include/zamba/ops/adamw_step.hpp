@@ -123,7 +123,7 @@ struct AdamWStep<cpu> {
   template <class F>
   static void sum_of_squares(Context<cpu>& ctx, Vector<const F> values, double* out) {
     ArenaScope scope(ctx.arena());
-    const auto sums = ctx.arena().template tensor<double>((values.size() + sum_piece - 1) / sum_piece);
+    const auto sums = ctx.arena().template tensor<double>(ceil_div(values.size(), sum_piece));
     for_pieces(ctx, values.size(), sum_piece,
                [&](Index first, Index count) { sums[first / sum_piece] = squares(values.data + first, count); });
     *out = 0;
@@ -170,7 +170,7 @@ struct AdamWStep<cpu> {
   template <class F>
   static void for_pieces(Context<cpu>& ctx, Index size, Index piece, F&& f) {
     const Index at_once = 16 * piece;
-    ctx.parallel_for((size + at_once - 1) / at_once, [&](Index i, int) {
+    ctx.parallel_for(ceil_div(size, at_once), [&](Index i, int) {
       const Index end = std::min(size, (i + 1) * at_once);
       for (Index first = i * at_once; first < end; first += piece) f(first, std::min(piece, end - first));
     });

@@ -74,7 +74,7 @@ struct Attention<cuda> {
 
   static Index most_parts(Index keys) {
     using Token = kernel::AttentionToken;
-    return std::min<Index>((keys + Token::least_keys - 1) / Token::least_keys, Token::most_parts);
+    return std::min<Index>(ceil_div(keys, Token::least_keys), Token::most_parts);
   }
   /// (parts, places, heads, head_dim + 2); nothing of one part.
   template <class F, class Ctx>
@@ -164,7 +164,7 @@ struct Attention<cuda> {
                      const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
                      const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
     const Index group = shape.heads / shape.kv_heads;
-    const Index across = shape.kv_heads * ((group + Traits::heads - 1) / Traits::heads);
+    const Index across = shape.kv_heads * ceil_div(group, Traits::heads);
     const Index down = places.per_row ? sequences.rows * places.per_row : sequences.tokens;
     ArenaScope scope(ctx.arena());
     const Index parts = keys.cached && places.per_row ? most_parts(keys.k.shape[1]) : 1;

@@ -199,7 +199,7 @@ struct Attention<cpu> {
       const Index most = std::max(Index{1}, query_tile / group);
       tokens = std::clamp(sequences.longest, Index{1}, most);
       rows = tokens * group;
-      per_row = (sequences.longest + tokens - 1) / tokens;
+      per_row = ceil_div(sequences.longest, tokens);
     }
   };
 
@@ -237,7 +237,7 @@ struct Attention<cpu> {
                      kernel::product_scratch<A>(rows, key_tile, head_dim),
                      kernel::product_scratch<A>(key_tile, rows, head_dim)});
   }
-  static Index padded(Index count) { return (count + 15) / 16 * 16; }
+  static Index padded(Index count) { return ceil_div(count, 16) * 16; }
 
   /// (n, head_dim) in the compute type: where it lies, or converted into scratch.
   template <class A, class S>
@@ -259,7 +259,7 @@ struct Attention<cpu> {
     for (Index row = 0; row < sequences.rows; ++row)
       require(sequences.start(row) + sequences.length(row) <= cache.shape[1], "attention: row ", row, " needs ",
               sequences.start(row) + sequences.length(row), " positions, its cache has ", cache.shape[1]);
-    const Index pieces = (sequences.longest + query_tile - 1) / query_tile;
+    const Index pieces = ceil_div(sequences.longest, query_tile);
     ctx.parallel_for(sequences.rows * pieces, [&](Index task, int) {
       const Index row = task / pieces, first = task % pieces * query_tile;
       const Index last = std::min(first + query_tile, sequences.length(row));

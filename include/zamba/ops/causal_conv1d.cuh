@@ -293,26 +293,24 @@ struct CausalConv1d<cuda> {
   /// The most tokens of a block: longer groups read fewer inputs twice, shorter ones end more evenly.
   static constexpr Index most_tokens = 256;
 
-  static Index parts(Index count, Index each) { return (count + each - 1) / each; }
-
   template <class Traits, class A, class F>
   static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F> bias,
                      const Sequences& sequences, Tensor<F, 3> state, Matrix<A> out) {
-    const Index tiles = parts(x.cols(), Index{Traits::width} * Traits::threads);
+    const Index tiles = ceil_div(x.cols(), Index{Traits::width} * Traits::threads);
     // Blocks of a tile that are on the GPU at once.
     const Index room = std::max<Index>(Traits::blocks * ctx.multiprocessors() / tiles, 1);
     const auto queue = [&](auto* kernel, Index count, auto each) {
-      const auto blocks = static_cast<unsigned>(parts(count, each) * tiles);
+      const auto blocks = static_cast<unsigned>(ceil_div(count, each) * tiles);
       kernel::launch(ctx, "causal_conv1d", kernel, blocks, Traits::threads, 0, x, weight, bias, sequences, state, out,
                      static_cast<unsigned>(tiles), each);
     };
     if (sequences.longest <= 1) {
-      const Index each = std::clamp<Index>(parts(sequences.rows, room), 1, Traits::threads);
+      const Index each = std::clamp<Index>(ceil_div(sequences.rows, room), 1, Traits::threads);
       return queue(kernel::causal_conv1d_token_kernel<Traits>, sequences.rows, static_cast<int>(each));
     }
     // Groups for a whole number of times as many.
-    const Index rounds = parts(sequences.tokens, room * most_tokens);
-    queue(kernel::causal_conv1d_kernel<Traits>, sequences.tokens, parts(sequences.tokens, rounds * room));
+    const Index rounds = ceil_div(sequences.tokens, room * most_tokens);
+    queue(kernel::causal_conv1d_kernel<Traits>, sequences.tokens, ceil_div(sequences.tokens, rounds * room));
   }
 };
 

@@ -83,7 +83,7 @@ struct CausalConv1d<cpu> {
                       const Sequences& sequences, Tensor<F, 3> state, Matrix<A> out) {
     ArenaScope scope(ctx.arena());
     const Inputs<A> in(ctx, x, weight, bias, sequences, state);
-    const Index tiles = in.tiles(), groups = (sequences.tokens + chunk - 1) / chunk;
+    const Index tiles = in.tiles(), groups = ceil_div(sequences.tokens, chunk);
     ctx.parallel_for(groups * tiles, [&](Index task, int worker) {
       const Tile tile = in.tile(task % tiles);
       const Index first = task / tiles * chunk;
@@ -120,8 +120,8 @@ struct CausalConv1d<cpu> {
     ArenaScope scope(ctx.arena());
     const Inputs<A> in(ctx, x, weight, bias, sequences, initial_state);
     const Index tiles = in.tiles(), K = in.K, past = K - 1, D = x.cols();
-    const Index group_size = std::max(chunk, (sequences.tokens + backward_groups - 1) / backward_groups);
-    const Index groups = (sequences.tokens + group_size - 1) / group_size;
+    const Index group_size = std::max(chunk, ceil_div(sequences.tokens, backward_groups));
+    const Index groups = ceil_div(sequences.tokens, group_size);
     auto partial = ctx.arena().template tensor<A>(groups, K + 1, D);  // of d_weight, transposed, and d_bias
     auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, chunk + past, tile_width);
     ctx.parallel_for(groups * tiles, [&](Index task, int worker) {
@@ -234,7 +234,7 @@ struct CausalConv1d<cpu> {
       std::copy_n(bias ? bias.data : zeros.data, D, &weight(K, 0));
     }
 
-    Index tiles() const { return (x.cols() + tile_width - 1) / tile_width; }
+    Index tiles() const { return ceil_div(x.cols(), tile_width); }
     Tile tile(Index i) const { return {i * tile_width, std::min(tile_width, x.cols() - i * tile_width)}; }
 
     /// The input at a position of a row, -(K-1) <= position.

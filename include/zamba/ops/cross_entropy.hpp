@@ -85,8 +85,8 @@ struct CrossEntropy<cpu> {
     LossSum total;
     const Index n = h.rows();
     if (n == 0) return total;
-    const Index most = std::max<Index>(1, tile_size / head.rows()), tiles = (n + most - 1) / most;
-    const Index rows = (n + tiles - 1) / tiles;
+    const Index most = std::max<Index>(1, tile_size / head.rows()), tiles = ceil_div(n, most);
+    const Index rows = ceil_div(n, tiles);
     ArenaScope scope(ctx.arena());
     const auto logits = ctx.arena().template tensor<A>(rows, head.rows());
     const auto losses = ctx.arena().template tensor<double>(rows);

@@ -28,7 +28,7 @@ struct Embedding<cpu> {
   template <class A, class W>
   static void forward(Context<cpu>& ctx, const Token* tokens, Index count, Matrix<const W> table, Matrix<A> out) {
     constexpr Index rows = 16;  // of one task
-    ctx.parallel_for((count + rows - 1) / rows, [&](Index i, int) {
+    ctx.parallel_for(ceil_div(count, rows), [&](Index i, int) {
       for (Index t = i * rows; t < std::min(count, (i + 1) * rows); ++t) {
         const W* from = table.data + tokens[t] * table.stride[0];
         std::transform(from, from + table.cols(), &out(t, 0), [](W w) { return static_cast<A>(w); });
@@ -39,7 +39,7 @@ struct Embedding<cpu> {
   template <class A, class F>
   static void backward(Context<cpu>& ctx, const Token* tokens, Index count, Matrix<const A> d_out, Matrix<F> d_table) {
     constexpr Index columns = 64;  // of one task
-    ctx.parallel_for((d_table.cols() + columns - 1) / columns, [&](Index i, int) {
+    ctx.parallel_for(ceil_div(d_table.cols(), columns), [&](Index i, int) {
       const Index first = i * columns, width = std::min(columns, d_table.cols() - first);
       for (Index t = 0; t < count; ++t) {
         const A* from = d_out.data + t * d_out.stride[0] + first;

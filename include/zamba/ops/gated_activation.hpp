@@ -117,9 +117,9 @@ struct GatedActivation<cpu> {
   template <class A, class F>
   static void for_all(Context<cpu>& ctx, Index rows, Index cols, F&& f) {
     constexpr Index width = 4096;  // of a task: some 10 us of work
-    const Index across = (cols + width - 1) / width;
+    const Index across = ceil_div(cols, width);
     const Index height = std::clamp<Index>(4 * width / std::max<Index>(cols, 1), 1, 256);
-    ctx.parallel_for((rows + height - 1) / height * across, [&](Index i, int) {
+    ctx.parallel_for(ceil_div(rows, height) * across, [&](Index i, int) {
       const Index row = i / across * height, col = i % across * width, end = std::min(cols, col + width);
       for (Index t = row; t < std::min(rows, row + height); ++t)
         kernel::for_packs<A>(

@@ -75,7 +75,7 @@ struct GatedRmsNorm<cpu> {
                       Matrix<A> out, Matrix<F> rstd) {
     static_assert(std::is_same_v<A, F>, "zamba: on the CPU activations are of the compute type");
     const Index groups = rstd.cols(), width = out.cols() / groups;
-    ctx.parallel_for((out.rows() + forward_rows - 1) / forward_rows, [&](Index task, int) {
+    ctx.parallel_for(ceil_div(out.rows(), forward_rows), [&](Index task, int) {
       const Index end = std::min(out.rows(), (task + 1) * forward_rows);
       for (Index i = task * forward_rows; i < end; ++i)
         for (Index g = 0; g < groups; ++g) {
@@ -108,7 +108,7 @@ struct GatedRmsNorm<cpu> {
     static_assert(std::is_same_v<A, F>, "zamba: on the CPU activations are of the compute type");
     const Index n = d_out.rows(), D = d_out.cols(), groups = rstd.cols(), width = D / groups;
     if (n == 0) return;
-    const Index rows = std::max(Index{8}, (n + backward_tasks - 1) / backward_tasks), tasks = (n + rows - 1) / rows;
+    const Index rows = std::max(Index{8}, ceil_div(n, backward_tasks)), tasks = ceil_div(n, rows);
     ArenaScope scope(ctx.arena());
     const auto partial = ctx.arena().template tensor<F>(tasks, D);  // d_weight of each task's positions
     ctx.parallel_for(tasks, [&](Index task, int) {

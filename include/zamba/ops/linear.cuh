@@ -218,7 +218,7 @@ struct Linear<cuda> {
   static void launch_teams(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                            Matrix<const A> residual, Vector<const F> bias) {
     constexpr Index rows = Traits::rows * Traits::teams;
-    const dim3 grid(static_cast<unsigned>((weight.shape[1] + rows - 1) / rows), static_cast<unsigned>(weight.shape[0]));
+    const dim3 grid(static_cast<unsigned>(ceil_div(weight.shape[1], rows)), static_cast<unsigned>(weight.shape[0]));
     const bool wide = kernel::in_pieces(x) && kernel::in_pieces(weight);
     kernel::launch(ctx, kernel::overlap_for(y.rows()), "linear",
                    wide ? kernel::linear_kernel<Traits, true> : kernel::linear_kernel<Traits, false>, grid,

@@ -122,7 +122,7 @@ struct Linear<cpu> {
   template <class F>
   static void for_pieces(Context<cpu>& ctx, Index extent, Index size, F&& f) {
     const Index piece = piece_size(extent, size);
-    ctx.parallel_for((extent + piece - 1) / piece, [&](Index i, int worker) {
+    ctx.parallel_for(ceil_div(extent, piece), [&](Index i, int worker) {
       f(Range{i * piece, std::min(piece, extent - i * piece)}, worker);
     });
   }
@@ -131,7 +131,7 @@ struct Linear<cpu> {
   template <class F>
   static void for_tiles(Context<cpu>& ctx, Index rows, Index cols, F&& f) {
     const Index height = piece_size(rows, tile_rows), width = piece_size(cols, tile_cols);
-    const Index down = (rows + height - 1) / height, across = (cols + width - 1) / width;
+    const Index down = ceil_div(rows, height), across = ceil_div(cols, width);
     ctx.parallel_for(down * across, [&](Index i, int worker) {
       const Index row = i % down * height, col = i / down * width;
       f(Range{row, std::min(height, rows - row)}, Range{col, std::min(width, cols - col)}, worker);
@@ -140,7 +140,7 @@ struct Linear<cpu> {
 
   static Index piece_size(Index extent, Index size) {
     const Index pieces = std::max<Index>(1, (extent + size / 2) / size);
-    return std::max<Index>(16, ((extent + pieces - 1) / pieces + 15) / 16 * 16);
+    return std::max<Index>(16, ceil_div(ceil_div(extent, pieces), 16) * 16);
   }
 
   template <class A, class W>
@@ -220,9 +220,9 @@ struct Linear<cpu> {
                           Matrix<const A> residual, Vector<const A> bias) {
     constexpr Index least_work = 1 << 15;  // weights of a piece: below, starting a thread costs more than it saves
     const Index pieces = std::clamp<Index>(weight.size() / least_work, 1, 8 * ctx.threads());
-    const Index groups = (weight.rows() + rows_at_once - 1) / rows_at_once;
-    const Index piece = (groups + pieces - 1) / pieces * rows_at_once;
-    ctx.parallel_for((weight.rows() + piece - 1) / piece, [&](Index i, int) {
+    const Index groups = ceil_div(weight.rows(), rows_at_once);
+    const Index piece = ceil_div(groups, pieces) * rows_at_once;
+    ctx.parallel_for(ceil_div(weight.rows(), piece), [&](Index i, int) {
       const Index end = std::min((i + 1) * piece, weight.rows());
       Index o = i * piece;
       for (; o + rows_at_once <= end; o += rows_at_once) all_tokens<rows_at_once>(x, weight, y, residual, bias, o);

@@ -230,8 +230,8 @@ void launch_norm(Context<cuda>& ctx, const Input& in, Vector<const F> weight, do
   const Index width = out.cols() / rstd.cols();
   const bool whole = in.in_pieces() && width % wide<A> == 0 && in_pieces(out) && aligned(weight, wide<F>);
   const auto queue = [&](auto kernel, Index blocks, int threads, std::size_t shared) {
-    const Index each = (out.rows() + blocks - 1) / blocks;  // about equally many positions a block
-    const dim3 grid(static_cast<unsigned>((out.rows() + each - 1) / each), static_cast<unsigned>(rstd.cols()));
+    const Index each = ceil_div(out.rows(), blocks);  // about equally many positions a block
+    const dim3 grid(static_cast<unsigned>(ceil_div(out.rows(), each)), static_cast<unsigned>(rstd.cols()));
     launch(ctx, overlap_for(out.rows()), name, kernel, grid, static_cast<unsigned>(threads), shared, in, weight,
            static_cast<F>(eps), out, rstd);
   };
@@ -338,8 +338,8 @@ struct RmsNorm<cuda> {
         <<<kernel::blocks_for(n, 1), Traits::threads, 0, ctx.stream()>>>(in, d_out, weight, rstd);
     kernel::check_launch("rms_norm_backward: input");
 
-    const Index group_size = std::max(Index{8}, (n + groups_at_most - 1) / groups_at_most);
-    const Index groups = (n + group_size - 1) / group_size;
+    const Index group_size = std::max(Index{8}, ceil_div(n, groups_at_most));
+    const Index groups = ceil_div(n, group_size);
     const unsigned across = kernel::blocks_for(width, Traits::columns);
     ArenaScope scope(ctx.arena());
     const auto partial = ctx.arena().template tensor<F>(groups, width);

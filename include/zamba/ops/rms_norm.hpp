@@ -203,7 +203,7 @@ struct RmsNorm<cpu> {
   /// f(i, group) for the positions of each group in order, groups spread over the threads.
   template <class F>
   static void for_groups(Context<cpu>& ctx, Index n, Index group_size, F&& f) {
-    ctx.parallel_for((n + group_size - 1) / group_size, [&](Index group, int) {
+    ctx.parallel_for(ceil_div(n, group_size), [&](Index group, int) {
       const Index end = std::min(n, (group + 1) * group_size);
       for (Index i = group * group_size; i < end; ++i) f(i, group);
     });
@@ -213,8 +213,8 @@ struct RmsNorm<cpu> {
   template <class F, class Body>
   static void accumulate(Context<cpu>& ctx, Index n, Vector<F> d_weight, Body&& f) {
     if (n == 0) return;
-    const Index group_size = std::max(Index{8}, (n + backward_groups - 1) / backward_groups);
-    const Index groups = (n + group_size - 1) / group_size, width = d_weight.size();
+    const Index group_size = std::max(Index{8}, ceil_div(n, backward_groups));
+    const Index groups = ceil_div(n, group_size), width = d_weight.size();
     ArenaScope scope(ctx.arena());
     auto partial = ctx.arena().template tensor<F>(groups, width);
     std::fill_n(partial.data, partial.size(), F(0));

@@ -58,7 +58,7 @@ struct Rope<cpu> {
   /// direction: +1 or -1.
   template <class A>
   static void turn(Context<cpu>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x, int direction) {
-    const Index half = shape.head_dim / 2, groups = (sequences.tokens + group - 1) / group;
+    const Index half = shape.head_dim / 2, groups = ceil_div(sequences.tokens, group);
     ArenaScope scope(ctx.arena());
     const auto [frequencies, tables] = scratch(ctx, shape, sequences, x, direction);
     for (Index i = 0; i < half; ++i)
@@ -94,10 +94,6 @@ struct Rope<cpu> {
  private:
   /// Tokens of a task.
   static constexpr Index group = 16;
-
-  static Index row_of(const Sequences& sequences, Index token) {
-    return std::upper_bound(sequences.offsets, sequences.offsets + sequences.rows + 1, token) - sequences.offsets - 1;
-  }
 
   template <class A>
   static void turn_head(A* head, Index half, const A* cosines, const A* sines) {

@@ -60,7 +60,7 @@ struct SelectiveScan<cuda> {
   template <class A>
   static Index tiles(const SelectiveScanInputs<A, float>& in, Index channels) {
     const Index heads = in.B.shape[1], P = in.u.cols() / heads;
-    return heads * ((P + channels - 1) / channels);
+    return heads * ceil_div(P, channels);
   }
 
   template <class A, bool Wide>
@@ -86,8 +86,8 @@ struct SelectiveScan<cuda> {
   static void launch_tokens(Context<cuda>& ctx, const SelectiveScanInputs<A, float>& in, const Sequences& sequences,
                             Tensor<float, 3> state, Matrix<A> y) {
     const Index across = tiles(in, Traits::channels), room = Traits::blocks * ctx.multiprocessors();
-    const Index rows_each = std::clamp<Index>((sequences.rows * across + room - 1) / room, 1, Traits::most_rows);
-    const Index blocks = (sequences.rows + rows_each - 1) / rows_each * across;
+    const Index rows_each = std::clamp<Index>(ceil_div(sequences.rows * across, room), 1, Traits::most_rows);
+    const Index blocks = ceil_div(sequences.rows, rows_each) * across;
     kernel::launch(ctx, kernel::overlap_for(sequences.rows), "selective_scan: single tokens",
                    kernel::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,
                    sequences, state, y, static_cast<int>(rows_each));
@@ -96,7 +96,7 @@ struct SelectiveScan<cuda> {
   template <class Traits, class A, class F>
   static void launch_channels(Context<cuda>& ctx, const SelectiveScanInputs<A, F>& in, const Sequences& sequences,
                               Tensor<F, 3> state, Matrix<A> y, Tensor<F, 3> checkpoints) {
-    const Index across = (in.u.cols() + Traits::threads - 1) / Traits::threads;
+    const Index across = ceil_div(in.u.cols(), Traits::threads);
     const auto blocks = static_cast<unsigned>(sequences.rows * across);
     kernel::channel_scan_kernel<Traits>
         <<<blocks, Traits::threads, 0, ctx.stream()>>>(in, sequences, state, y, checkpoints);

@@ -261,16 +261,13 @@ struct SelectiveScan<cpu> {
 
     template <class F>
     explicit Tiles(const SelectiveScanInputs<T, F>& in)
-        : heads(in.B.shape[1]),
-          P(in.u.cols() / heads),
-          N(in.B.shape[2]),
-          per_head((P + tile_channels - 1) / tile_channels) {}
+        : heads(in.B.shape[1]), P(in.u.cols() / heads), N(in.B.shape[2]), per_head(ceil_div(P, tile_channels)) {}
 
     Index count() const { return heads * per_head; }
     Tile<T> operator[](Index i) const {
       const Index head = i / per_head, offset = i % per_head * tile_channels,
                   width = std::min(tile_channels, P - offset);
-      return {head, head * P + offset, width, (width + lanes<T> - 1) / lanes<T>};
+      return {head, head * P + offset, width, ceil_div(width, lanes<T>)};
     }
   };
 

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(Traits::threads)
   constexpr int width = Traits::width;
   launch_dependents();
   const Index D = in.u.cols(), heads = in.delta.cols(), N = in.B.shape[2];
-  const Index across = (D + Traits::channels - 1) / Traits::channels, row = blockIdx.x / across;
+  const Index across = ceil_div(D, Traits::channels), row = blockIdx.x / across;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, place = lane % (32 / Traits::lanes);
   const Index wanted = blockIdx.x % across * Traits::channels + warp * Traits::of_warp + place * width;
   const bool mine = wanted < D;  // lanes without a channel still take part in the sums
@@ -190,7 +190,7 @@ struct Ssd<cuda> {
   template <class Traits>
   static Index parts_of_row(const SsdInputs<bf16, float>& in) {
     const Index heads = in.delta.cols();
-    return heads * ((in.u.cols() / heads + Traits::P - 1) / Traits::P);
+    return heads * ceil_div(in.u.cols() / heads, Traits::P);
   }
 
   /// Memory for the segments of rows, where blocks take these. They cost a second reading of u and B, which pays where
@@ -199,7 +199,7 @@ struct Ssd<cuda> {
   static kernel::SsdSegments segments(Ctx& ctx, const SsdInputs<bf16, float>& in, const Sequences& sequences,
                                       Index multiprocessors) {
     const Index parts = sequences.rows * parts_of_row<Traits>(in), tokens = Traits::segment * Traits::Q;
-    const Index count = (sequences.longest + tokens - 1) / tokens;
+    const Index count = ceil_div(sequences.longest, tokens);
     if (count <= 1 || 2 * parts > Traits::blocks * multiprocessors) return {};
     return {ctx.arena().template tensor<float>(parts, count, Index{Traits::N * Traits::P}),
             ctx.arena().template tensor<float>(parts, count), static_cast<int>(count)};
@@ -232,7 +232,7 @@ struct Ssd<cuda> {
     const Index N = in.B.shape[2];
     const auto of_lanes = [&](auto lanes) {
       using Traits = kernel::SsdTraits<A, lanes, Width>;
-      const Index across = (in.u.cols() + Traits::channels - 1) / Traits::channels;
+      const Index across = ceil_div(in.u.cols(), Traits::channels);
       kernel::launch(ctx, "ssd", kernel::ssd_kernel<Traits>, static_cast<unsigned>(across * sequences.rows),
                      Traits::threads, 0, in, sequences, state, y, checkpoints, chunk, longest);
     };

@@ -141,12 +141,12 @@ struct AttentionToken {
     const Index length = sequences.length(row);
     visible = start + static_cast<int>(token - begin) + 1;
     part = split ? part_of(visible) : visible;
-    parts = token - begin < length && places.rows.have(length) ? (visible + part - 1) / part : 0;
+    parts = token - begin < length && places.rows.have(length) ? ceil_div(visible, part) : 0;
   }
 
   static __device__ int part_of(int visible) {
     constexpr int most = least_keys * most_parts;
-    return (visible + most - 1) / most * least_keys;
+    return ceil_div(visible, most) * least_keys;
   }
 };
 
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   launch_dependents();
   const int thread = threadIdx.x, lane = thread % lanes, team = thread / lanes;
   const int head_dim = static_cast<int>(shape.head_dim), kv_heads = static_cast<int>(shape.kv_heads);
-  const int group = static_cast<int>(shape.heads) / kv_heads, of_group = (group + heads - 1) / heads;
+  const int group = static_cast<int>(shape.heads) / kv_heads, of_group = ceil_div(group, heads);
   const int across = kv_heads * of_group, place = static_cast<int>(blockIdx.x) / across;
   const int kv_head = static_cast<int>(blockIdx.x) % across / of_group, in_group = blockIdx.x % of_group * heads;
   const int head = kv_head * group + in_group, count = ::min(heads, group - in_group);

@@ -29,7 +29,7 @@ struct AttentionDecode {
   template <class A, class Source>
   void attend(Context<cpu>& ctx, Index most_keys, Matrix<const A> q, const Source& source, const Sequences& sequences,
               Matrix<A> out, Matrix<A> lse) const {
-    const Index width = heads * head_dim, pieces = (most_keys + piece - 1) / piece;
+    const Index width = heads * head_dim, pieces = ceil_div(most_keys, piece);
     ArenaScope scope(ctx.arena());
     const Scratch<A> memory = scratch<A>(ctx, most_keys, sequences);
     ctx.parallel_for(sequences.rows * pieces, [&](Index task, int worker) {
@@ -66,7 +66,7 @@ struct AttentionDecode {
   };
   template <class A, class Ctx>
   Scratch<A> scratch(Ctx& ctx, Index most_keys, const Sequences& sequences) const {
-    const Index width = heads * head_dim, pieces = (most_keys + piece - 1) / piece;
+    const Index width = heads * head_dim, pieces = ceil_div(most_keys, piece);
     return {ctx.arena().template tensor<A>(Index{ctx.threads()}, width + heads * piece),
             ctx.arena().template tensor<A>(sequences.rows, pieces, width),
             ctx.arena().template tensor<A>(sequences.rows, pieces, heads, 2)};

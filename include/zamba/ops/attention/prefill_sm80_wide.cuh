@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(Traits::threads, 1)
   float* of_groups = reinterpret_cast<float*>(ring.stages + Traits::stages * Traits::stage_size);  // (queries, groups)
 
   const Index k_stride = source.k.stride[1], v_stride = source.v.stride[1];
-  const int slabs = (head_dim + Traits::slab_dims - 1) / Traits::slab_dims;  // of keys
+  const int slabs = ceil_div(head_dim, Traits::slab_dims);  // of keys
   const auto value_slabs = [&](int first) {
-    return (::min(Traits::keys, tile.keys - first) + Traits::slab_keys - 1) / Traits::slab_keys;
+    return ceil_div(::min(Traits::keys, tile.keys - first), Traits::slab_keys);
   };
   int next = 0, slab = 0;  // the first key of the tile and the slab in it that are copied next
   const auto copy = [&](bf16* to) {

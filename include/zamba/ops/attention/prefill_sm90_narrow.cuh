@@ -15,7 +15,7 @@ struct WholeHeadTraits {
   static constexpr int stages = 2, groups = 2;  // of a ring; of warpgroups that compute
   static constexpr int queries = 64 * groups, box_queries = queries, cluster = 1;
   static constexpr int threads = warpgroup_threads * (groups + 1);
-  static constexpr int atoms = (dims + atom_columns - 1) / atom_columns;
+  static constexpr int atoms = ceil_div(dims, atom_columns);
   static constexpr int q_atom = queries * atom_row_bytes, key_atom = keys * atom_row_bytes;
   static constexpr int stage_bytes = atoms * key_atom;
   static constexpr std::size_t shared_bytes = atom_alignment + atoms * q_atom + 2 * stages * stage_bytes;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
     std::byte* queries = at_atom_alignment(tiles);
     std::byte* key_stages = queries + Traits::atoms * Traits::q_atom;
     std::byte* value_stages = key_stages + stages * Traits::stage_bytes;
-    const int count = (tile.keys + keys - 1) / keys;  // of tiles of keys
+    const int count = ceil_div(tile.keys, keys);  // of tiles of keys
     const int group = threadIdx.x / warpgroup_threads;
     if (threadIdx.x == 0) {
       queries_full.init(1);

@@ -16,12 +16,12 @@ struct SplitHeadTraits {
   static constexpr int dims = Dims_, first_dims = 256, other_dims = dims - first_dims;
   static constexpr int cluster = 2, queries = 64 * cluster, box_queries = 64, keys = 64;
   static constexpr int threads = warpgroup_threads * 4;  // scores, two of sums, copies
-  static constexpr int atoms = (dims + atom_columns - 1) / atom_columns;
+  static constexpr int atoms = ceil_div(dims, atom_columns);
   static constexpr int q_atom = box_queries * atom_row_bytes;
   // A stage of keys is two atoms of 64 keys; one of values is all atoms of 16 values, eight always, so each block of
   // the cluster copies half of them.
   static constexpr int key_atom = keys * atom_row_bytes, stage_atoms = 2, stage_dims = stage_atoms * atom_columns;
-  static constexpr int key_stages = 4, key_slabs = (dims + stage_dims - 1) / stage_dims;
+  static constexpr int key_stages = 4, key_slabs = ceil_div(dims, stage_dims);
   static constexpr int stage_values = 16, value_atom = stage_values * atom_row_bytes, value_atoms = 8;
   static constexpr int value_stages = 5, value_slabs = keys / stage_values;
   static constexpr int stage_bytes = stage_atoms * key_atom;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
     std::byte* key_stages = queries + Traits::atoms * Traits::q_atom;
     std::byte* value_stages = key_stages + Traits::key_stages * Traits::stage_bytes;
     std::byte* probabilities = value_stages + Traits::value_stages * Traits::stage_bytes;
-    const int count = (tile.keys + keys - 1) / keys;  // of tiles of keys
+    const int count = ceil_div(tile.keys, keys);  // of tiles of keys
     const int group = threadIdx.x / warpgroup_threads, lane = threadIdx.x % 32;
     const int block = static_cast<int>(cluster_rank());
     const int row = threadIdx.x / 32 % 4 * 16 + lane / 4;  // this lane's first, among the block's queries
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(Traits::threads, 1)
     } else {
       grow_registers<Traits::sum_registers>();
       const auto sum = [&]<int Columns>(std::integral_constant<int, Columns>, int column) {
-        constexpr int atoms = (Columns + atom_columns - 1) / atom_columns;
+        constexpr int atoms = ceil_div(Columns, atom_columns);
         std::byte* values = value_stages + column / atom_columns * Traits::value_atom;
         const std::uint64_t first_values = shared_descriptor(values, Traits::value_atom);
         float sums[Columns / 2] = {};

@@ -42,7 +42,7 @@ struct LinearTileTraits : LinearTile {
   __device__ static constexpr int place(int row, int piece) { return row * pieces + (piece ^ (row % 2 * 4)); }
   static constexpr int weight_pieces = rows * pieces, token_pieces = tokens * pieces;
   static constexpr int weight_copies = weight_pieces / threads;
-  static constexpr int token_copies = (token_pieces + threads - 1) / threads;
+  static constexpr int token_copies = ceil_div(token_pieces, threads);
   static constexpr int row_stride = rows + 4;  // of the sums in shared memory: writing them meets no bank twice
   static constexpr std::size_t shared_bytes = std::size_t{16} * stages * (weight_pieces + token_pieces);
   static_assert(sizeof(float) * tokens * row_stride <= shared_bytes, "zamba: the sums take the place of the stages");
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(Traits::threads, 2)
   const Index head = blockIdx.z, first_row = Index{blockIdx.x} * Traits::rows;
   const Index first_col = Index{blockIdx.y} * stages_of_part * Traits::depth;
   const int cols = static_cast<int>(::min(x.cols() - first_col, Index{stages_of_part} * Traits::depth));
-  const int count = (cols + Traits::depth - 1) / Traits::depth, n = static_cast<int>(x.rows());
+  const int count = ceil_div(cols, Traits::depth), n = static_cast<int>(x.rows());
 
   // This thread copies a piece of every `copy_rows`-th row, which is in the same place of each.
   constexpr int copy_rows = Traits::threads / Traits::pieces;
@@ -274,11 +274,11 @@ class LinearTiles {
     Index across, of_part, count;
   };
   static Parts parts_of(Tensor<const bf16, 3> weight) {
-    const Index across = (weight.shape[1] + rows - 1) / rows;
-    const Index stages = std::max<Index>(1, (weight.cols() + depth - 1) / depth);
+    const Index across = ceil_div(weight.shape[1], rows);
+    const Index stages = std::max<Index>(1, ceil_div(weight.cols(), depth));
     const Index most = std::max<Index>(1, std::min(blocks / (across * weight.shape[0]), stages / least_stages));
-    const Index of_part = (stages + most - 1) / most;
-    return {across, of_part, (stages + of_part - 1) / of_part};
+    const Index of_part = ceil_div(stages, most);
+    return {across, of_part, ceil_div(stages, of_part)};
   }
 
   template <class Traits>

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(Traits::threads)
   using A = typename Traits::A;
   using F = typename Traits::F;
   const Index channels = in.u.cols(), N = in.B.shape[2];
-  const Index tiles = (channels + Traits::threads - 1) / Traits::threads;
+  const Index tiles = ceil_div(channels, Traits::threads);
   const Index row = blockIdx.x / tiles, c = blockIdx.x % tiles * Traits::threads + threadIdx.x;
   if (c >= channels || sequences.length(row) == 0) return;
   const Index head = c / (channels / in.B.shape[1]);

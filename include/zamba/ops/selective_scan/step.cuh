@@ -115,7 +115,7 @@ struct ScanTile {
 template <class Inputs>
 __device__ ScanTile scan_tile(const Inputs& in, int channels) {
   const auto heads = static_cast<unsigned>(in.B.shape[1]), P = static_cast<unsigned>(in.u.cols()) / heads;
-  const unsigned per_head = (P + channels - 1) / channels, tile = blockIdx.x % (heads * per_head);
+  const unsigned per_head = ceil_div(P, channels), tile = blockIdx.x % (heads * per_head);
   const unsigned head = tile / per_head, offset = tile % per_head * channels;
   return {blockIdx.x / (heads * per_head), head, Index{head} * P + offset,
           static_cast<int>(::min(static_cast<unsigned>(channels), P - offset))};

@@ -28,9 +28,9 @@ struct SsdBlocks {
   template <class Inputs>
   explicit SsdBlocks(const Inputs& in) : G(in.B.shape[1]), N(in.B.shape[2]), H(in.delta.cols()), P(in.u.cols() / H) {
     const Index of_group = H / G, most = std::clamp<Index>(task_channels / P, 1, of_group);
-    per_group = (of_group + most - 1) / most;
-    heads = (of_group + per_group - 1) / per_group;
-    per_group = (of_group + heads - 1) / heads;
+    per_group = ceil_div(of_group, most);
+    heads = ceil_div(of_group, per_group);
+    per_group = ceil_div(of_group, heads);
   }
   Index count() const { return G * per_group; }
   Index most_channels() const { return heads * P; }
@@ -41,7 +41,7 @@ struct SsdBlocks {
 };
 
 /// Scratch begins at a cache line, whichever worker's it is: Eigen sums in an order that depends on alignment.
-inline Index padded_to_line(Index count) { return (count + 15) / 16 * 16; }
+inline Index padded_to_line(Index count) { return ceil_div(count, 16) * 16; }
 
 template <class T>
 T* take_line(T*& memory, Index count) {

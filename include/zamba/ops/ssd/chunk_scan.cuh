@@ -108,7 +108,7 @@ struct SsdPart {
 
   __device__ SsdPart(const SsdInputs<bf16, float>& in, const Sequences& sequences, int segments) {
     const Index heads = in.delta.cols(), per_head = in.u.cols() / heads;
-    const Index parts = (per_head + Traits::P - 1) / Traits::P;
+    const Index parts = ceil_div(per_head, Traits::P);
     segment = static_cast<int>(blockIdx.x % segments);
     index = blockIdx.x / segments;
     const Index part = index % parts;
@@ -125,7 +125,7 @@ struct SsdPart {
     if (segments > 1 || !Traits::outputs) length = ::min(length, tokens);
   }
   __device__ bool ends_row() const { return segment * Index{Traits::segment * Traits::Q} + length == of_row; }
-  __device__ int chunks() const { return static_cast<int>((length + Traits::Q - 1) / Traits::Q); }
+  __device__ int chunks() const { return static_cast<int>(ceil_div(length, Traits::Q)); }
   /// Tokens of a chunk; 0 behind the last one.
   __device__ int count(int chunk) const {
     return static_cast<int>(::max(Index{0}, ::min(Index{Traits::Q}, length - Index{chunk} * Traits::Q)));

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(Traits::threads)
   const Index part = blockIdx.x / across, length = sequences.length(part / parts_of_row);
   if (length <= few_tokens) return;
   constexpr Index tokens = Traits::segment * Traits::Q;
-  const int count = static_cast<int>((length + tokens - 1) / tokens);
+  const int count = static_cast<int>(ceil_div(length, tokens));
   const int element = 4 * static_cast<int>(blockIdx.x % across * Traits::threads + threadIdx.x);
   const auto at = [&](int segment) -> float4& {
     return *reinterpret_cast<float4*>(&segments.states(part, segment, element));
