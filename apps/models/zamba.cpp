@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "families.hpp"
 
+#include <zamba/checkpoints/zamba.hpp>
 #include <zamba/models/zamba_7b.hpp>
 
 void zamba_apps::add_zamba(zamba::Registry& registry) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // CheckpointFormat: a family of a test's own, whose files hold some parameters in several tensors.
 #include <zamba/checkpoints/format.hpp>
+#include <zamba/checkpoints/mamba.hpp>
 
 #include <doctest/doctest.h>
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Checkpoints in the Hugging Face layout: what is loaded, what is saved, and what is refused with which message.
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 
 #include <iterator>
 #include <limits>

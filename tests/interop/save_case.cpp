@@ -11,6 +11,8 @@
 #include <vector>
 
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 
 #include <tests/support/cases.hpp>
 
