@@ -48,7 +48,7 @@ struct ConvFilter {
     for (int i = 0; i < width; ++i) {
       const F* const from = &weight(c + i, 0);
       if constexpr (width > 1) {
-        load_values<K>(from, w[i]);
+        load_vector_readonly<K>(from).unpack(w[i]);
       } else {
 #pragma unroll
         for (int j = 0; j < K; ++j) w[i][j] = from[j];
@@ -79,7 +79,7 @@ __device__ void load_conv_state(const Tensor<typename Traits::F, 3>& state, Inde
 #pragma unroll
   for (int j = 0; j < Traits::past; ++j) {
     if (continued) {
-      load_written_values<Traits::width>(&state(row, j, c), window[j]);
+      load_vector<Traits::width>(&state(row, j, c)).unpack(window[j]);
     } else {
 #pragma unroll
       for (int i = 0; i < Traits::width; ++i) window[j][i] = 0;
@@ -111,15 +111,15 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     Index t = begins ? 0 : ::max(first - begin, Index{past});
     const Index end = ::min(length, begins ? ::max(last - begin, Index{past}) : last - begin);
     if (t >= end) continue;
-    const auto inputs = [&](Index token) { return piece_at<width>(&x(begin + token, c)); };
-    const auto load = [&](Index token) { return token < end ? inputs(token) : Piece<width, A>{}; };
-    Piece<width, A> coming[ahead];
+    const auto inputs = [&](Index token) { return load_vector<width>(&x(begin + token, c)); };
+    const auto load = [&](Index token) { return token < end ? inputs(token) : AlignedVector<A, width>{}; };
+    AlignedVector<A, width> coming[ahead];
 #pragma unroll
     for (int k = 0; k < ahead; ++k) coming[k] = load(t + k);
     F window[past][width];  // the inputs before token t
     if (t > 0) {
 #pragma unroll
-      for (int j = 0; j < past; ++j) inputs(t - past + j).values(window[j]);
+      for (int j = 0; j < past; ++j) inputs(t - past + j).unpack(window[j]);
     } else {
       load_conv_state<Traits>(state, row, c, state && sequences.start(row) > 0, window);
       if (state) {
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
           const Index from = length - past + slot;
           F kept[width];
           if (from >= 0) {
-            inputs(from).values(kept);
+            inputs(from).unpack(kept);
           } else {
 #pragma unroll
             for (int j = slot + 1; j < past; ++j)
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                 for (int i = 0; i < width; ++i) kept[i] = window[j][i];
               }
           }
-          store_values<width>(&state(row, slot, c), kept);
+          store_vector(&state(row, slot, c), kept);
         }
       }
     }
@@ -146,10 +146,10 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
       for (int k = 0; k < ahead; ++k) {
         F input[width], result[width];
-        coming[k].values(input);
+        coming[k].unpack(input);
         coming[k] = load(t + k + ahead);
         filter.step(window, input, result);
-        if (t + k < end) store_piece<width>(&out(begin + t + k, c), result);
+        if (t + k < end) store_vector(&out(begin + t + k, c), result);
       }
     }
   }
@@ -188,14 +188,14 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   struct Operands {
     Index at;
     F window[past][width];
-    Piece<width, A> input;
+    AlignedVector<A, width> input;
   };
   const auto load = [&](int r) {
     Operands read{};
     read.at = __shfl_sync(all, begin, r);
     if (there) {
       load_conv_state<Traits>(state, first + r, c, continued >> r & 1, read.window);
-      read.input = piece_at<width>(&x(read.at, c));
+      read.input = load_vector<width>(&x(read.at, c));
     }
     return read;
   };
@@ -207,13 +207,13 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     left &= left - 1;
     if (left) next = load(__ffs(left) - 1);
     F input[width], result[width];
-    now.input.values(input);
+    now.input.unpack(input);
     filter.step(now.window, input, result);
     if (!there) continue;
-    store_piece<width>(&out(now.at, c), result);
+    store_vector(&out(now.at, c), result);
     if (state) {
 #pragma unroll
-      for (int slot = 0; slot < past; ++slot) store_values<width>(&state(first + r, slot, c), now.window[slot]);
+      for (int slot = 0; slot < past; ++slot) store_vector(&state(first + r, slot, c), now.window[slot]);
     }
   }
 }
@@ -276,9 +276,9 @@ struct CausalConv1d<cuda> {
     if (sequences.tokens == 0) return;
     constexpr Index K = 4;
     if (weight.cols() == K) {
-      constexpr Index width = kernel::wide<A>;
-      const bool in_pieces = kernel::in_pieces(x) && kernel::in_pieces(out) && kernel::in_pieces(weight) &&
-                             (!state || kernel::aligned(state, kernel::wide<F>));
+      constexpr Index width = kernel::vector_width<A>;
+      const bool in_pieces = kernel::in_vectors(x) && kernel::in_vectors(out) && kernel::in_vectors(weight) &&
+                             (!state || kernel::aligned(state, kernel::vector_width<F>));
       return in_pieces ? launch<kernel::CausalConv1dTraits<A, K, width>>(ctx, x, weight, bias, sequences, state, out)
                        : launch<kernel::CausalConv1dTraits<A, K, 1>>(ctx, x, weight, bias, sequences, state, out);
     }

@@ -37,7 +37,7 @@ struct LinearTraits {
   using F = compute_t<A>;
   static constexpr int rows = 4, tokens = Tokens_, team = Team_;
   static constexpr int threads = 256, warps = threads / 32, teams = warps / team;
-  static constexpr int width = wide<A>;  // elements of one load
+  static constexpr int width = vector_width<A>;  // elements of one load
   // Loads of each row on their way before the first is used; the order of a sum does not depend on it.
   static constexpr int ahead = tokens <= 4 ? 2 : 1;
   // Blocks of a multiprocessor, at least, as far as registers allow it without spills.
@@ -74,13 +74,13 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   constexpr int step = team_threads * width, ahead = Traits::ahead;
   const int cols = static_cast<int>(x.cols());
   int first_k = static_cast<int>(threadIdx.x) % team_threads * width;
-  Piece<width, A> pieces[ahead][rows];
+  AlignedVector<A, width> pieces[ahead][rows];
   const auto load = [&] {
 #pragma unroll
     for (int i = 0; i < ahead; ++i)
 #pragma unroll
       for (int r = 0; r < rows; ++r)
-        if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w + (at[r] + first_k + i * step));
+        if (first_k + i * step < cols) pieces[i][r] = load_vector_streaming<width>(w + (at[r] + first_k + i * step));
   };
   load();
   grid_dependency_wait();
@@ -92,11 +92,11 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       if (k >= cols) break;
       F weights[rows][width];
 #pragma unroll
-      for (int r = 0; r < rows; ++r) pieces[i][r].values(weights[r]);
+      for (int r = 0; r < rows; ++r) pieces[i][r].unpack(weights[r]);
 #pragma unroll
       for (int s = 0; s < tokens; ++s) {
         F inputs[width];
-        piece_at<width>(in[s] + k).values(inputs);
+        load_vector<width>(in[s] + k).unpack(inputs);
 #pragma unroll
         for (int r = 0; r < rows; ++r)
 #pragma unroll
@@ -208,7 +208,7 @@ struct Linear<cuda> {
   template <class A, int Tokens, class F>
   static void launch(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                      Matrix<const A> residual, Vector<const F> bias) {
-    if (x.cols() <= 2 * 32 * kernel::wide<A>)
+    if (x.cols() <= 2 * 32 * kernel::vector_width<A>)
       launch_teams<kernel::LinearTraits<A, Tokens, 1>>(ctx, x, weight, y, residual, bias);
     else
       launch_teams<kernel::LinearTraits<A, Tokens, 8>>(ctx, x, weight, y, residual, bias);
@@ -219,7 +219,7 @@ struct Linear<cuda> {
                            Matrix<const A> residual, Vector<const F> bias) {
     constexpr Index rows = Traits::rows * Traits::teams;
     const dim3 grid(static_cast<unsigned>(ceil_div(weight.shape[1], rows)), static_cast<unsigned>(weight.shape[0]));
-    const bool wide = kernel::in_pieces(x) && kernel::in_pieces(weight);
+    const bool wide = kernel::in_vectors(x) && kernel::in_vectors(weight);
     kernel::launch(ctx, kernel::overlap_for(y.rows()), "linear",
                    wide ? kernel::linear_kernel<Traits, true> : kernel::linear_kernel<Traits, false>, grid,
                    Traits::threads, 0, x, weight, y, residual, bias);

@@ -38,7 +38,7 @@ struct LinearTileTraits : LinearTile {
   static constexpr int tokens = Tokens_, stages = Stages_;
   static constexpr int row_warps = 4, halves = 2, threads = row_warps * halves * 32;
   static constexpr int row_tiles = rows / row_warps / 16, token_tiles = tokens / 8;  // fragments of a warp
-  static constexpr int pieces = depth / wide<bf16>;                                  // of a row in a stage
+  static constexpr int pieces = depth / vector_width<bf16>;                          // of a row in a stage
   __device__ static constexpr int place(int row, int piece) { return row * pieces + (piece ^ (row % 2 * 4)); }
   static constexpr int weight_pieces = rows * pieces, token_pieces = tokens * pieces;
   static constexpr int weight_copies = weight_pieces / threads;
@@ -50,7 +50,7 @@ struct LinearTileTraits : LinearTile {
 
 /// Where sums of bf16 products go. Whole: rows of y, residual and bias can be read and written 16 bytes at a time.
 struct LinearResult {
-  static constexpr int width = wide<bf16>;
+  static constexpr int width = vector_width<bf16>;
   Tensor<bf16, 3> y;
   Matrix<const bf16> residual;
   Vector<const float> bias;
@@ -63,17 +63,17 @@ struct LinearResult {
     if (whole) {
       if (bias) {
         float values[width];
-        load_values<width>(&bias[out], values);
+        load_vector_readonly<width>(&bias[out]).unpack(values);
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += values[i];
       }
       if (more) {
         float values[width];
-        piece_at<width>(more).values(values);
+        load_vector<width>(more).unpack(values);
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += values[i];
       }
-      store_piece<width>(to, sum);
+      store_vector(to, sum);
     } else {
 #pragma unroll
       for (int i = 0; i < width; ++i) {
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(Traits::threads, 2)
   // This thread copies a piece of every `copy_rows`-th row, which is in the same place of each.
   constexpr int copy_rows = Traits::threads / Traits::pieces;
   static_assert(copy_rows % 2 == 0, "zamba: what a thread copies lies in rows of one parity");
-  const int piece = thread % Traits::pieces, copy_row = thread / Traits::pieces, col = piece * wide<bf16>;
+  const int piece = thread % Traits::pieces, copy_row = thread / Traits::pieces, col = piece * vector_width<bf16>;
   const int copy_to = Traits::place(copy_row, piece);
   const int rows_left = static_cast<int>(::min(weight.shape[1] - first_row, Index{Traits::rows})) - copy_row;
   const bf16* const w =
@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(Traits::threads, 2)
     const int token = piece / pieces, at = piece % pieces * width;
     if (first_row + at >= weight.shape[1]) continue;
     float values[width];
-    load_written_values<width>(tile_sums + token * Traits::row_stride + at, values);
+    load_vector<width>(tile_sums + token * Traits::row_stride + at).unpack(values);
     if (partial)
-      store_values<width>(&partial(blockIdx.y, head, token, first_row + at), values);
+      store_vector(&partial(blockIdx.y, head, token, first_row + at), values);
     else
       result.write(head, token, first_row + at, values);
   }
@@ -214,11 +214,11 @@ __global__ void __launch_bounds__(Threads::value)
 #pragma unroll 4
   for (Index part = 0; part < partial.shape[0]; ++part) {
     const float* const from = &partial(part, head, token, out);
-    float values[2][wide<float>];
-    piece_at<wide<float>>(from).values(values[0]);
-    piece_at<wide<float>>(from + wide<float>).values(values[1]);
+    float values[2][vector_width<float>];
+    load_vector<vector_width<float>>(from).unpack(values[0]);
+    load_vector<vector_width<float>>(from + vector_width<float>).unpack(values[1]);
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum[i] += values[i / wide<float>][i % wide<float>];
+    for (int i = 0; i < width; ++i) sum[i] += values[i / vector_width<float>][i % vector_width<float>];
   }
   result.write(head, token, out, sum);
 }
@@ -232,7 +232,7 @@ class LinearTiles {
   /// Otherwise: too many tokens, or rows that are no multiples of 16 bytes.
   template <class A>
   static bool fit(Tensor<const A, 3> x, Tensor<const A, 3> weight, Index tokens) {
-    return tokens <= most_tokens && in_pieces(x) && in_pieces(weight);
+    return tokens <= most_tokens && in_vectors(x) && in_vectors(weight);
   }
 
   /// The sums of the parts (parts, heads, tokens, rows of whole blocks), where there are several.
@@ -286,7 +286,7 @@ class LinearTiles {
                      Matrix<const bf16> residual, Vector<const float> bias) {
     const Index heads = weight.shape[0];
     const auto [across, of_part, parts] = parts_of(weight);
-    const bool whole = in_pieces(y) && (!residual || in_pieces(residual)) && aligned(bias, wide<float>);
+    const bool whole = in_vectors(y) && (!residual || in_vectors(residual)) && aligned(bias, vector_width<float>);
     const LinearResult result{y, residual, bias, whole};
     ArenaScope scope(ctx.arena());
     const Tensor<float, 4> partial = scratch(ctx, weight, y.rows());

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/selective_scan.hpp>
 #include <zamba/ops/selective_scan/step.cuh>
 
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   for (int i = 0; i < across; ++i) {
 #pragma unroll
     for (int n = 0; n < states; n += 4) {
-      const auto four = load_four<wide>(&in.A_log(c + i, first_state + n), ::min(mine - n, 4));
+      const auto four = load_vector_masked<4, wide>(&in.A_log(c + i, first_state + n), ::min(mine - n, 4));
 #pragma unroll
       for (int k = 0; k < 4; ++k) a[i][n + k] = n + k < mine ? scan_decay(four[k]) : 0.0f;
     }
@@ -76,8 +77,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 
   struct Operands {
     Index at;
-    FourActivations<float> s[states];
-    FourActivations<A> u, delta, B[states / 4], C[states / 4];
+    AlignedVector<float, 4> s[states];
+    AlignedVector<A, 4> u, delta, B[states / 4], C[states / 4];
     A z;
   };
   const auto load = [&](int r) {
@@ -86,15 +87,15 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     const int past = continued >> r & 1 ? mine : 0;
 #pragma unroll
     for (int n = 0; n < states; ++n)
-      read.s[n] = load_four<wide>(&state(first + r, first_state + n, c), n < past ? width : 0);
-    read.u = load_four<wide>(&in.u(read.at, c), width);
-    read.delta = load_four<wide>(&in.delta(read.at, c), width);
+      read.s[n] = load_vector_masked<4, wide>(&state(first + r, first_state + n, c), n < past ? width : 0);
+    read.u = load_vector_masked<4, wide>(&in.u(read.at, c), width);
+    read.delta = load_vector_masked<4, wide>(&in.delta(read.at, c), width);
     read.z = finishes ? in.z(read.at, c + own) : A(0.0f);
 #pragma unroll
     for (int n = 0; n < states; n += 4) {
       const int count = ::min(of_slice - n, 4);
-      read.B[n / 4] = load_four<wide>(&in.B(read.at, tile.head, first_state + n), count);
-      read.C[n / 4] = load_four<wide>(&in.C(read.at, tile.head, first_state + n), count);
+      read.B[n / 4] = load_vector_masked<4, wide>(&in.B(read.at, tile.head, first_state + n), count);
+      read.C[n / 4] = load_vector_masked<4, wide>(&in.C(read.at, tile.head, first_state + n), count);
     }
     return read;
   };
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
         float values[4]{};
 #pragma unroll
         for (int i = 0; i < across; ++i) values[i] = s[i][n];
-        store_four<wide>(&state(first + r, first_state + n, c), values, n < mine ? width : 0);
+        store_vector_masked<wide>(&state(first + r, first_state + n, c), values, n < mine ? width : 0);
       }
     }
     // Neighbouring slices, then these sums, of which a lane keeps those that it finishes.

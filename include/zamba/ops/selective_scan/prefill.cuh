@@ -15,6 +15,7 @@
 #pragma once
 
 #include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/selective_scan.hpp>
 #include <zamba/ops/selective_scan/step.cuh>
 
@@ -130,7 +131,7 @@ template <class Traits>
 __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& in, const Sequences& sequences,
                           const ScanTile& tile, ScanShared<Traits>& shared, const Matrix<typename Traits::A>& y) {
   using A = typename Traits::A;
-  using Four = FourActivations<A>;
+  using Four = AlignedVector<A, 4>;
   constexpr int tokens = Traits::tokens, slices = Traits::slices, states = Traits::states;
   constexpr bool wide = Traits::wide;
   const Index begin = sequences.begin(tile.row);
@@ -168,15 +169,15 @@ __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& 
   const auto load = [&](int left) {
     Loaded loaded;
     const int width = token < left ? quad_width : 0;
-    loaded.u = load_four<wide>(u_at, width);
-    loaded.delta = load_four<wide>(delta_at, width);
-    loaded.z = load_four<wide>(z_at, width);
+    loaded.u = load_vector_masked<4, wide>(u_at, width);
+    loaded.delta = load_vector_masked<4, wide>(delta_at, width);
+    loaded.z = load_vector_masked<4, wide>(z_at, width);
     u_at += u_step;
     delta_at += delta_step;
     z_at += z_step;
 #pragma unroll
     for (int k = 0; k < Traits::pieces; ++k) {
-      loaded.pieces[k] = load_four<wide>(piece_at, piece_token + k * piece_tokens < left ? piece_width : 0);
+      loaded.pieces[k] = load_vector_masked<4, wide>(piece_at, piece_token + k * piece_tokens < left ? piece_width : 0);
       piece_at += piece_step;
     }
     return loaded;
@@ -215,7 +216,7 @@ __device__ void scan_help(const SelectiveScanInputs<typename Traits::A, float>& 
     for (int i = 0; i < 4; ++i)
       out[i] =
           scan_output((parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]), skip[i], loaded.u[i], loaded.z[i]);
-    store_four<wide>(y_at, out, width);
+    store_vector_masked<wide>(y_at, out, width);
     y_at += y_step;
   };
 
