@@ -131,14 +131,22 @@ template <InferenceModel M, TokenCallback Callback = RunOn>
 std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& state,
                                          const std::vector<std::vector<Token>>& prompts,
                                          const GenerationOptions& options, Callback&& callback = {}) {
-  if constexpr (requires { model.generate(state, std::span(prompts), options, TokenFunction()); })
-    return model.generate(state, std::span(prompts), options, detail::token_function(callback));
-  else
+  const auto by_device = [&](const auto& drawing) {
+    return drawing.generate(state, std::span(prompts), options, detail::token_function(callback));
+  };
+  const auto by_host = [&](const auto& reading) {
     return detail::all_or_none("generate", state, [&] {
       return detail::generate_rows<typename M::DeviceType>(
-          [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
+          [&](const Tokens& tokens) { return reading.extend(state, tokens); }, reading.vocabulary(), state,
           std::span(prompts), options, callback);
     });
+  };
+  if constexpr (requires { model.draws(); })  // an AnyModel knows at run time
+    return model.draws() ? by_device(model) : by_host(model);
+  else if constexpr (draws<typename M::DeviceType>)
+    return by_device(model);
+  else
+    return by_host(model);
 }
 
 /// As above, with a context given.
