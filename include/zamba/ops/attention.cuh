@@ -115,10 +115,10 @@ struct Attention<cuda> {
     if (sequences.longest <= few_tokens) return;
     const kernel::AttentionRows longer{few_tokens + 1, sequences.longest};
     if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-      if (kernel::AttentionTiles::fit(ctx, shape, q, keys, out)) {
-        if (kernel::AttentionWarpgroups::fit(ctx, shape, keys))
-          return kernel::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
-        return kernel::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+      if (kernel::PrefillSm80::fit(ctx, shape, q, keys, out)) {
+        if (kernel::PrefillSm90::fit(ctx, shape, keys))
+          return kernel::PrefillSm90::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+        return kernel::PrefillSm80::launch(ctx, shape, q, keys, sequences, longer, out, lse);
       }
     choose(ctx, shape, q, keys, New<A, S>{}, sequences, {0, longer}, out, lse);
   }
