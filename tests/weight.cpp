@@ -38,8 +38,8 @@ std::vector<double> logits_as(const Model<ZambaCase, T>& model) {
 
 /// What rounding to integers moves logits by, relative to their norm. The rounding of a weight is at most half a step,
 /// evenly spread, so its root mean square is step / sqrt(12); a product of rows of root mean square w is off by that
-/// over w, whatever it multiplies. Errors of the products that a token passes are of random sign: their squares add, and
-/// a net in which norms keep every product's share of the stream at most 1 adds no more. Three deviations.
+/// over w, whatever it multiplies. Errors of the products that a token passes are of random sign: their squares add,
+/// and a net in which norms keep every product's share of the stream at most 1 adds no more. Three deviations.
 double bound_of_int8(const Model<ZambaCase, float>& model) {
   double sum = 0;
   for (const ParameterEntry& entry : model.entries()) {
@@ -91,7 +91,12 @@ TEST_SUITE("weight") {
   }
 
   TEST_CASE("float weights with bf16 caches: a reference case, complete") {
-    const auto report = zamba::testing::check_reference<ZambaCase, Types<float, float, bf16>>(case_path("zamba"));
+    // Without a cache it is a model of float. With one, every key and value is off by up to 2^-9 of itself, in two
+    // uses.
+    auto bounds = zamba::testing::reference_bounds<float>();
+    bounds.logits = bounds.caches = 4 * 0x1p-9;
+    const auto report =
+        zamba::testing::check_reference<ZambaCase, Types<float, float, bf16>>(case_path("zamba"), bounds);
     MESSAGE(report);
     CHECK(report.passed());
     CHECK(report.lines().size() == 19);
@@ -108,7 +113,7 @@ TEST_SUITE("weight") {
   TEST_CASE("int8 with scales: a reference case, without training") {
     const double bound = bound_of_int8(load_huggingface<ZambaCase, float>(case_path("zamba")));
     const auto report =
-        zamba::testing::check_reference<ZambaCase, Int8Types>(case_path("zamba"), {bound, bound, bound, 0, 0, 0, false});
+        zamba::testing::check_reference<ZambaCase, Int8Types>(case_path("zamba"), {bound, bound, bound, 0, 0, 0, true});
     MESSAGE(report);
     CHECK(report.passed());
     CHECK(report.lines().size() == 13);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Scaled<Code>: integers with one scale a row, a weight type that is no plain number. A weight is scale * code; a row is
-// its codes, then the scale, padded so that scales are aligned.
+// Scaled<Code>: integers with one scale a row, a weight type that is no plain number. A weight is scale * code; a row
+// is its codes, then the scale, padded so that scales are aligned.
 #pragma once
 
 #include <algorithm>
