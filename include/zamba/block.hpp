@@ -154,7 +154,7 @@ struct CountStateBytes {
 /// Count: what the sum is taken in, double where it may exceed every Index.
 template <class B, class T, class Count>
 constexpr Count state_bytes(Count batch, Count length) {
-  typename B::template State<T, compute_t<T>> state;
+  typename B::template State<cache_t<T>, compute_t<T>> state;
   CountStateBytes<Count> counter{batch, length};
   visit_state<B>(state, counter);
   return counter.bytes;
@@ -211,7 +211,7 @@ inline constexpr double init_std = [] {
 template <class B>
 inline constexpr Index flops_per_token = 2 * active_parameter_count<B>;
 
-/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T. Throws where they
+/// Bytes of the state of `batch` sequences with room for `length` positions each, in a model of T. Throws where they
 /// are none or more than can be addressed.
 template <class B, class T>
 constexpr Index state_bytes(Index batch, Index length) {

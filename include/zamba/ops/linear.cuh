@@ -29,6 +29,15 @@ namespace zamba {
 
 namespace kernel {
 
+/// What Linear<cuda> calls for a view `Weights` of another type than the activations A: a weight type with kernels of
+/// its own specialises it, with Linear<cuda>'s forward, forward_heads and, where they take scratch, scratch.
+template <class A, class Weights>
+struct LinearKernels {
+  static_assert(zamba::detail::no_version_for<Weights>,
+                "zamba::Linear has no kernels on CUDA for weights of this type with activations of that: Types<W, A, "
+                "C> wants the same number for both there, or a W with a specialisation of kernel::LinearKernels");
+};
+
 template <class A>
 struct AddBias {
   Vector<const compute_t<A>> bias;
@@ -41,19 +50,27 @@ struct AddBias {
 
 template <>
 struct Linear<cuda> {
-  template <class A, class W, class F>
-  static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
+  template <class A, class F>
+  static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y,
                       Matrix<const A> residual, Vector<const F> bias) {
-    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
     if (y.rows() == 0 || y.cols() == 0) return;
     any_number<A>(ctx, split_heads(x, 1), one_head(weight), split_heads(y, 1), residual, bias);
   }
 
-  template <class A, class W>
-  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
-    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
+  template <class A, class Weights, class F>
+  static void forward(Context<cuda>& ctx, Matrix<const A> x, const Weights& weight, Matrix<A> y,
+                      Matrix<const A> residual, Vector<const F> bias) {
+    kernel::LinearKernels<A, Weights>::forward(ctx, x, weight, y, residual, bias);
+  }
+
+  template <class A>
+  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
     if (y.size() == 0) return;
     any_number<A>(ctx, x, weight, y, {}, Vector<const compute_t<A>>{});
+  }
+  template <class A, class Weights>
+  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, const Weights& weight, Tensor<A, 3> y) {
+    kernel::LinearKernels<A, Weights>::forward_heads(ctx, x, weight, y);
   }
 
   template <class Ctx, class A, class F>
@@ -65,6 +82,13 @@ struct Linear<cuda> {
   static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
     if constexpr (std::is_same_v<A, bf16>)
       if (on_tensor_cores(x, weight, y.rows())) kernel::LinearTiles::scratch(ctx, weight, y.rows());
+  }
+  template <class Ctx, class A, int Rank, class Weights, class... Rest>
+  static void scratch(Ctx& ctx, Tensor<const A, Rank> x, const Weights& weight, Tensor<A, Rank> y,
+                      const Rest&... rest) {
+    using Kernels = kernel::LinearKernels<A, Weights>;
+    if constexpr (requires { Kernels::scratch(ctx, x, weight, y, rest...); })
+      Kernels::scratch(ctx, x, weight, y, rest...);
   }
 
  private:

@@ -195,7 +195,7 @@ class ReferenceCheck {
     extend({length_}, "extend");
     extend({1, 3, length_ - 1, length_}, "extend in chunks");
     greedy();
-    if constexpr (trains<Device>) {
+    if constexpr (trains<Device> && Number<weight_t<T>>) {
       gradients(false);
       gradients(true);
       train();
