@@ -17,7 +17,8 @@
 #include <zamba/context.cuh>
 #include <zamba/kernel/elementwise.cuh>
 #include <zamba/kernel/launch.cuh>
-#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/math.cuh>
+#include <zamba/kernel/single_tokens.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/causal_conv1d.hpp>
 
@@ -166,56 +167,43 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   using A = typename Traits::A;
   using F = typename Traits::F;
   constexpr int width = Traits::width, past = Traits::past;
-  constexpr unsigned all = ~0u;
   launch_dependents();
-  const int lane = threadIdx.x;
-  const Index c = (Index{blockIdx.x % tiles} * Traits::threads + lane) * width;
+  const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
   const bool there = c < out.cols();
   const ConvFilter<Traits> filter(weight, bias, there ? c : 0);
-  const Index first = Index{blockIdx.x / tiles} * rows_each, row_of_lane = first + lane;
+  const Index first = Index{blockIdx.x / tiles} * rows_each;
   if (state && there) {
 #pragma unroll
     for (int j = 0; j < past; ++j) prefetch_to_cache(&state(first, j, c));
   }
   grid_dependency_wait();
 
-  const bool known = lane < rows_each && row_of_lane < sequences.rows;
-  const Index begin = known ? sequences.begin(row_of_lane) : 0, length = known ? sequences.length(row_of_lane) : 0;
-  const Index start = known && state ? sequences.start(row_of_lane) : 0;
-  const unsigned continued = __ballot_sync(all, start > 0);
-  unsigned left = __ballot_sync(all, length > 0);  // rows with a token, the first of them next
-
+  const SingleTokens rows(sequences, first, rows_each, static_cast<bool>(state));
   struct Operands {
     Index at;
     F window[past][width];
     AlignedVector<A, width> input;
   };
-  const auto load = [&](int r) {
-    Operands read{};
-    read.at = __shfl_sync(all, begin, r);
+  const auto load = [&](int row) {
+    Operands operands{};
+    operands.at = rows.token(row);
     if (there) {
-      load_conv_state<Traits>(state, first + r, c, continued >> r & 1, read.window);
-      read.input = load_vector<width>(&x(read.at, c));
+      load_conv_state<Traits>(state, first + row, c, rows.continued(row), operands.window);
+      operands.input = load_vector<width>(&x(operands.at, c));
     }
-    return read;
+    return operands;
   };
-  Operands next{};
-  if (left) next = load(__ffs(left) - 1);
-  while (left) {
-    Operands now = next;
-    const int r = __ffs(left) - 1;
-    left &= left - 1;
-    if (left) next = load(__ffs(left) - 1);
+  rows.for_each(load, [&](int row, Operands& operands) {
     F input[width], result[width];
-    now.input.unpack(input);
-    filter.step(now.window, input, result);
-    if (!there) continue;
-    store_vector(&out(now.at, c), result);
+    operands.input.unpack(input);
+    filter.step(operands.window, input, result);
+    if (!there) return;
+    store_vector(&out(operands.at, c), result);
     if (state) {
 #pragma unroll
-      for (int slot = 0; slot < past; ++slot) store_vector(&state(first + r, slot, c), now.window[slot]);
+      for (int slot = 0; slot < past; ++slot) store_vector(&state(first + row, slot, c), operands.window[slot]);
     }
-  }
+  });
 }
 
 /// The inputs of one channel, those of the past included.
