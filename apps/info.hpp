@@ -53,8 +53,8 @@ inline const zamba::ModelFacts& find_model(const zamba::Registry& registry, cons
   }
   const auto meant = nearest(model, names);
   zamba::fail("'", model, "' is no folder, and no model of that name is compiled in",
-              storage ? " in " + std::string(name_of(*storage)) : "", zamba::detail::on_device(device), meant ? "; did you mean " + *meant + "?" : "",
-              "; --list shows all");
+              storage ? " in " + std::string(name_of(*storage)) : "", zamba::detail::on_device(device),
+              meant ? "; did you mean " + *meant + "?" : "", "; --list shows all");
 }
 
 inline void print_facts(std::ostream& out, const zamba::ModelFacts& facts, const std::vector<Index>& lengths) {

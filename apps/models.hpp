@@ -51,7 +51,9 @@ struct ModelOptions {
                    "folder with config.json, *.safetensors and, unless a byte is a token, tokenizer.json");
     add_dtype_flag(app, dtype);
     add_device_flag(app, device);
-    app.add_option("--threads", threads, "threads of the CPU; 0: one a core")->check(CLI::Range(0, 4096))->capture_default_str();
+    app.add_option("--threads", threads, "threads of the CPU; 0: one a core")
+        ->check(CLI::Range(0, 4096))
+        ->capture_default_str();
   }
 
   /// The model, which computes with as many threads as were asked for.

@@ -97,7 +97,8 @@ TEST_CASE("any_model on CUDA: losses, perplexity and multiple choice, as far as 
     for (const char letter : part) tokens.push_back(letter == ' ' ? 0 : static_cast<Token>(letter - 'a' + 1));
     return tokens;
   };
-  const auto by_any = multiple_choice(any, encode, items, {}, 0, {}), by_model = multiple_choice(model, encode, items, {}, 0, {});
+  const auto by_any = multiple_choice(any, encode, items, {}, 0, {}),
+             by_model = multiple_choice(model, encode, items, {}, 0, {});
   for (std::size_t i = 0; i < items.size(); ++i)
     for (std::size_t c = 0; c < items[i].choices.size(); ++c)
       CHECK(by_any[i].choices[c].log_likelihood == by_model[i].choices[c].log_likelihood);

@@ -8,6 +8,6 @@
 
 template <class Device>
 void zamba_apps::add_zamba(zamba::Registry& registry) {
-  registry.add<zamba::Zamba7B, zamba::bf16, Device>("Zamba-7B-v1").template add<zamba::Zamba7B, float, Device>(
-      "Zamba-7B-v1");
+  registry.add<zamba::Zamba7B, zamba::bf16, Device>("Zamba-7B-v1")
+      .template add<zamba::Zamba7B, float, Device>("Zamba-7B-v1");
 }

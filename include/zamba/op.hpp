@@ -37,7 +37,9 @@ struct NamedTwice : Version, NamedBackward {};
 /// Whether a version of an operator, RmsNorm<cuda> say, has a function `backward`, whatever its arguments: beside
 /// another of that name it would be ambiguous. For units that see the version.
 template <class Version>
-inline constexpr bool defines_backward = !requires { &detail::NamedTwice<Version>::backward; };
+inline constexpr bool defines_backward = !requires {
+  &detail::NamedTwice<Version>::backward;
+};
 
 // What training calls.
 template <class Device>

@@ -21,8 +21,7 @@
 namespace zamba::detail {
 
 template <template <class> class... Operators>
-inline constexpr bool backward_as_stated =
-    ((defines_backward<Operators<cuda>> == has_backward<Operators, cuda>) && ...);
+inline constexpr bool backward_as_stated = ((defines_backward<Operators<cuda>> == has_backward<Operators, cuda>)&&...);
 
 static_assert(backward_as_stated<Attention, CausalConv1d, Embedding, GatedActivation, GatedRmsNorm, Linear, RmsNorm,
                                  SelectiveScan, Ssd>,

@@ -46,8 +46,8 @@ void passes_in_both(const std::string& name, std::size_t lines, double logits, d
 }  // namespace
 
 // Lines: logits and two kinds of caches for each of two ways of extending, four kinds where there is attention beside a
-// recurrence; logits and hidden states at once, and the greedy continuation. Training adds six: loss and gradients in two ways, the
-// losses of its steps and the parameters after them.
+// recurrence; logits and hidden states at once, and the greedy continuation. Training adds six: loss and gradients in
+// two ways, the losses of its steps and the parameters after them.
 TEST_CASE("reference_cases on CUDA: llama") { passes_in_both<LlamaCase>("llama", 9, 0.01077, 0.01122, 0.01025); }
 TEST_CASE("reference_cases on CUDA: mamba") { passes_in_both<MambaCase>("mamba", 9, 0.00630, 0.00640, 0.01554); }
 TEST_CASE("reference_cases on CUDA: mamba2") { passes_in_both<Mamba2Case>("mamba2", 9, 0.01405, 0.01402, 0.02294); }

@@ -285,7 +285,8 @@ TEST_CASE_TEMPLATE("causal_conv1d: a ragged batch equals each row alone", Where,
     }
     first += length;
   }
-  if constexpr (defines_backward<CausalConv1d<Device>>) CHECK(relative_error(together.d_weight, d_weight) < Where::tolerance);
+  if constexpr (defines_backward<CausalConv1d<Device>>)
+    CHECK(relative_error(together.d_weight, d_weight) < Where::tolerance);
 }
 
 TEST_CASE_TEMPLATE("causal_conv1d never reads the state of a row without a past", Where, ZAMBA_TEST_ON) {

@@ -364,13 +364,15 @@ TEST_SUITE("programs/programs") {
       for (const Result& result : {written, read, told})
         refused(result, 1, "--device cuda: this program was built without CUDA");
     } else if (written.status != 0) {  // there is no GPU
-      const char* why = contains(written.err, "cudaErrorNoDevice") ? "cudaErrorNoDevice" : "cudaErrorInsufficientDriver";
+      const char* why =
+          contains(written.err, "cudaErrorNoDevice") ? "cudaErrorNoDevice" : "cudaErrorInsufficientDriver";
       for (const Result& result : {written, read}) refused(result, 1, why);
     } else {
       CHECK(written.out == continued("hello", 20) + "\n");
       const LossSum loss = text_loss(model(), bytes("the quick brown fox jumps"), {.length = 16});
       const std::string name = "nats a token";
-      CHECK(std::stod(read.out.substr(read.out.find(name) + name.size())) == doctest::Approx(loss.mean()).epsilon(1e-3));
+      CHECK(std::stod(read.out.substr(read.out.find(name) + name.size())) ==
+            doctest::Approx(loss.mean()).epsilon(1e-3));
       refused(generate({zamba_test::case_path("zamba").string(), "--prompt", "A", "--device", "cuda"}), 1,
               "is wanted on cuda, but compiled in are:");
     }

@@ -128,8 +128,7 @@ Registry& Registry::add(const std::string& name) {
     if (key.key == "model_type") model_type = key.wanted.template get<std::string>();
   for (const ModelFacts& other : models_)
     require(other.name != name || other.storage != dtype_of<T>() || other.device != DeviceTraits<Device>::name,
-            "Registry: ", detail::model_text(other),
-            " is there already");
+            "Registry: ", detail::model_text(other), " is there already");
   models_.push_back(ModelFacts::of<Net, T, Device>(name, model_type));
   types_.push_back({std::move(layout.config), [](const Source& source, const auto& options, const auto& facts) {
                       return AnyModel(detail::load_model<Net, T, Device>(source, options), facts.name,
