@@ -95,7 +95,7 @@ inline constexpr bool runs_on = [] {
   if constexpr (requires { B::template runs_on<Device>; })
     return B::template runs_on<Device>;
   else
-    return std::is_same_v<Device, cpu> || by_operators<B>;
+    return DeviceTraits<Device>::host_reads || by_operators<B>;
 }();
 
 namespace detail {

@@ -189,9 +189,7 @@ class Context<cuda> {
     kernel::check_cuda(cudaEventRecord(events_[event], stream_), "record_event");
   }
   /// Waits for everything queued before the event was recorded last, while what was queued later goes on.
-  void synchronize_event(int event) {
-    kernel::check_cuda(cudaEventSynchronize(events_[event]), "synchronize_event");
-  }
+  void synchronize_event(int event) { kernel::check_cuda(cudaEventSynchronize(events_[event]), "synchronize_event"); }
 
   /// Calls step(input), where input is in the device's memory, at the same address for every key; of the second step of
   /// a key on, a graph of it is launched. The step must take scratch from the arena only, in a scope of its own.

@@ -88,12 +88,12 @@ namespace detail {
 /// The inference functions of Operator<DryRun<Device>>, under all the names that operators have for them.
 template <template <class> class Operator, class Device>
 struct DryOperator {
-#define ZAMBA_DRY_ENTRY(name)                                                        \
-  template <class... Types, class... Arguments>                                      \
-  static void name(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {    \
-    ArenaScope scope(ctx.arena());                                                   \
-    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })        \
-      Operator<Device>::scratch(ctx, arguments...);                                  \
+#define ZAMBA_DRY_ENTRY(name)                                                     \
+  template <class... Types, class... Arguments>                                   \
+  static void name(Context<DryRun<Device>>& ctx, const Arguments&... arguments) { \
+    ArenaScope scope(ctx.arena());                                                \
+    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })     \
+      Operator<Device>::scratch(ctx, arguments...);                               \
   }
   ZAMBA_DRY_ENTRY(forward)
   ZAMBA_DRY_ENTRY(concat_forward)

@@ -37,9 +37,15 @@ struct NamedTwice : Version, NamedBackward {};
 /// Whether a version of an operator, RmsNorm<cuda> say, has a function `backward`, whatever its arguments: beside
 /// another of that name it would be ambiguous. For units that see the version.
 template <class Version>
-inline constexpr bool defines_backward = !requires { &detail::NamedTwice<Version>::backward; };
+inline constexpr bool defines_backward = !requires {
+  &detail::NamedTwice<Version>::backward;
+};
 
-// What the gradients of a model are made of.
+// What training calls.
+template <class Device>
+struct AdamWStep;
+template <class Device>
+struct Add;
 template <class Device>
 struct Attention;
 template <class Device>
@@ -63,8 +69,8 @@ struct SelectiveScan;
 template <class Device>
 struct Ssd;
 
-/// The same for units that do not see the version, as those of g++ that use a model on CUDA. It is stated here,
-/// and zamba.cuh compares it with the kernels.
+/// The same for units that do not see the version, as those of g++ that use a model on CUDA: stated here, and compared
+/// with the kernels by zamba.cuh. Of Add and AdamWStep, which training alone calls, it is their forward pass.
 template <template <class> class Operator, class Device>
 inline constexpr bool has_backward = false;
 template <template <class> class Operator>
@@ -81,11 +87,11 @@ inline constexpr bool have_backward = (has_backward<Operators, Device> && ...);
 
 }  // namespace detail
 
-/// Whether gradients can be computed on a device: every operator has its backward pass there.
+/// Whether models train on a device: every operator has its backward pass there.
 template <class Device>
 inline constexpr bool trains =
-    detail::have_backward<Device, Attention, CausalConv1d, CrossEntropy, Embedding, GatedActivation, GatedRmsNorm,
-                          Linear, RmsNorm, Rope, SelectiveScan, Ssd>;
+    detail::have_backward<Device, AdamWStep, Add, Attention, CausalConv1d, CrossEntropy, Embedding, GatedActivation,
+                          GatedRmsNorm, Linear, RmsNorm, Rope, SelectiveScan, Ssd>;
 
 }  // namespace zamba
 

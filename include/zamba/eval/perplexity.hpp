@@ -9,8 +9,8 @@
 // S = L packs the windows: cheapest, but what follows a cut is judged by a model that knows little. Small S judges
 // every token by nearly L others and costs L / S as much. Compare values of equal windows and equal tokenizers only;
 // bits_per_byte() needs no equal tokenizers.
-// Numeric contract: that of Model::loss, or, on a device that does not train, that of log_likelihood.hpp: there the host
-// reads all logits. Sums of a chunk are added in double, in the order of the text.
+// Numeric contract: that of Model::loss, or, on a device that does not train, that of log_likelihood.hpp: there the
+// host reads all logits. Sums of a chunk are added in double, in the order of the text.
 #pragma once
 
 #include <algorithm>

@@ -188,7 +188,8 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
     ctx.launch_graph(key, input, [&](const StepInput& there) {
       ArenaScope step_scope(ctx.arena());
       const Sequences sequences{there.offsets.data(), there.starts.data(), rows, rows, 1};
-      const auto s = Net::template forward<A>(ctx, views_, there.tokens.data(), sequences, state.views(), Keep::nothing);
+      const auto s =
+          Net::template forward<A>(ctx, views_, there.tokens.data(), sequences, state.views(), Keep::nothing);
       Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
     });
   };
