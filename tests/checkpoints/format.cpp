@@ -31,10 +31,6 @@ CheckpointParameter split_parameter(const ParameterEntry& entry) {
   return CheckpointTensor{entry.name, entry.shape};
 }
 
-const ParameterEntry& entry_of(const std::vector<ParameterEntry>& entries, const std::string& name) {
-  return *std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
-}
-
 std::vector<std::vector<double>> all_values(const Model<SplitNet, double>& model) {
   std::vector<std::vector<double>> values;
   for (const ParameterEntry& entry : model.entries()) values.push_back(model.read(entry));

@@ -27,12 +27,6 @@ std::vector<std::byte> all_bytes(const Model<Net, T>& model) {
   return bytes;
 }
 
-const ParameterEntry& entry_of(const std::vector<ParameterEntry>& entries, const std::string& name) {
-  const auto at = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
-  REQUIRE(at != entries.end());
-  return *at;
-}
-
 /// What loading a case as ZambaCase says after `damage`, having checked that the model stayed as it was.
 std::string refusal(const std::function<void(const CaseCopy&)>& damage) {
   const CaseCopy copy("zamba");
