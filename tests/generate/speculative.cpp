@@ -159,11 +159,11 @@ TEST_SUITE("generate/speculative") {
   }
 
   TEST_CASE("models whose types are chosen at run time") {
-    const AnyModel any(model().to<double>(), "any"), draft(near_model().to<float>(), "draft");
+    const AnyModel any(target_model().to<double>(), "any"), draft(near_model().to<float>(), "draft");
     auto state = any.new_state({.max_length = 64});
     auto draft_state = draft.new_state({.max_length = 64});
     CHECK(generate_speculatively(any, state, draft, draft_state, {3, 1, 4}, {.max_new_tokens = 40}).tokens ==
-          greedy({3, 1, 4}, 40));
+          greedy_tokens({3, 1, 4}, 40));
   }
 
   TEST_CASE("wrong input is refused by name") {
