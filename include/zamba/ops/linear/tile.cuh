@@ -3,6 +3,7 @@
 // asynchronous copies (cp.async) and products on tensor cores (mma.m16n8k16).
 #pragma once
 
+#include <zamba/kernel/fragment.cuh>
 #include <zamba/kernel/mma.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/number.hpp>
@@ -122,7 +123,7 @@ class LinearLoader {
 template <class Traits>
 struct LinearSums {
   int g, t, half, row;                                    // row: the first of this lane's
-  float sums[Traits::row_tiles][Traits::token_tiles][4];  // [m][n]: c (16 rows x 8 tokens)
+  Fragment<Traits::row_tiles, Traits::token_tiles> sums;  // (32 rows of the weight x tokens)
 
   __device__ LinearSums()
       : g(threadIdx.x % 32 / 4),
@@ -150,12 +151,14 @@ struct LinearSums {
       for (int m = 0; m < Traits::row_tiles; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          mma_m16n8k16(sums[m][tile + i], {a[2 * m].x, a[2 * m + 1].x, a[2 * m].y, a[2 * m + 1].y}, {b[i].x, b[i].y});
+          mma_m16n8k16(sums.tile(m, tile + i), {a[2 * m].x, a[2 * m + 1].x, a[2 * m].y, a[2 * m + 1].y},
+                       {b[i].x, b[i].y});
 #pragma unroll
       for (int m = 0; m < Traits::row_tiles; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          mma_m16n8k16(sums[m][tile + i], {a[2 * m].z, a[2 * m + 1].z, a[2 * m].w, a[2 * m + 1].w}, {b[i].z, b[i].w});
+          mma_m16n8k16(sums.tile(m, tile + i), {a[2 * m].z, a[2 * m + 1].z, a[2 * m].w, a[2 * m + 1].w},
+                       {b[i].z, b[i].w});
     }
   }
 
@@ -169,15 +172,11 @@ struct LinearSums {
   }
 
  private:
+  /// f(sum, its place).
   template <class F>
-  __device__ void for_sums(float* to, F&& f) const {
-#pragma unroll
-    for (int m = 0; m < Traits::row_tiles; ++m)
-#pragma unroll
-      for (int tile = 0; tile < Traits::token_tiles; ++tile)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          f(sums[m][tile][i], to[(8 * tile + 2 * t + i % 2) * Traits::row_stride + row + 16 * m + 8 * (i / 2)]);
+  __device__ void for_sums(float* to, F&& f) {
+    sums.for_each(
+        [&](float sum, int down, int token) { f(sum, to[(2 * t + token) * Traits::row_stride + row + down]); });
   }
 };
 

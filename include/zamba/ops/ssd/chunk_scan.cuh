@@ -26,6 +26,7 @@
 // two cuts of a sequence. Steps are in a fixed order: a rerun is bit-equal.
 #pragma once
 
+#include <zamba/kernel/fragment.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/mma.cuh>
 #include <zamba/ops/ssd.hpp>
@@ -52,7 +53,7 @@ class SsdOutput {
         y_{} {
     const auto address = shared.C(chunk).ldmatrix_by_columns(first, 0);
 #pragma unroll
-    for (int n = 0; n < N; n += 16) ldmatrix(C_[n / 16], address.address(0, n));
+    for (int n = 0; n < N; n += 16) ldmatrix(C_.tile[0][n / 16], address.address(0, n));
   }
 
   /// y = e (C S)
@@ -64,14 +65,11 @@ class SsdOutput {
       for (int p = 0; p < P; p += 16) {
         unsigned S[4];  // two b (16 states x 8 channels), from p and p + 8 on
         ldmatrix(S, address.address(p, n));
-        mma_m16n8k16(y_[p / 8], C_[n / 16], {S[0], S[1]});
-        mma_m16n8k16(y_[p / 8 + 1], C_[n / 16], {S[2], S[3]});
+        mma_m16n8k16(y_.tile(0, p / 8), C_.tile[0][n / 16], {S[0], S[1]});
+        mma_m16n8k16(y_.tile(0, p / 8 + 1), C_.tile[0][n / 16], {S[2], S[3]});
       }
     const float e[2] = {exp2_approximate(l_row_[0]), exp2_approximate(l_row_[1])};
-#pragma unroll
-    for (int j = 0; j < P / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) y_[j][i] *= e[i / 2];
+    y_.for_each([&](float& y, int row, int) { y *= e[row / 8]; });
   }
 
   /// y += (K * C B^T * dt) u, by 32 columns of the matrix at a time: four sums run side by side.
@@ -80,23 +78,19 @@ class SsdOutput {
     const auto u_address = shared_.u(chunk_).ldmatrix_by_columns(0, 0);
 #pragma unroll 1
     for (int k = 0; k < first_ + 16; k += 32) {
-      float M[4][4] = {};  // M[j]: c (16 tokens x 8 tokens before, from k + 8 j on)
+      Matrix32 M{};
       multiply_C_B(B_address, k, M);
       weigh(k, M);
+      const auto factor = M.operand();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        // c of two neighbours, rounded to bf16, is a (16 tokens x 16 tokens before, from k + 16 half on).
-        const unsigned a[4] = {pack_bf16(M[2 * half][0], M[2 * half][1]), pack_bf16(M[2 * half][2], M[2 * half][3]),
-                               pack_bf16(M[2 * half + 1][0], M[2 * half + 1][1]),
-                               pack_bf16(M[2 * half + 1][2], M[2 * half + 1][3])};
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int p = 0; p < P; p += 16) {
           unsigned u[4];  // two b (16 tokens before x 8 channels), from p and p + 8 on
           ldmatrix_transposed(u, u_address.address(k + 16 * half, p));
-          mma_m16n8k16(y_[p / 8], a, {u[0], u[1]});
-          mma_m16n8k16(y_[p / 8 + 1], a, {u[2], u[3]});
+          mma_m16n8k16(y_.tile(0, p / 8), factor.tile[0][half], {u[0], u[1]});
+          mma_m16n8k16(y_.tile(0, p / 8 + 1), factor.tile[0][half], {u[2], u[3]});
         }
-      }
     }
   }
 
@@ -112,7 +106,7 @@ class SsdOutput {
       for (int i = 0; i < 2; ++i) {
         const unsigned u = *reinterpret_cast<const unsigned*>(u_own.address(8 * i, 8 * j));
         *reinterpret_cast<unsigned*>(y_own.address(8 * i, 8 * j)) = pack_bf16(
-            y_[j][2 * i] + D * __uint_as_float(u << 16), y_[j][2 * i + 1] + D * __uint_as_float(u & 0xffff0000u));
+            y_.at(i, 2 * j) + D * __uint_as_float(u << 16), y_.at(i, 2 * j + 1) + D * __uint_as_float(u & 0xffff0000u));
       }
     __syncwarp();
     constexpr int pieces = P / 8;
@@ -126,41 +120,37 @@ class SsdOutput {
 
  private:
   static constexpr int N = Traits::N, P = Traits::P;
+  using Matrix32 = Fragment<1, 4>;  // (16 tokens x 32 tokens before)
 
   /// M += C B^T, its columns k ... k + 31.
-  __device__ void multiply_C_B(const SsdSwizzled<N>& address, int k, float (&M)[4][4]) const {
+  __device__ void multiply_C_B(const SsdSwizzled<N>& address, int k, Matrix32& M) const {
 #pragma unroll
     for (int n = 0; n < N; n += 16)
 #pragma unroll
       for (int j = 0; j < 4; j += 2) {
         unsigned B[4];  // two b (16 states x 8 tokens), from k + 8 j and k + 8 j + 8 on
         ldmatrix(B, address.address(k + 8 * j, n));
-        mma_m16n8k16(M[j], C_[n / 16], {B[0], B[1]});
-        mma_m16n8k16(M[j + 1], C_[n / 16], {B[2], B[3]});
+        mma_m16n8k16(M.tile(0, j), C_.tile[0][n / 16], {B[0], B[1]});
+        mma_m16n8k16(M.tile(0, j + 1), C_.tile[0][n / 16], {B[2], B[3]});
       }
   }
 
   /// M = K * M * dt of the same columns.
-  __device__ void weigh(int k, float (&M)[4][4]) const {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int column = k + 8 * j + 2 * t_;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = column + i % 2, row = first_ + g_ + i / 2 * 8;
-        const float value = M[j][i] * (exp2_approximate(l_row_[i / 2] - l_[at]) * dt_[at]);
-        M[j][i] = at <= row ? value : 0.0f;  // later ones may have overflowed
-      }
-    }
+  __device__ void weigh(int k, Matrix32& M) const {
+    M.for_each([&](float& x, int row, int column) {
+      const int at = k + 2 * t_ + column;
+      const float value = x * (exp2_approximate(l_row_[row / 8] - l_[at]) * dt_[at]);
+      x = at <= first_ + g_ + row ? value : 0.0f;  // later ones may have overflowed
+    });
   }
 
   SsdShared<Traits> shared_;
   int chunk_, first_;
   int g_, t_;
-  const float *dt_, *l_;   // of the chunk
-  float l_row_[2];         // of the lane's tokens
-  unsigned C_[N / 16][4];  // C_[i]: a (16 tokens x 16 states, from 16 i on)
-  float y_[P / 8][4];      // y_[j]: c (16 tokens x 8 channels, from 8 j on)
+  const float *dt_, *l_;          // of the chunk
+  float l_row_[2];                // of the lane's tokens
+  OperandFragment<1, N / 16> C_;  // (16 tokens x N)
+  Fragment<1, P / 8> y_;          // (16 tokens x P)
 };
 
 /// The state warps of a block. state: of the rows' pasts, read before the first segment and rewritten after the last.

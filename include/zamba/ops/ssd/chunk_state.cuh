@@ -9,6 +9,7 @@
 // 0, so |l| is at most 2^13, and differences of two are good to 2^-10.
 #pragma once
 
+#include <zamba/kernel/fragment.cuh>
 #include <zamba/kernel/mma.cuh>
 #include <zamba/ops/ssd/tile.cuh>
 
@@ -76,16 +77,16 @@ class SsdDecay {
 template <class Traits>
 struct SsdState {
   static constexpr int pieces = Traits::N / 8, threads = 32 * Traits::state_warps;
-  float s[pieces][4];  // s[j]: c (16 channels x 8 states from 8 j on)
-  float decay;         // of the segment up to here, its logarithm
-  int lane, first;     // channel of the block's
-  int thread;          // of those that keep the state
+  Fragment<1, pieces> s;  // (16 channels x N)
+  float decay;            // of the segment up to here, its logarithm
+  int lane, first;        // channel of the block's
+  int thread;             // of those that keep the state
 
   __device__ SsdState() : s{}, decay(0), lane(threadIdx.x % 32), thread(threadIdx.x - 32 * Traits::output_warps) {
     first = thread / 32 * 16;
   }
 
-  /// A thread's s[j] in an array of P N floats.
+  /// Tile j of a thread's s in an array of P N floats.
   __device__ float4& piece(float* of, int j) const { return reinterpret_cast<float4*>(of)[j * threads + thread]; }
 
   /// f(place, n, channel) for the elements that are there; place: where an array of P N floats has them.
@@ -113,10 +114,10 @@ struct SsdState {
 #pragma unroll
     for (int j = 0; j < pieces; ++j) {
       const float4 before = piece(start, j);
-      piece(start, j) = make_float4(::fmaf(left, before.x, s[j][0]), ::fmaf(left, before.y, s[j][1]),
-                                    ::fmaf(left, before.z, s[j][2]), ::fmaf(left, before.w, s[j][3]));
+      piece(start, j) = make_float4(::fmaf(left, before.x, s.at(0, 2 * j)), ::fmaf(left, before.y, s.at(0, 2 * j + 1)),
+                                    ::fmaf(left, before.z, s.at(1, 2 * j)), ::fmaf(left, before.w, s.at(1, 2 * j + 1)));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[j][i] = 0;
+      for (int i = 0; i < 4; ++i) s.tile(0, j)[i] = 0;
     }
     decay = 0;
   }
@@ -124,8 +125,9 @@ struct SsdState {
   /// Writes the state here to (N, D).
   __device__ void store(const SsdPart<Traits>& part, const float* start, const Matrix<float>& to) const {
     const float left = exp2_approximate(decay);
-    for_elements(part,
-                 [&](int at, Index n, Index c) { to(n, c) = ::fmaf(left, start[at], s[at / 4 / threads][at % 4]); });
+    for_elements(part, [&](int at, Index n, Index c) {
+      to(n, c) = ::fmaf(left, start[at], s.sums[at / 4 / threads * 4 + at % 4]);
+    });
   }
 
   /// Writes the state here, as bf16, for the output warps.
@@ -136,9 +138,9 @@ struct SsdState {
     for (int j = 0; j < pieces; ++j) {
       const float4 before = piece(start, j);
       *reinterpret_cast<unsigned*>(to.address(0, 8 * j)) =
-          pack_bf16(::fmaf(left, before.x, s[j][0]), ::fmaf(left, before.y, s[j][1]));
+          pack_bf16(::fmaf(left, before.x, s.at(0, 2 * j)), ::fmaf(left, before.y, s.at(0, 2 * j + 1)));
       *reinterpret_cast<unsigned*>(to.address(8, 8 * j)) =
-          pack_bf16(::fmaf(left, before.z, s[j][2]), ::fmaf(left, before.w, s[j][3]));
+          pack_bf16(::fmaf(left, before.z, s.at(1, 2 * j)), ::fmaf(left, before.w, s.at(1, 2 * j + 1)));
     }
   }
 
@@ -149,10 +151,7 @@ struct SsdState {
     const auto B_address = shared.B(chunk).ldmatrix_by_columns(0, 0);
     const float last = l[Traits::Q - 1], of_chunk = exp2_approximate(last);
     decay += last;
-#pragma unroll
-    for (int j = 0; j < Traits::N / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[j][i] *= of_chunk;
+    s.for_each([&](float& x, int, int) { x *= of_chunk; });
 #pragma unroll
     for (int k = 0; k < Traits::Q; k += 16) {
       unsigned u[4];  // a (16 channels x 16 tokens from k on), transposed from (tokens, channels)
@@ -169,8 +168,8 @@ struct SsdState {
       for (int n = 0; n < Traits::N; n += 16) {
         unsigned B[4];  // two b (16 tokens x 8 states), from n and n + 8 on
         ldmatrix_transposed(B, B_address.address(k, n));
-        mma_m16n8k16(s[n / 8], u, {B[0], B[1]});
-        mma_m16n8k16(s[n / 8 + 1], u, {B[2], B[3]});
+        mma_m16n8k16(s.tile(0, n / 8), u, {B[0], B[1]});
+        mma_m16n8k16(s.tile(0, n / 8 + 1), u, {B[2], B[3]});
       }
     }
   }

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
   for (int j = 0; j < own.pieces; ++j)
     own.piece(&segments.states(part.index, part.segment + 1, 0), j) =
-        make_float4(own.s[j][0], own.s[j][1], own.s[j][2], own.s[j][3]);
+        make_float4(own.s.at(0, 2 * j), own.s.at(0, 2 * j + 1), own.s.at(1, 2 * j), own.s.at(1, 2 * j + 1));
   if (threadIdx.x == 0) segments.decays(part.index, part.segment + 1) = own.decay;
 }
 
