@@ -146,7 +146,7 @@ class SsdOutput {
 
   SsdShared<Traits> shared_;
   int chunk_, first_;
-  int g_, t_;
+  int g_, t_;                     // of mma.cuh
   const float *dt_, *l_;          // of the chunk
   float l_row_[2];                // of the lane's tokens
   OperandFragment<1, N / 16> C_;  // (16 tokens x N)

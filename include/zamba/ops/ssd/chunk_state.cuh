@@ -72,7 +72,7 @@ class SsdDecay {
   float delta_[2] = {};
 };
 
-/// S^T of 16 channels, all n, in the registers of a state warp. It is kept as two: what the segment has made of 0, and
+/// S^T of 16 channels, all n, as the fragment of a state warp. It is kept as two: what the segment has made of 0, and
 /// `start`, the state before the segment, which decays: S = s + 2^decay start.
 template <class Traits>
 struct SsdState {
@@ -88,6 +88,13 @@ struct SsdState {
 
   /// Tile j of a thread's s in an array of P N floats.
   __device__ float4& piece(float* of, int j) const { return reinterpret_cast<float4*>(of)[j * threads + thread]; }
+
+  /// Tile j of the state here. left: 2^decay.
+  __device__ float4 whole(float* start, float left, int j) const {
+    const float4 before = piece(start, j);
+    return make_float4(::fmaf(left, before.x, s.at(0, 2 * j)), ::fmaf(left, before.y, s.at(0, 2 * j + 1)),
+                       ::fmaf(left, before.z, s.at(1, 2 * j)), ::fmaf(left, before.w, s.at(1, 2 * j + 1)));
+  }
 
   /// f(place, n, channel) for the elements that are there; place: where an array of P N floats has them.
   template <class F>
@@ -113,9 +120,7 @@ struct SsdState {
     const float left = exp2_approximate(decay);
 #pragma unroll
     for (int j = 0; j < pieces; ++j) {
-      const float4 before = piece(start, j);
-      piece(start, j) = make_float4(::fmaf(left, before.x, s.at(0, 2 * j)), ::fmaf(left, before.y, s.at(0, 2 * j + 1)),
-                                    ::fmaf(left, before.z, s.at(1, 2 * j)), ::fmaf(left, before.w, s.at(1, 2 * j + 1)));
+      piece(start, j) = whole(start, left, j);
 #pragma unroll
       for (int i = 0; i < 4; ++i) s.tile(0, j)[i] = 0;
     }
@@ -136,11 +141,9 @@ struct SsdState {
     const auto to = state.in_tile(first + lane / 4, 0) + 2 * (lane % 4);
 #pragma unroll
     for (int j = 0; j < pieces; ++j) {
-      const float4 before = piece(start, j);
-      *reinterpret_cast<unsigned*>(to.address(0, 8 * j)) =
-          pack_bf16(::fmaf(left, before.x, s.at(0, 2 * j)), ::fmaf(left, before.y, s.at(0, 2 * j + 1)));
-      *reinterpret_cast<unsigned*>(to.address(8, 8 * j)) =
-          pack_bf16(::fmaf(left, before.z, s.at(1, 2 * j)), ::fmaf(left, before.w, s.at(1, 2 * j + 1)));
+      const float4 S = whole(start, left, j);
+      *reinterpret_cast<unsigned*>(to.address(0, 8 * j)) = pack_bf16(S.x, S.y);
+      *reinterpret_cast<unsigned*>(to.address(8, 8 * j)) = pack_bf16(S.z, S.w);
     }
   }
 

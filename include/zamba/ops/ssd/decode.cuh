@@ -38,14 +38,16 @@ __global__ void __launch_bounds__(Traits::threads)
   using States = typename Traits::template Piece<F>;
   constexpr int width = Traits::width;
   launch_dependents();
+  // This lane: channels c ... c + width - 1 of a head, states first ... first + 15 of them.
   const Index D = in.u.cols(), heads = in.delta.cols(), N = in.B.shape[2];
   const Index across = ceil_div(D, Traits::channels), row = blockIdx.x / across;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, place = lane % (32 / Traits::lanes);
   const Index wanted = blockIdx.x % across * Traits::channels + warp * Traits::of_warp + place * width;
   const bool mine = wanted < D;  // lanes without a channel still take part in the sums
   const Index c = mine ? wanted : D - width, head = c / (D / heads), group = head / (heads / in.B.shape[1]);
-  const Index first = lane / (32 / Traits::lanes) * Traits::states;  // of this lane's states
+  const Index first = lane / (32 / Traits::lanes) * Traits::states;
   const F a = -::exp(in.A_log[head]), bias = in.dt_bias[head], skip = in.D[head], least = F(in.dt_min);
+
   constexpr Index few_rows = 8;  // of more, most blocks begin when there is nothing left to wait for
   if (state && sequences.rows <= few_rows) {
 #pragma unroll
@@ -57,11 +59,11 @@ __global__ void __launch_bounds__(Traits::threads)
   if (begin == end || end - begin > longest) return;
   const bool continued = state && sequences.start(row) > 0;
 
-  States s[Traits::states];  // (states, width) of this lane
+  States s[Traits::states];  // (states, width)
 #pragma unroll
   for (int n = 0; n < Traits::states; ++n)
     s[n] = continued && first + n < N ? *reinterpret_cast<const States*>(&state(row, first + n, c)) : States{};
-  for (Index t = begin; t < end; ++t) {
+  for (Index t = begin; t < end; ++t) {  // s = decay s + (dt u) B, y = C s + D u
     if (checkpoints && mine && (t - begin) % chunk == 0) {
       const Index k = begin / chunk + row + (t - begin) / chunk;
 #pragma unroll
