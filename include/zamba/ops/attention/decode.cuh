@@ -152,13 +152,15 @@ struct DecodeLane {
     copy_async_commit();
   }
 
-  /// The queries of `count` heads, times scale. from: the first head's.
-  __device__ __forceinline__ void load_query(const A* from, int count, F scale, typename Traits::Query& query) const {
+  /// The queries of a token's heads, times scale.
+  __device__ __forceinline__ void load_query(const Matrix<const A>& q, Index token, const DecodeHeads<Traits>& of,
+                                             F scale, typename Traits::Query& query) const {
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
       for (int p = 0; p < pieces; ++p) {
-        const A* const piece = from + ::min(h, count - 1) * head_dim + (lanes * p + lane) * width;
+        const int head = of.head + ::min(h, of.count - 1);
+        const A* const piece = &q(token, head * head_dim + (lanes * p + lane) * width);
 #pragma unroll
         for (int i = 0; i < width; ++i) query[h][p][i] = 0;
         if (!holds(p)) continue;
@@ -220,11 +222,11 @@ struct DecodeLane {
       }
   }
 
-  /// Writes what the team found: (heads, head_dim + 2) of o, max and sum.
-  __device__ __forceinline__ void store(const DecodeSoftmax<Traits> (&softmax)[heads], F* to) const {
-    to += team * heads * (head_dim + 2);
+  /// Writes what the team found: (teams, heads, head_dim + 2) of o, max and sum.
+  __device__ __forceinline__ void store(const DecodeSoftmax<Traits> (&softmax)[heads], F* of_teams) const {
 #pragma unroll
-    for (int h = 0; h < heads; ++h, to += head_dim + 2) {
+    for (int h = 0; h < heads; ++h) {
+      F* const to = of_teams + (team * heads + h) * (head_dim + 2);
 #pragma unroll
       for (int p = 0; p < pieces; ++p)
 #pragma unroll
@@ -250,16 +252,18 @@ __device__ __forceinline__ void append_split(const typename Traits::Append& appe
   __syncthreads();
 }
 
-/// The teams of a head, combined in order: the weight of each, exp(its max - max), and the whole sum.
+/// The teams' results for a head, combined in order: the weight of each, exp(its max - max), and the whole sum.
 template <class Traits>
 struct CombinedTeams {
+  using A = typename Traits::A;
   using F = typename Traits::F;
   static constexpr int teams = Traits::teams;
-  const F* from;  // the first team's o, max and sum; the next team's lie `stride` further
-  int stride;
+  const F* from;  // the head's o, max and sum of the first team
+  int head_dim, stride;
   F max = -INFINITY, sum = 0, weight[teams];
 
-  __device__ __forceinline__ CombinedTeams(const F* from, int stride, int head_dim) : from(from), stride(stride) {
+  __device__ __forceinline__ CombinedTeams(const F* from, int head_dim)
+      : from(from), head_dim(head_dim), stride(Traits::heads * (head_dim + 2)) {
 #pragma unroll
     for (int w = 0; w < teams; ++w) max = ::max(max, from[w * stride + head_dim]);
 #pragma unroll
@@ -274,7 +278,45 @@ struct CombinedTeams {
     for (int w = 0; w < teams; ++w) total += weight[w] * from[w * stride + d];
     return total;
   }
+
+  /// partial (head_dim + 2): o, max and sum of one split of several; null for the only one: out (head_dim) and lse.
+  __device__ __forceinline__ void store(F* partial, A* out, F* lse) const {
+    for (int d = threadIdx.x; d < head_dim; d += Traits::threads) {
+      const F x = o(d);
+      if (partial)
+        partial[d] = x;
+      else
+        out[d] = A(x / sum);
+    }
+    if (threadIdx.x != 0) return;
+    if (partial) {
+      partial[head_dim] = max;
+      partial[head_dim + 1] = sum;
+    } else {
+      *lse = max + ::log(sum);
+    }
+  }
 };
+
+/// The keys of a split, positions `first` to `end`, turn by turn: what the team found.
+template <class Traits>
+__device__ __forceinline__ void attend_split(const DecodeLane<Traits>& lane, const typename Traits::Query& query,
+                                             int first, int end, DecodeSoftmax<Traits> (&softmax)[Traits::heads]) {
+  int stage = 0;
+  for (int at = first; at < end; at += Traits::turn) {
+    copy_async_wait<Traits::stages - 1>();
+    typename Traits::Scores scores = {};
+    lane.multiply_keys(query, stage, scores);
+#pragma unroll
+    for (int h = 0; h < Traits::heads; ++h) {
+      lane.sum_over_team(scores[h], at, end);
+      softmax[h].update(scores[h]);
+    }
+    lane.add_values(scores, stage, softmax);
+    lane.fetch(at + Traits::stages * Traits::turn, end, stage);
+    stage = stage + 1 < Traits::stages ? stage + 1 : 0;
+  }
+}
 
 /// Blocks across: places, and in them the heads; down: they share the splits. partial (splits, places, heads,
 /// head_dim + 2): for each split of several its o, max and sum; without it there is one split. Where `append` has keys,
@@ -285,9 +327,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                             AttentionKeys<typename Traits::S> keys, typename Traits::Append append, Sequences sequences,
                             AttentionPlaces places, Tensor<typename Traits::F, 4> partial,
                             Matrix<typename Traits::A> out, Matrix<typename Traits::F> lse) {
-  using A = typename Traits::A;
   using F = typename Traits::F;
-  constexpr int stages = Traits::stages;
   extern __shared__ uint4 attention_stages[];
   launch_dependents();
   const int head_dim = static_cast<int>(shape.head_dim);
@@ -300,47 +340,21 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     const int first = split * token.keys, end = ::min(first + token.keys, token.visible);
     if (append.k && end > token.start) append_split<Traits>(append, token, first, end, head_dim, heads.kv_head);
 #pragma unroll
-    for (int s = 0; s < stages; ++s) lane.fetch(first + s * Traits::turn, end, s);
+    for (int s = 0; s < Traits::stages; ++s) lane.fetch(first + s * Traits::turn, end, s);
     typename Traits::Query query;
-    lane.load_query(&q(token.token, heads.head * head_dim), heads.count, F(shape.scale), query);
+    lane.load_query(q, token.token, heads, F(shape.scale), query);
     DecodeSoftmax<Traits> softmax[Traits::heads];
-    int stage = 0;
-    for (int at = first; at < end; at += Traits::turn) {
-      copy_async_wait<stages - 1>();
-      typename Traits::Scores scores = {};
-      lane.multiply_keys(query, stage, scores);
-#pragma unroll
-      for (int h = 0; h < Traits::heads; ++h) {
-        lane.sum_over_team(scores[h], at, end);
-        softmax[h].update(scores[h]);
-      }
-      lane.add_values(scores, stage, softmax);
-      lane.fetch(at + stages * Traits::turn, end, stage);
-      stage = stage + 1 < stages ? stage + 1 : 0;
-    }
+    attend_split(lane, query, first, end, softmax);
 
-    // The teams' sums take the place of the stages: (teams, heads, head_dim + 2).
-    F* const of_teams = reinterpret_cast<F*>(attention_stages);
+    F* const of_teams = reinterpret_cast<F*>(attention_stages);  // in place of the stages
     __syncthreads();
     lane.store(softmax, of_teams);
     __syncthreads();
     for (int h = 0; h < heads.count; ++h) {
-      const CombinedTeams<Traits> all(of_teams + h * (head_dim + 2), Traits::heads * (head_dim + 2), head_dim);
-      F* const to = token.splits > 1 ? &partial(split, heads.place, heads.head + h, 0) : nullptr;
-      for (int d = threadIdx.x; d < head_dim; d += Traits::threads) {
-        const F o = all.o(d);
-        if (to)
-          to[d] = o;
-        else
-          out(token.token, (heads.head + h) * head_dim + d) = A(o / all.sum);
-      }
-      if (threadIdx.x != 0) continue;
-      if (to) {
-        to[head_dim] = all.max;
-        to[head_dim + 1] = all.sum;
-      } else {
-        lse(token.token, heads.head + h) = all.max + ::log(all.sum);
-      }
+      const CombinedTeams<Traits> all(of_teams + h * (head_dim + 2), head_dim);
+      const int head = heads.head + h;
+      all.store(token.splits > 1 ? &partial(split, heads.place, head, 0) : nullptr, &out(token.token, head * head_dim),
+                &lse(token.token, head));
     }
     __syncthreads();
   }
