@@ -101,9 +101,9 @@ struct Attention<cuda> {
                            "attention: append");
     };
     if constexpr (std::is_same_v<A, S>)
-      if (kernel::in_pieces(own.k) && kernel::in_pieces(own.v) && kernel::in_pieces(own.cache_k) &&
-          kernel::in_pieces(own.cache_v))
-        return with(std::integral_constant<int, kernel::wide<A>>{});
+      if (kernel::in_vectors(own.k) && kernel::in_vectors(own.v) && kernel::in_vectors(own.cache_k) &&
+          kernel::in_vectors(own.cache_v))
+        return with(std::integral_constant<int, kernel::vector_width<A>>{});
     with(std::integral_constant<int, 1>{});
   }
 
@@ -130,16 +130,17 @@ struct Attention<cuda> {
   static void choose(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
                      const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
                      const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
-    constexpr int wide = kernel::wide<S>;
-    const bool in_pieces = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::wide<A>) &&
-                           kernel::aligned(keys.k, wide) && kernel::aligned(keys.v, wide) &&
-                           kernel::aligned(own.k, kernel::wide<A>) && kernel::aligned(own.v, kernel::wide<A>);
+    constexpr int wide = kernel::vector_width<S>;
+    const bool vectorised = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::vector_width<A>) &&
+                            kernel::aligned(keys.k, wide) && kernel::aligned(keys.v, wide) &&
+                            kernel::aligned(own.k, kernel::vector_width<A>) &&
+                            kernel::aligned(own.v, kernel::vector_width<A>);
     const Index group = shape.heads / shape.kv_heads;
-    const auto with = [&]<int Heads, int Lanes, int Width, int Pieces>(
-                          kernel::AttentionDecodeTraits<A, S, Heads, Lanes, Width, Pieces>) {
-      launch_pieces<Heads, Lanes, Width, Pieces>(ctx, shape, q, keys, own, sequences, places, out, lse);
+    const auto with = [&]<int Heads, int Lanes, int Width, int Vectors>(
+                          kernel::AttentionDecodeTraits<A, S, Heads, Lanes, Width, Vectors>) {
+      launch_vectors<Heads, Lanes, Width, Vectors>(ctx, shape, q, keys, own, sequences, places, out, lse);
     };
-    if (!in_pieces) return with(kernel::AttentionDecodeTraits<A, S, 1, 32, 1, 2>{});
+    if (!vectorised) return with(kernel::AttentionDecodeTraits<A, S, 1, 32, 1, 2>{});
     if constexpr (std::is_same_v<S, bf16>) {
       if (group > 2) return with(kernel::AttentionDecodeTraits<A, S, 4, 8, wide, 1>{});
       if (group == 2) return with(kernel::AttentionDecodeTraits<A, S, 2, 8, wide, 1>{});
@@ -148,18 +149,18 @@ struct Attention<cuda> {
     with(kernel::AttentionDecodeTraits<A, S, 1, 32, wide, 1>{});
   }
 
-  /// With as many lanes, then pieces a lane, as a head needs.
-  template <int Heads, int Lanes, int Width, int Pieces, class A, class S, class F>
-  static void launch_pieces(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
-                            const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
-                            const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
-    if constexpr (Lanes * Width * Pieces < most_dimensions) {
-      constexpr int lanes = std::min(2 * Lanes, 32), pieces = Lanes < 32 ? Pieces : 2 * Pieces;
-      if (shape.head_dim > Lanes * Width * Pieces)
-        return launch_pieces<Heads, lanes, Width, pieces>(ctx, shape, q, keys, own, sequences, places, out, lse);
+  /// With as many lanes, then vectors a lane, as a head needs.
+  template <int Heads, int Lanes, int Width, int Vectors, class A, class S, class F>
+  static void launch_vectors(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
+                             const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
+                             const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
+    if constexpr (Lanes * Width * Vectors < most_dimensions) {
+      constexpr int lanes = std::min(2 * Lanes, 32), vectors = Lanes < 32 ? Vectors : 2 * Vectors;
+      if (shape.head_dim > Lanes * Width * Vectors)
+        return launch_vectors<Heads, lanes, Width, vectors>(ctx, shape, q, keys, own, sequences, places, out, lse);
     }
-    launch<kernel::AttentionDecodeTraits<A, S, Heads, Lanes, Width, Pieces>>(ctx, shape, q, keys, own, sequences,
-                                                                             places, out, lse);
+    launch<kernel::AttentionDecodeTraits<A, S, Heads, Lanes, Width, Vectors>>(ctx, shape, q, keys, own, sequences,
+                                                                              places, out, lse);
   }
 
   template <class Traits, class A, class S, class F>

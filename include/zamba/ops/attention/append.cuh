@@ -20,11 +20,11 @@ struct AppendToCache {
   Sequences sequences;
   Tensor<S, 3> cache_k, cache_v;
 
-  /// Pieces of keys, then of values.
-  __device__ void operator()(Index t, Index piece) const {
+  /// Vectors of keys, then of values.
+  __device__ void operator()(Index t, Index vector) const {
     if (t >= sequences.begin(sequences.rows)) return;
     const Index row = row_of(sequences, t), position = sequences.start(row) + t - sequences.begin(row);
-    const Index c = piece * width;
+    const Index c = vector * width;
     if (c < k.cols())
       put(k, cache_k, t, row, position, c);
     else
@@ -45,7 +45,7 @@ struct AppendToCache {
     if constexpr (width == 1)
       to(row, position, c) = S(compute_t<A>(from(t, c)));
     else
-      store_piece(&to(row, position, c), piece_at<width>(&from(t, c)));
+      store_vector(&to(row, position, c), load_vector<width>(&from(t, c)));
   }
 };
 

@@ -5,7 +5,7 @@
 // A block takes one token, up to four heads that share keys, and one split of the keys after another. Teams of lanes
 // take turns at the keys, each with an online softmax of its own; the lanes of a team share the head's dimensions. What
 // a lane needs of the next keys and values is on its way into shared memory while it computes: it reads no other lane's
-// pieces, so nothing is waited for but its own copies. Where there are several splits, a second kernel combines them.
+// vectors, so nothing is waited for but its own copies. Where there are several splits, a second kernel combines them.
 //
 // The number of splits is bounded, so the grid does not depend on how long a cache may become. Neighbouring blocks are
 // those of one token's heads, whose keys are neighbours in memory.
@@ -28,29 +28,30 @@
 
 namespace zamba::kernel {
 
-/// Activations of A_, keys of S_, Heads_ of a token together. Teams of Lanes_ lanes: lane l holds pieces l, l + Lanes_,
-/// ... of a head, Pieces_ of them, of Width_ dimensions.
-template <class A_, class S_, int Heads_, int Lanes_, int Width_, int Pieces_>
+/// Activations of A_, keys of S_, Heads_ of a token together. Teams of Lanes_ lanes: lane l holds vectors l, l +
+/// Lanes_,
+/// ... of a head, Vectors_ of them, of Width_ dimensions.
+template <class A_, class S_, int Heads_, int Lanes_, int Width_, int Vectors_>
 struct AttentionDecodeTraits {
   using A = A_;
   using S = S_;
   using F = compute_t<A>;
-  using Stored = Piece<Width_, S>;
+  using Stored = AlignedVector<S, Width_>;
   using Append = AppendToCache<A, S, std::is_same_v<A, S> ? Width_ : 1>;
-  static constexpr int heads = Heads_, lanes = Lanes_, width = Width_, pieces = Pieces_;
-  static constexpr int query_width = std::min(width, wide<A>);  // of a piece of the query
+  static constexpr int heads = Heads_, lanes = Lanes_, width = Width_, vectors = Vectors_;
+  static constexpr int query_width = std::min(width, vector_width<A>);  // of a vector of the query
   static constexpr int threads = 128, teams = threads / lanes;
   // A stage is the keys that all teams take at once, and their values.
-  static constexpr int at_once = std::max(4 / pieces, 1);  // keys of a team
+  static constexpr int at_once = std::max(4 / vectors, 1);  // keys of a team
   static constexpr int turn = teams * at_once;
-  static constexpr int stage_pieces = 2 * at_once * pieces * threads;
-  static constexpr int stage_bytes = stage_pieces * static_cast<int>(sizeof(Stored));
+  static constexpr int stage_vectors = 2 * at_once * vectors * threads;
+  static constexpr int stage_bytes = stage_vectors * static_cast<int>(sizeof(Stored));
   static constexpr int stages = std::max((32 << 10) / stage_bytes, 2);
-  static constexpr int blocks = heads == 1 && pieces <= 2 ? 4 : 1;  // of a multiprocessor, at least
+  static constexpr int blocks = heads == 1 && vectors <= 2 ? 4 : 1;  // of a multiprocessor, at least
   static_assert(32 % lanes == 0);
 
-  using Query = F[heads][pieces][width];  // this lane's
-  using Scores = F[heads][at_once];       // S or P of a team's keys, in all its lanes
+  using Query = F[heads][vectors][width];  // this lane's
+  using Scores = F[heads][at_once];        // S or P of a team's keys, in all its lanes
 };
 
 /// The place and the heads of a block, which share keys.
@@ -74,7 +75,7 @@ template <class Traits>
 struct DecodeSoftmax {
   using F = typename Traits::F;
   SoftmaxRow<F> row;
-  F o[Traits::pieces][Traits::width] = {};
+  F o[Traits::vectors][Traits::width] = {};
 
   /// S of keys becomes P; scores of -infinity are of no key. Most often no score is greater than those before.
   __device__ __forceinline__ void update(F (&scores)[Traits::at_once]) {
@@ -84,7 +85,7 @@ struct DecodeSoftmax {
     if (next > row.max) {
       const F rescale = row.raise(next, [](F x) { return ::exp(x); });
 #pragma unroll
-      for (int p = 0; p < Traits::pieces; ++p)
+      for (int p = 0; p < Traits::vectors; ++p)
 #pragma unroll
         for (int i = 0; i < Traits::width; ++i) o[p][i] *= rescale;
     }
@@ -96,7 +97,7 @@ struct DecodeSoftmax {
   }
 };
 
-/// A lane's share of keys and values: its pieces of those that its team takes.
+/// A lane's share of keys and values: its vectors of those that its team takes.
 template <class Traits>
 struct DecodeLane {
   using A = typename Traits::A;
@@ -104,11 +105,11 @@ struct DecodeLane {
   using F = typename Traits::F;
   using Stored = typename Traits::Stored;
   static constexpr int heads = Traits::heads, lanes = Traits::lanes, at_once = Traits::at_once;
-  static constexpr int pieces = Traits::pieces, width = Traits::width;
+  static constexpr int vectors = Traits::vectors, width = Traits::width;
 
   int lane, team, head_dim;
-  Stored* stored;            // its place in stage 0: (stages, 2, at_once, pieces) of every thread, keys and values
-  const S *k, *v;            // its piece 0 of the team's first key and value where those of the row begin
+  Stored* stored;            // its place in stage 0: (stages, 2, at_once, vectors) of every thread, keys and values
+  const S *k, *v;            // its vector 0 of the team's first key and value where those of the row begin
   Index k_stride, v_stride;  // from one position to the next
 
   __device__ __forceinline__ DecodeLane(void* stages, int head_dim, const AttentionKeys<S>& keys,
@@ -124,13 +125,13 @@ struct DecodeLane {
     v = keys.value(token.row, token.begin) + column + team * at_once * v_stride;
   }
 
-  /// Whether the head has piece p of the lane.
+  /// Whether the head has vector p of the lane.
   __device__ __forceinline__ bool holds(int p) const { return (lanes * p + lane) * width < head_dim; }
 
   /// Begins to copy what it needs of the turn of keys from position `at` on; a group of copies, empty from `end` on.
   __device__ __forceinline__ void fetch(int at, int end, int stage) const {
     if (at < end) {
-      Stored* const to = stored + stage * Traits::stage_pieces;
+      Stored* const to = stored + stage * Traits::stage_vectors;
       const S* const from[] = {k + at * k_stride, v + at * v_stride};
       const Index stride[] = {k_stride, v_stride};
 #pragma unroll
@@ -138,15 +139,15 @@ struct DecodeLane {
 #pragma unroll
         for (int b = 0; b < at_once; ++b)
 #pragma unroll
-          for (int p = 0; p < pieces; ++p) {
-            const S* const piece = from[i] + b * stride[i] + lanes * p * width;
+          for (int p = 0; p < vectors; ++p) {
+            const S* const vector = from[i] + b * stride[i] + lanes * p * width;
             const bool valid = at + team * at_once + b < end;
-            Stored* const there = to + ((i * at_once + b) * pieces + p) * Traits::threads;
+            Stored* const there = to + ((i * at_once + b) * vectors + p) * Traits::threads;
             if (!holds(p)) continue;
             if constexpr (width == 1)
-              there->raw = valid ? *piece : S(0);
+              there->words[0] = valid ? *vector : S(0);
             else
-              copy_async_prefetch(there, piece, valid);
+              copy_async_prefetch(there, vector, valid);
           }
     }
     copy_async_commit();
@@ -158,9 +159,9 @@ struct DecodeLane {
 #pragma unroll
     for (int h = 0; h < heads; ++h)
 #pragma unroll
-      for (int p = 0; p < pieces; ++p) {
+      for (int p = 0; p < vectors; ++p) {
         const int head = of.head + ::min(h, of.count - 1);
-        const A* const piece = &q(token, head * head_dim + (lanes * p + lane) * width);
+        const A* const vector = &q(token, head * head_dim + (lanes * p + lane) * width);
 #pragma unroll
         for (int i = 0; i < width; ++i) query[h][p][i] = 0;
         if (!holds(p)) continue;
@@ -168,7 +169,7 @@ struct DecodeLane {
 #pragma unroll
         for (int j = 0; j < width / each; ++j) {
           F values[each];
-          piece_at<each>(piece + j * each).values(values);
+          load_vector<each>(vector + j * each).unpack(values);
 #pragma unroll
           for (int i = 0; i < each; ++i) query[h][p][j * each + i] = values[i] * scale;
         }
@@ -178,14 +179,14 @@ struct DecodeLane {
   /// S = q . k of the team's keys in a stage, this lane's share.
   __device__ __forceinline__ void multiply_keys(const typename Traits::Query& query, int stage,
                                                 typename Traits::Scores& scores) const {
-    const Stored* const key = stored + stage * Traits::stage_pieces;
+    const Stored* const key = stored + stage * Traits::stage_vectors;
 #pragma unroll
     for (int b = 0; b < at_once; ++b)
 #pragma unroll
-      for (int p = 0; p < pieces; ++p) {
+      for (int p = 0; p < vectors; ++p) {
         if (!holds(p)) continue;
         F values[width];
-        key[(b * pieces + p) * Traits::threads].values(values);
+        key[(b * vectors + p) * Traits::threads].unpack(values);
 #pragma unroll
         for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -207,14 +208,14 @@ struct DecodeLane {
   /// O += P V over the team's keys in a stage.
   __device__ __forceinline__ void add_values(const typename Traits::Scores& p_of, int stage,
                                              DecodeSoftmax<Traits> (&softmax)[heads]) const {
-    const Stored* const value = stored + stage * Traits::stage_pieces + at_once * pieces * Traits::threads;
+    const Stored* const value = stored + stage * Traits::stage_vectors + at_once * vectors * Traits::threads;
 #pragma unroll
     for (int b = 0; b < at_once; ++b)
 #pragma unroll
-      for (int p = 0; p < pieces; ++p) {
+      for (int p = 0; p < vectors; ++p) {
         if (!holds(p)) continue;
         F values[width];
-        value[(b * pieces + p) * Traits::threads].values(values);
+        value[(b * vectors + p) * Traits::threads].unpack(values);
 #pragma unroll
         for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -228,7 +229,7 @@ struct DecodeLane {
     for (int h = 0; h < heads; ++h) {
       F* const to = of_teams + (team * heads + h) * (head_dim + 2);
 #pragma unroll
-      for (int p = 0; p < pieces; ++p)
+      for (int p = 0; p < vectors; ++p)
 #pragma unroll
         for (int i = 0; i < width; ++i)
           if (holds(p)) to[(lanes * p + lane) * width + i] = softmax[h].o[p][i];

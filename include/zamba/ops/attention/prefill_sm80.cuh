@@ -34,7 +34,7 @@ class PrefillSm80 {
   template <class A>
   static bool fit(const Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
                   const AttentionKeys<A>& keys, Matrix<A> out) {
-    constexpr Index piece = wide<bf16>;
+    constexpr Index piece = vector_width<bf16>;
     return shape.scale > 0 && shape.head_dim % piece == 0 && aligned(q, piece) && aligned(keys.k, piece) &&
            aligned(keys.v, piece) && aligned(out, piece) &&
            with_traits(shape.head_dim, []<class Traits>(Traits) { return Traits::shared_bytes; }) <= ctx.most_shared();
