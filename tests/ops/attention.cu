@@ -126,7 +126,7 @@ TEST_CASE("attention in bf16: one token over a long cache") {
   check_bf16(bf16_problem(shape_of(1, 1, 464), {1, 2}, {140, 60}, 150));
 }
 
-TEST_CASE("attention in bf16: one token of so many rows that blocks take parts in turn") {
+TEST_CASE("attention in bf16: one token of so many rows that blocks take splits in turn") {
   constexpr Index rows = 300, positions = 260;
   std::vector<Index> starts;
   for (Index row = 0; row < rows; ++row) starts.push_back(row * 37 % positions);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 // attention on CUDA, forward; equations and shapes in attention.hpp.
 //
-// Rows of few tokens over a cache go at the pace of memory (ops/attention/decode.cuh). Longer rows of bf16 go
-// through tensor cores (ops/attention/prefill_sm90.cuh, ops/attention/prefill_sm80.cuh); of other types, or where rows
-// do not start at multiples of 16 bytes, through the kernel for few tokens with one part.
+// Decode: rows of few tokens over a cache go at the pace of memory, by split-KV decode as FlashDecoding
+// (attention/decode.cuh, attention/splits.cuh). Prefill: longer rows of bf16 go through tensor cores, as FlashAttention
+// (attention/prefill_sm90.cuh, attention/prefill_sm80.cuh); of other types, or where rows do not start at multiples of
+// 16 bytes, through the decode kernel with one split.
 //
-// Numeric contract: scores, softmax and sums in compute_t; which way a row goes, its parts and the order of its keys
+// Numeric contract: scores, softmax and sums in compute_t; which way a row goes, its splits and the order of its keys
 // follow from the row alone, so a rerun is bit-equal and nothing depends on the rest of the batch. Rounded once when
 // written; on tensor cores the probabilities are rounded to bf16 too.
 #pragma once
@@ -18,9 +19,11 @@
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/attention.hpp>
+#include <zamba/ops/attention/append.cuh>
 #include <zamba/ops/attention/decode.cuh>
 #include <zamba/ops/attention/prefill_sm80.cuh>
 #include <zamba/ops/attention/prefill_sm90.cuh>
+#include <zamba/ops/attention/splits.cuh>
 
 namespace zamba {
 
@@ -49,7 +52,7 @@ struct Attention<cuda> {
   static void scratch(Ctx& ctx, const AttentionShape& shape, Matrix<const A>, Matrix<const A>, Matrix<const A>,
                       const Sequences& sequences, Tensor<S, 3> cache_k, Tensor<S, 3>, Matrix<A>, Matrix<F>) {
     if (cache_k && with_few(sequences))
-      part_sums<F>(ctx, shape, most_parts(cache_k.shape[1]), places_of_few(sequences));
+      partial_results<F>(ctx, shape, most_splits(cache_k.shape[1]), places_of_few(sequences));
   }
 
  private:
@@ -72,15 +75,15 @@ struct Attention<cuda> {
     return sequences.rows * std::min(sequences.longest, few_tokens);
   }
 
-  static Index most_parts(Index keys) {
-    using Token = kernel::AttentionToken;
-    return std::min<Index>(ceil_div(keys, Token::least_keys), Token::most_parts);
+  static Index most_splits(Index keys) {
+    using Token = kernel::SplitToken;
+    return std::min<Index>(ceil_div(keys, Token::min_keys), Token::max_splits);
   }
-  /// (parts, places, heads, head_dim + 2); nothing of one part.
+  /// (splits, places, heads, head_dim + 2); nothing of one split.
   template <class F, class Ctx>
-  static Tensor<F, 4> part_sums(Ctx& ctx, const AttentionShape& shape, Index parts, Index places) {
-    if (parts == 1) return {};
-    return ctx.arena().template tensor<F>(parts, places, shape.heads, shape.head_dim + 2);
+  static Tensor<F, 4> partial_results(Ctx& ctx, const AttentionShape& shape, Index splits, Index places) {
+    if (splits == 1) return {};
+    return ctx.arena().template tensor<F>(splits, places, shape.heads, shape.head_dim + 2);
   }
 
   template <class A>
@@ -94,7 +97,7 @@ struct Attention<cuda> {
   static void append(Context<cuda>& ctx, const New<A, S>& own, const Sequences& sequences) {
     const auto with = [&]<int Width>(std::integral_constant<int, Width>) {
       kernel::for_elements(ctx, own.k.rows(), 2 * own.k.cols() / Width,
-                           kernel::AppendPieces<A, S, Width>{own.k, own.v, sequences, own.cache_k, own.cache_v},
+                           kernel::AppendToCache<A, S, Width>{own.k, own.v, sequences, own.cache_k, own.cache_v},
                            "attention: append");
     };
     if constexpr (std::is_same_v<A, S>)
@@ -128,36 +131,36 @@ struct Attention<cuda> {
                      const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
                      const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
     constexpr int wide = kernel::vector_width<S>;
-    const bool in_pieces = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::vector_width<A>) &&
-                           kernel::aligned(keys.k, wide) && kernel::aligned(keys.v, wide) &&
-                           kernel::aligned(own.k, kernel::vector_width<A>) &&
-                           kernel::aligned(own.v, kernel::vector_width<A>);
+    const bool vectorised = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::vector_width<A>) &&
+                            kernel::aligned(keys.k, wide) && kernel::aligned(keys.v, wide) &&
+                            kernel::aligned(own.k, kernel::vector_width<A>) &&
+                            kernel::aligned(own.v, kernel::vector_width<A>);
     const Index group = shape.heads / shape.kv_heads;
-    const auto with =
-        [&]<int Heads, int Lanes, int Width, int Pieces>(kernel::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>) {
-          launch_pieces<Heads, Lanes, Width, Pieces>(ctx, shape, q, keys, own, sequences, places, out, lse);
-        };
-    if (!in_pieces) return with(kernel::AttentionTraits<A, S, 1, 32, 1, 2>{});
+    const auto with = [&]<int Heads, int Lanes, int Width, int Vectors>(
+                          kernel::AttentionDecodeTraits<A, S, Heads, Lanes, Width, Vectors>) {
+      launch_vectors<Heads, Lanes, Width, Vectors>(ctx, shape, q, keys, own, sequences, places, out, lse);
+    };
+    if (!vectorised) return with(kernel::AttentionDecodeTraits<A, S, 1, 32, 1, 2>{});
     if constexpr (std::is_same_v<S, bf16>) {
-      if (group > 2) return with(kernel::AttentionTraits<A, S, 4, 8, wide, 1>{});
-      if (group == 2) return with(kernel::AttentionTraits<A, S, 2, 8, wide, 1>{});
-      return with(kernel::AttentionTraits<A, S, 1, 8, wide, 1>{});
+      if (group > 2) return with(kernel::AttentionDecodeTraits<A, S, 4, 8, wide, 1>{});
+      if (group == 2) return with(kernel::AttentionDecodeTraits<A, S, 2, 8, wide, 1>{});
+      return with(kernel::AttentionDecodeTraits<A, S, 1, 8, wide, 1>{});
     }
-    with(kernel::AttentionTraits<A, S, 1, 32, wide, 1>{});
+    with(kernel::AttentionDecodeTraits<A, S, 1, 32, wide, 1>{});
   }
 
-  /// With as many lanes, then pieces a lane, as a head needs.
-  template <int Heads, int Lanes, int Width, int Pieces, class A, class S, class F>
-  static void launch_pieces(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
-                            const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
-                            const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
-    if constexpr (Lanes * Width * Pieces < most_dimensions) {
-      constexpr int lanes = std::min(2 * Lanes, 32), pieces = Lanes < 32 ? Pieces : 2 * Pieces;
-      if (shape.head_dim > Lanes * Width * Pieces)
-        return launch_pieces<Heads, lanes, Width, pieces>(ctx, shape, q, keys, own, sequences, places, out, lse);
+  /// With as many lanes, then vectors a lane, as a head needs.
+  template <int Heads, int Lanes, int Width, int Vectors, class A, class S, class F>
+  static void launch_vectors(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
+                             const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
+                             const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
+    if constexpr (Lanes * Width * Vectors < most_dimensions) {
+      constexpr int lanes = std::min(2 * Lanes, 32), vectors = Lanes < 32 ? Vectors : 2 * Vectors;
+      if (shape.head_dim > Lanes * Width * Vectors)
+        return launch_vectors<Heads, lanes, Width, vectors>(ctx, shape, q, keys, own, sequences, places, out, lse);
     }
-    launch<kernel::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>>(ctx, shape, q, keys, own, sequences, places, out,
-                                                                       lse);
+    launch<kernel::AttentionDecodeTraits<A, S, Heads, Lanes, Width, Vectors>>(ctx, shape, q, keys, own, sequences,
+                                                                              places, out, lse);
   }
 
   template <class Traits, class A, class S, class F>
@@ -168,23 +171,23 @@ struct Attention<cuda> {
     const Index across = shape.kv_heads * ceil_div(group, Traits::heads);
     const Index down = places.per_row ? sequences.rows * places.per_row : sequences.tokens;
     ArenaScope scope(ctx.arena());
-    const Index parts = keys.cached && places.per_row ? most_parts(keys.k.shape[1]) : 1;
-    const Tensor<F, 4> sums = part_sums<F>(ctx, shape, parts, down);
-    // Enough blocks to fill the GPU several times take the parts in turn: some rows may have few of the possible ones.
+    const Index splits = keys.cached && places.per_row ? most_splits(keys.k.shape[1]) : 1;
+    const Tensor<F, 4> partial = partial_results<F>(ctx, shape, splits, down);
+    // Enough blocks to fill the GPU several times take the splits in turn: some rows may have few of the possible ones.
     const Index enough = 32 * ctx.multiprocessors() / (down * across);
-    const dim3 grid(static_cast<unsigned>(down * across), static_cast<unsigned>(std::clamp<Index>(enough, 1, parts)));
+    const dim3 grid(static_cast<unsigned>(down * across), static_cast<unsigned>(std::clamp<Index>(enough, 1, splits)));
     const Index of_teams = Traits::teams * Traits::heads * (shape.head_dim + 2);
     const auto shared = std::max(static_cast<std::size_t>(Traits::stages * Traits::stage_bytes),
                                  static_cast<std::size_t>(of_teams) * sizeof(F));
     const auto overlap = kernel::overlap_for(sequences.tokens);
     const typename Traits::Append append{own.k, own.v, sequences, own.cache_k, own.cache_v};
-    kernel::launch(ctx, overlap, "attention", kernel::attention_tokens_kernel<Traits>, grid, Traits::threads, shared,
-                   shape, q, keys, append, sequences, places, sums, out, lse);
-    if (!sums) return;
-    using Join = kernel::AttentionJoinTraits<A>;
-    kernel::launch(ctx, overlap, "attention: join", kernel::attention_join_kernel<Join>,
-                   static_cast<unsigned>(down * shape.heads), Join::threads, 0, shape, sequences, places, sums, out,
-                   lse);
+    kernel::launch(ctx, overlap, "attention", kernel::attention_decode_kernel<Traits>, grid, Traits::threads, shared,
+                   shape, q, keys, append, sequences, places, partial, out, lse);
+    if (!partial) return;
+    using Combine = kernel::AttentionCombineTraits<A>;
+    kernel::launch(ctx, overlap, "attention: combine", kernel::attention_combine_kernel<Combine>,
+                   static_cast<unsigned>(down * shape.heads), Combine::threads, 0, shape, sequences, places, partial,
+                   out, lse);
   }
 };
 
