@@ -126,10 +126,12 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   grid_dependency_wait();
 
   // A thread reads what it fetches itself, so only the sums meet at a barrier.
-  extern __shared__ uint4 norm_memory[];  // (ahead, vectors of a thread, inputs, threads)
+  using Vector = AlignedVector<A, width>;
+  extern __shared__ uint4 norm_memory[];  // vectors (ahead, vectors of a thread, inputs, threads)
   constexpr int inputs = Traits::Input::vectors;
-  const auto place = [&](int slot, int p, int k) -> uint4& {
-    return norm_memory[((slot * vectors + p) * inputs + k) * Traits::threads + threadIdx.x];
+  const auto place = [&](int slot, int p, int k) -> Vector& {
+    const int at = ((slot * vectors + p) * inputs + k) * Traits::threads + static_cast<int>(threadIdx.x);
+    return reinterpret_cast<Vector*>(norm_memory)[at];
   };
   const auto fetch = [&](Index i, int slot) {
     if (i < out.rows()) {
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
     for (int p = 0; p < vectors; ++p)
       if (mine + p * step < all) {
-        in.values([&](int k) { return AlignedVector<A, width>{place(slot, p, k)}; }, v[p]);
+        in.values([&](int k) { return place(slot, p, k); }, v[p]);
 #pragma unroll
         for (int k = 0; k < width; ++k) squares += v[p][k] * v[p][k];
       }
