@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // embedding on CUDA, forward; equations and shapes in embedding.hpp. A thread takes 16 bytes of a row, or one element
-// where rows are not in such pieces; exact.
+// where rows are not in such vectors; exact.
 #pragma once
 
 #include <type_traits>
