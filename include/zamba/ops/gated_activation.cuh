@@ -11,7 +11,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/kernel/elementwise.cuh>
-#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/math.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/gated_activation.hpp>
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/math.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/gated_rms_norm.hpp>
 #include <zamba/ops/rms_norm.cuh>

@@ -14,9 +14,9 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
+#include <zamba/kernel/async_copy.cuh>
 #include <zamba/kernel/block_reduce.cuh>
 #include <zamba/kernel/launch.cuh>
-#include <zamba/kernel/mma.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/rms_norm.hpp>
 #include <zamba/ops/rms_norm/backward.cuh>
