@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// advance_rows on CUDA: one block, some rows at a time; contract in generate/device_loop.hpp.
+// advance_rows on CUDA: stream compaction by a prefix sum. One block finds which rows go on, some at a time, and moves
+// their tokens together; contract in generate/device_loop.hpp.
 #pragma once
 
 #include <zamba/context.cuh>

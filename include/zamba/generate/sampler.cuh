@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
 // sample_rows on CUDA; the steps of drawing and their order in sampler.hpp.
 //
-// A block a row finds the largest score, which is all that greedy sampling needs. Otherwise the whole GPU computes the
-// weights, and a block a row draws. It does not sort: what top-k, top-p and min-p leave is in each case a beginning of
-// one order, by weight and then by id, so that the mass of the shortest says everything, and a draw is the token at
-// which the mass of that order exceeds a number. Such a token is found by descending through the bits of the weights,
-// 11 at a time, with the count and the mass of the tokens for each value of these bits; mostly two such steps leave one
-// token, and all searches share the first.
+// Three kernels, of which greedy sampling needs the first only:
+//   best_token_kernel     a block a row   argmax of the scores
+//   weigh_tokens_kernel   the whole GPU   softmax, but for its sum: exp((score - largest) / T)
+//   draw_token_kernel     a block a row   inverse-CDF draw, by radix select
+//
+// Nothing is sorted. What top-k, top-p and min-p leave is in each case a beginning of one order, by weight and then by
+// id: so the mass of the shortest says everything, and a draw is the token at which the cumulative mass of that order
+// exceeds a uniform number times it. Radix select (sampler/radix_select.cuh) finds such a token from the highest bits
+// of the weights down, 11 at a time, by histograms of count and mass; mostly two of them leave one token, and all
+// searches share the first.
 //
 // Numeric contract: scores and weights in double, exp within its last bit. A mass is an integer, the weight in units of
 // 2^-s, where s = 62 - log2 V, rounded down (47 for 32,000 tokens), so sums are exact in every order and a rerun is
@@ -176,8 +180,8 @@ __global__ void __launch_bounds__(Traits::weigh_threads) weigh_tokens_kernel(Dra
 /// Blocks: rows.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads) draw_token_kernel(Draw<typename Traits::A> draw) {
-  using Order = RadixSelect<Traits::threads>;
-  __shared__ typename Order::Shared shared;
+  using Select = RadixSelect<Traits::threads>;
+  __shared__ typename Select::Shared shared;
   launch_dependents();
   grid_dependency_wait();
   const Index row = blockIdx.x;
@@ -187,7 +191,7 @@ __global__ void __launch_bounds__(Traits::threads) draw_token_kernel(Draw<typena
   const auto top_k = static_cast<std::uint64_t>(options.top_k);
   Random random = draw.samplers.random[row];
   const double uniform = random.uniform();
-  Order order(shared, &draw.weights(row, 0), static_cast<int>(draw.weights.cols()), draw.whole);
+  Select order(shared, &draw.weights(row, 0), static_cast<int>(draw.weights.cols()), draw.whole);
 
   std::uint64_t kept = ~std::uint64_t{0};  // the mass of what is left
   bool by_weight = false;
@@ -215,7 +219,7 @@ __global__ void __launch_bounds__(Traits::threads) draw_token_kernel(Draw<typena
   if (by_weight) {
     const auto place = order.find(Measure::mass, target);
     const auto is_there = [&](double weight) {
-      return std::uint64_t{weight > 0 && Order::key(weight) >> place.shift == place.key};
+      return std::uint64_t{weight > 0 && Select::key(weight) >> place.shift == place.key};
     };
     order.sum_by_id(is_there);
     token = order.find_by_id((target - place.before.mass) / place.mass_of_one(), is_there);

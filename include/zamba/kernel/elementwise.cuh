@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes.
+// Elementwise kernels: one functor for every element of a (rows, cols) range, or for every 16 bytes of it. Columns lie
+// across the grid; rows, which may be more than a grid has, are a grid-stride loop.
 #pragma once
 
 #include <algorithm>

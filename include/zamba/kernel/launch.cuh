@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: MIT
-// How kernels are queued, one overlapping the end of the one before it.
+// launch(): kernels by programmatic dependent launch, each beginning while the one before it still runs.
 //
-// From compute capability 9.0 on, a kernel may begin while the one before it still runs ("programmatic dependent
-// launch" in the CUDA programming guide), which hides the time that it takes to start: some hundred kernels make a
-// token, of a few microseconds each. So every kernel of this library that is queued by launch() keeps three rules:
-//   - launch_dependents() comes first: the next kernel may begin once all blocks of this one have;
-//   - before grid_dependency_wait() nothing is written, and nothing read but the weights of a model, which no kernel
-//     writes while it computes;
-//   - all threads call grid_dependency_wait(), whatever they do after it.
-// What a kernel wrote is seen after grid_dependency_wait() of the next one; and since that one ends later than the one
-// before it, also by all that follow.
+// That hides the time that a kernel takes to start, from compute capability 9.0 on: some hundred kernels make a token,
+// of a few microseconds each. Whoever writes a kernel for launch() keeps three rules. No compiler checks them; a wait
+// that is missing is a race which most runs do not show.
+//   1. launch_dependents() is the first statement: the next kernel may begin once all blocks of this one have.
+//   2. Before grid_dependency_wait() nothing is written, and nothing is read but the weights of a model, which no
+//   kernel
+//      writes while it computes. Arguments, extents and prefetch_to_cache() are no reads.
+//   3. Every thread calls grid_dependency_wait(), on every path: `if (outside) return grid_dependency_wait();`.
+// A kernel without weights calls both at once, at its beginning; for_elements and for_vectors (elementwise.cuh) keep
+// the rules for their functors.
+//
+// Why that is enough: what a kernel wrote is seen after the wait of the next one; and since that one ends later than
+// the one before it, also by all that follow. Rule 3 makes it end later: a block that does not wait may end at once.
 #pragma once
 
 #include <initializer_list>
@@ -21,14 +25,14 @@
 
 namespace zamba::kernel {
 
-/// Waits until everything queued earlier is done and its results are seen.
+/// Waits until everything queued earlier is done and its results are seen (PTX: griddepcontrol.wait).
 __device__ inline void grid_dependency_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-/// Lets the next kernel begin.
+/// Lets the next kernel begin (PTX: griddepcontrol.launch_dependents).
 __device__ inline void launch_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // embedding on CUDA, forward; equations and shapes in embedding.hpp. A thread takes 16 bytes of a row, or one element
-// where rows are not in such pieces; exact. Of a table of another type than the activations it takes one weight, and
+// where rows are not in such vectors; exact. Of a table of another type than the activations it takes one weight, and
 // rounds it.
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // gated_activation on CUDA, forward; equations and shapes in gated_activation.hpp. A thread takes 16 bytes of a row, or
-// one element where rows are not in such pieces. Bound by memory bandwidth.
+// one element where rows are not in such vectors. Bound by memory bandwidth.
 //
 // Numeric contract: computed in compute_t, rounded once when written. In float and double erf is CUDA's own, within 2
 // units in the last place. For bf16, which keeps 8 bits, the normal distribution function is within 2^-22 of its value,
@@ -11,7 +11,7 @@
 
 #include <zamba/context.cuh>
 #include <zamba/kernel/elementwise.cuh>
-#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/math.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/gated_activation.hpp>
 

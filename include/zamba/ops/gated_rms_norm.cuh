@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // gated_rms_norm on CUDA, forward; equations and shapes in gated_rms_norm.hpp. The kernels are those of rms_norm, with
-// a gated input; one that is read twice is also gated twice.
+// a gated input; two passes gate it twice.
 //
 // Numeric contract: as rms_norm on CUDA; in float silu(z) is within (3 + |z|) 1e-7 of its value.
 #pragma once
 
 #include <zamba/context.cuh>
-#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/math.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/gated_rms_norm.hpp>
 #include <zamba/ops/rms_norm.cuh>
@@ -25,17 +25,17 @@ struct GatedInput {
 
   __device__ Index width() const { return group; }
   __device__ F value(Index i, Index c) const { return F(x(i, c)) * silu(F(z(i, c))); }
-  static constexpr int pieces = 2;
-  template <class Bring>
-  __device__ void bring(Index i, Index c, Bring&& bring) const {
-    bring(0, &x(i, c));
-    bring(1, &z(i, c));
+  static constexpr int vectors = 2;
+  template <class Fetch>
+  __device__ void fetch(Index i, Index c, Fetch&& fetch) const {
+    fetch(0, &x(i, c));
+    fetch(1, &z(i, c));
   }
-  template <class Brought>
-  __device__ void values(Brought&& piece, F (&to)[vector_width<A>]) const {
+  template <class Fetched>
+  __device__ void values(Fetched&& fetched, F (&to)[vector_width<A>]) const {
     F gate[vector_width<A>];
-    piece(0).unpack(to);
-    piece(1).unpack(gate);
+    fetched(0).unpack(to);
+    fetched(1).unpack(gate);
 #pragma unroll
     for (int k = 0; k < vector_width<A>; ++k) to[k] *= silu(gate[k]);
   }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 // rms_norm on CUDA; equations and shapes in rms_norm.hpp.
 //
-// Forward: a block takes positions in turn, and its threads hold their parts of the weight and of v in registers; the
-// next positions are on their way to shared memory while this one's sum meets. Where a position is too wide for that,
-// or not in pieces of 16 bytes, it is read twice. Backward: a block a position for d_x and d_t; d_weight in two more
-// kernels, a thread a column, over fixed groups of positions and then over the groups in order.
+// Forward, single pass: a persistent block takes positions in turn, its parts of the weight and of v in registers, and
+// cp.async brings the next positions to shared memory while the block reduces this one's sum of squares. Two passes
+// over memory where a position is too wide for that, or not in vectors of 16 bytes. Backward: rms_norm/backward.cuh.
 //
 // Numeric contract: sums in compute_t, in an order fixed by the width; backwards also by the number of positions.
 // Agrees with the CPU version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when
@@ -15,11 +14,12 @@
 #include <type_traits>
 
 #include <zamba/context.cuh>
+#include <zamba/kernel/async_copy.cuh>
 #include <zamba/kernel/block_reduce.cuh>
 #include <zamba/kernel/launch.cuh>
-#include <zamba/kernel/mma.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/rms_norm.hpp>
+#include <zamba/ops/rms_norm/backward.cuh>
 
 namespace zamba {
 
@@ -35,20 +35,20 @@ struct SummedInput {
 
   __device__ Index width() const { return x.cols(); }
   __device__ F value(Index i, Index c) const { return F(x(i, c)) + (t ? F(t(i, c)) : F(0)); }
-  /// For neighbouring values from column c on: bring(k, where the k-th piece of 16 bytes is), and what values() makes
-  /// of piece(k).
-  static constexpr int pieces = 2;
-  template <class Bring>
-  __device__ void bring(Index i, Index c, Bring&& bring) const {
-    bring(0, &x(i, c));
-    if (t) bring(1, &t(i, c));
+  /// For neighbouring values from column c on: fetch(k, address of the k-th vector), and what values() makes of
+  /// fetched(k).
+  static constexpr int vectors = 2;
+  template <class Fetch>
+  __device__ void fetch(Index i, Index c, Fetch&& fetch) const {
+    fetch(0, &x(i, c));
+    if (t) fetch(1, &t(i, c));
   }
-  template <class Brought>
-  __device__ void values(Brought&& piece, F (&to)[vector_width<A>]) const {
-    piece(0).unpack(to);
+  template <class Fetched>
+  __device__ void values(Fetched&& fetched, F (&to)[vector_width<A>]) const {
+    fetched(0).unpack(to);
     if (!t) return;
     F more[vector_width<A>];
-    piece(1).unpack(more);
+    fetched(1).unpack(more);
 #pragma unroll
     for (int k = 0; k < vector_width<A>; ++k) to[k] += more[k];
   }
@@ -69,30 +69,20 @@ struct ConcatenatedInput {
 
   __device__ Index width() const { return a.cols() + b.cols(); }
   __device__ F value(Index i, Index c) const { return c < a.cols() ? F(a(i, c)) : F(b(i, c - a.cols())); }
-  static constexpr int pieces = 1;
-  template <class Bring>
-  __device__ void bring(Index i, Index c, Bring&& bring) const {
-    bring(0, c < a.cols() ? &a(i, c) : &b(i, c - a.cols()));
+  static constexpr int vectors = 1;
+  template <class Fetch>
+  __device__ void fetch(Index i, Index c, Fetch&& fetch) const {
+    fetch(0, c < a.cols() ? &a(i, c) : &b(i, c - a.cols()));
   }
-  template <class Brought>
-  __device__ void values(Brought&& piece, F (&to)[vector_width<A>]) const {
-    piece(0).unpack(to);
+  template <class Fetched>
+  __device__ void values(Fetched&& fetched, F (&to)[vector_width<A>]) const {
+    fetched(0).unpack(to);
   }
   bool in_vectors() const { return kernel::in_vectors(a) && kernel::in_vectors(b); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     A& d = c < a.cols() ? d_a(i, c) : d_b(i, c - a.cols());
     d = A(F(d) + d_v);
   }
-};
-
-/// What the kernels of the backward pass have in common.
-template <class Input_>
-struct RmsNormTraits {
-  using Input = Input_;
-  using A = typename Input::A;
-  using F = typename Input::F;
-  static constexpr int threads = 512;
-  static constexpr int columns = 128;  // of d_weight in one block
 };
 
 /// The forward pass, by a block of few threads or of twice as many. In bf16 and float those hold up to 4096 and 8192
@@ -103,11 +93,11 @@ struct NormTraits {
   using A = typename Input::A;
   using F = typename Input::F;
   static constexpr int threads = Few ? 256 : 512, blocks = (sizeof(A) == 2 ? 1024 : 512) / threads;
-  static constexpr int width = vector_width<A>;          // elements of a vector
-  static constexpr int pieces = sizeof(A) == 2 ? 2 : 4;  // vectors of a thread
-  static constexpr int ahead = sizeof(A) == 2 ? 2 : 1;   // positions that are on their way
-  static constexpr int most = threads * width * pieces;  // elements of a position
-  static constexpr std::size_t shared = 16 * threads * pieces * Input::pieces * ahead;
+  static constexpr int width = vector_width<A>;           // elements of a vector
+  static constexpr int vectors = sizeof(A) == 2 ? 2 : 4;  // of a thread
+  static constexpr int ahead = sizeof(A) == 2 ? 2 : 1;    // positions that are on their way
+  static constexpr int most = threads * width * vectors;  // elements of a position
+  static constexpr std::size_t shared = 16 * threads * vectors * Input::vectors * ahead;
 };
 
 template <class F>
@@ -115,63 +105,65 @@ __device__ F square(F x) {
   return x * x;
 }
 
-/// For groups of at most Traits::most elements, in pieces of 16 bytes; blockIdx.y counts the groups of a position. More
-/// than by the bytes under way, the time is bound by the waits of a block for its sum: so a thread has few elements,
-/// and a multiprocessor many threads.
+/// For groups of at most Traits::most elements, in vectors of 16 bytes; blockIdx.y counts the groups of a position.
+/// More than by the bytes under way, the time is bound by the waits of a block for its sum: so a thread has few
+/// elements, and a multiprocessor many threads.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     rms_norm_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight, typename Traits::F eps,
                     Matrix<typename Traits::A> out, Matrix<typename Traits::F> rstd) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  constexpr int width = Traits::width, pieces = Traits::pieces;
+  constexpr int width = Traits::width, vectors = Traits::vectors;
   launch_dependents();
   const int all = static_cast<int>(in.width()), mine = static_cast<int>(threadIdx.x) * width;
   const Index group = blockIdx.y, first = group * all + mine;
   constexpr int step = Traits::threads * width;
-  F weights[pieces][width];
+  F weights[vectors][width];
 #pragma unroll
-  for (int p = 0; p < pieces; ++p)
+  for (int p = 0; p < vectors; ++p)
     if (mine + p * step < all) load_vector_readonly<width>(&weight[first + p * step]).unpack(weights[p]);
   grid_dependency_wait();
 
-  // A thread reads what it has brought itself, so only the sums meet at a barrier.
-  extern __shared__ uint4 norm_memory[];
-  constexpr int inputs = Traits::Input::pieces;
-  const auto place = [&](int slot, int p, int k) -> uint4& {
-    return norm_memory[((slot * pieces + p) * inputs + k) * Traits::threads + threadIdx.x];
+  // A thread reads what it fetches itself, so only the sums meet at a barrier.
+  using Vector = AlignedVector<A, width>;
+  extern __shared__ uint4 norm_memory[];  // vectors (ahead, vectors of a thread, inputs, threads)
+  constexpr int inputs = Traits::Input::vectors;
+  const auto place = [&](int slot, int p, int k) -> Vector& {
+    const int at = ((slot * vectors + p) * inputs + k) * Traits::threads + static_cast<int>(threadIdx.x);
+    return reinterpret_cast<Vector*>(norm_memory)[at];
   };
-  const auto bring = [&](Index i, int slot) {
+  const auto fetch = [&](Index i, int slot) {
     if (i < out.rows()) {
 #pragma unroll
-      for (int p = 0; p < pieces; ++p)
+      for (int p = 0; p < vectors; ++p)
         if (mine + p * step < all)
-          in.bring(i, first + p * step, [&](int k, const auto* from) { copy_async(&place(slot, p, k), from, true); });
+          in.fetch(i, first + p * step, [&](int k, const auto* from) { copy_async(&place(slot, p, k), from, true); });
     }
     copy_async_commit();
   };
 #pragma unroll
-  for (int slot = 0; slot < Traits::ahead; ++slot) bring(blockIdx.x + Index{gridDim.x} * slot, slot);
+  for (int slot = 0; slot < Traits::ahead; ++slot) fetch(blockIdx.x + Index{gridDim.x} * slot, slot);
   const F share = F(1) / F(all);
   int turn = 0, slot = 0;
   for (Index i = blockIdx.x; i < out.rows(); i += gridDim.x, turn ^= 1) {
     copy_async_wait<Traits::ahead - 1>();
-    F v[pieces][width], squares = 0;
+    F v[vectors][width], squares = 0;
 #pragma unroll
-    for (int p = 0; p < pieces; ++p)
+    for (int p = 0; p < vectors; ++p)
       if (mine + p * step < all) {
-        in.values([&](int k) { return AlignedVector<A, width>{place(slot, p, k)}; }, v[p]);
+        in.values([&](int k) { return place(slot, p, k); }, v[p]);
 #pragma unroll
         for (int k = 0; k < width; ++k) squares += v[p][k] * v[p][k];
       }
     F sum = block_sum_in_turn<Traits::threads>(squares, turn);
-    bring(i + Index{gridDim.x} * Traits::ahead, slot);
+    fetch(i + Index{gridDim.x} * Traits::ahead, slot);
     slot = slot + 1 < Traits::ahead ? slot + 1 : 0;
     F scale = ::rsqrt(::fma(sum, share, eps));
     if (!is_finite(sum)) [[unlikely]] {  // squares overflowed, of all threads alike
       squares = 0;
 #pragma unroll
-      for (int p = 0; p < pieces; ++p)
+      for (int p = 0; p < vectors; ++p)
         if (mine + p * step < all)
 #pragma unroll
           for (int k = 0; k < width; ++k) squares += square(v[p][k] * small_scale<F>);
@@ -181,7 +173,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     }
     if (threadIdx.x == 0) rstd(i, group) = scale;
 #pragma unroll
-    for (int p = 0; p < pieces; ++p)
+    for (int p = 0; p < vectors; ++p)
       if (mine + p * step < all) {
 #pragma unroll
         for (int k = 0; k < width; ++k) v[p][k] = weights[p][k] * (v[p][k] * scale);
@@ -193,9 +185,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 /// For groups of any width and alignment; the order of the sum is the same.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
-    rms_norm_twice_read_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight,
-                               typename Traits::F eps, Matrix<typename Traits::A> out,
-                               Matrix<typename Traits::F> rstd) {
+    rms_norm_two_pass_kernel(typename Traits::Input in, Vector<const typename Traits::F> weight, typename Traits::F eps,
+                             Matrix<typename Traits::A> out, Matrix<typename Traits::F> rstd) {
   using F = typename Traits::F;
   launch_dependents();
   grid_dependency_wait();
@@ -242,53 +233,10 @@ void launch_norm(Context<cuda>& ctx, const Input& in, Vector<const F> weight, do
       queue(rms_norm_kernel<Traits>, std::max(Index{1}, Traits::blocks * ctx.multiprocessors() / rstd.cols()),
             Traits::threads, Traits::shared);
     else
-      queue(rms_norm_twice_read_kernel<Traits>, Index{1} << 20, Traits::threads, 0);
+      queue(rms_norm_two_pass_kernel<Traits>, Index{1} << 20, Traits::threads, 0);
   };
   using Few = NormTraits<Input, true>;
   width <= Few::most ? by(Few{}) : by(NormTraits<Input, false>{});
-}
-
-/// d_v = rstd * (g - u * mean(g * u))
-template <class Traits>
-__global__ void __launch_bounds__(Traits::threads)
-    rms_norm_input_gradient_kernel(typename Traits::Input in, Matrix<const typename Traits::A> d_out,
-                                   Vector<const typename Traits::F> weight, Vector<const typename Traits::F> rstd) {
-  using F = typename Traits::F;
-  const Index width = in.width();
-  for (Index i = blockIdx.x; i < d_out.rows(); i += gridDim.x) {
-    const F scale = rstd[i];
-    F product = 0;
-    for (Index c = threadIdx.x; c < width; c += Traits::threads)
-      product += weight[c] * F(d_out(i, c)) * (in.value(i, c) * scale);
-    const F mean = block_sum<Traits::threads>(product) / F(width);
-    for (Index c = threadIdx.x; c < width; c += Traits::threads)
-      in.add_gradient(i, c, scale * (weight[c] * F(d_out(i, c)) - mean * (in.value(i, c) * scale)));
-  }
-}
-
-/// partial (groups, width): each group's sum of d_out * v * rstd, positions in order.
-template <class Traits>
-__global__ void __launch_bounds__(Traits::columns)
-    rms_norm_weight_gradient_kernel(typename Traits::Input in, Matrix<const typename Traits::A> d_out,
-                                    Vector<const typename Traits::F> rstd, Index group_size,
-                                    Matrix<typename Traits::F> partial) {
-  using F = typename Traits::F;
-  const Index c = Index{blockIdx.x} * Traits::columns + threadIdx.x, group = blockIdx.y;
-  if (c >= in.width()) return;
-  const Index end = ::min(d_out.rows(), (group + 1) * group_size);
-  F sum = 0;
-  for (Index i = group * group_size; i < end; ++i) sum += F(d_out(i, c)) * (in.value(i, c) * rstd[i]);
-  partial(group, c) = sum;
-}
-
-/// d_weight += the sum of partial (groups, width) over the groups, in order.
-template <class F>
-__global__ void add_groups_kernel(Matrix<const F> partial, Vector<F> d_weight) {
-  const Index c = Index{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (c >= partial.cols()) return;
-  F sum = d_weight[c];
-  for (Index group = 0; group < partial.rows(); ++group) sum += partial(group, c);
-  d_weight[c] = sum;
 }
 
 }  // namespace kernel
@@ -333,7 +281,7 @@ struct RmsNorm<cuda> {
   template <class Input, class A, class F>
   static void launch_backward(Context<cuda>& ctx, const Input& in, Matrix<const A> d_out, Vector<const F> weight,
                               Vector<const F> rstd, Vector<F> d_weight) {
-    using Traits = kernel::RmsNormTraits<Input>;
+    using Traits = kernel::RmsNormGradientTraits<Input>;
     const Index n = d_out.rows(), width = d_weight.size();
     if (n == 0) return;
     kernel::rms_norm_input_gradient_kernel<Traits>

@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(Traits::threads)
   extern __shared__ __align__(16) unsigned char rope_memory[];
   launch_dependents();
   grid_dependency_wait();
-  const int half = static_cast<int>(shape.head_dim / 2), pieces = half / width;
-  const int tasks = static_cast<int>(shape.heads) * pieces;
+  const int half = static_cast<int>(shape.head_dim / 2), vectors = half / width;
+  const int tasks = static_cast<int>(shape.heads) * vectors;
   F *const cosines = reinterpret_cast<F*>(rope_memory), *const sines = cosines + half;
   for (Index t = blockIdx.x; t < sequences.tokens; t += gridDim.x) {
     const Index row = row_of(sequences, t);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Traits::threads)
     }
     __syncthreads();
     for (int task = threadIdx.x; task < tasks; task += Traits::threads) {
-      const int head = task / pieces, i = task % pieces * width;
+      const int head = task / vectors, i = task % vectors * width;
       A *const first = &x(t, head * shape.head_dim + i), *const second = first + half;
       F a[width], b[width];
       load_vector<width>(first).unpack(a);

@@ -1,5 +1,14 @@
 // SPDX-License-Identifier: MIT
-// RadixSelect: the order of a row's weights, searched by a thread block without sorting them; see generate/sampler.cuh.
+// RadixSelect: radix select over ordered weights, by a thread block. It finds the token at which the cumulative count,
+// or the cumulative mass, of the order by weight exceeds a target, without sorting: as radix sort from the most
+// significant digit on, but going into one bin only.
+//
+//   digit 0      2048 bins over the upper 11 bits of 58: how many tokens, and their mass
+//   prefix sum   over the bins; the bin in which the measure exceeds the target is the next place
+//   digit 1..    the same for the tokens of that place, until they are one, or all equal
+//
+// A key is the bits of 1 less those of the weight, as integers: the larger a weight, the smaller its key. Masses are integers, so histograms
+// by atomic additions are exact in every order. See generate/sampler.cuh.
 #pragma once
 
 #include <cstdint>
@@ -62,15 +71,15 @@ class RadixSelect {
   /// The token at which the measure of the order exceeds `target`, which is less than the whole.
   __device__ Place find(Measure measure, std::uint64_t target) {
     Place place{0, key_bits, {}, {}};
-    choose(place, first_, 0, measure, target);
-    for (int level = 1; place.here.count > 1 && place.here.mass > 0 && place.shift > 0; ++level) {
+    descend(place, first_, 0, measure, target);
+    for (int digit = 1; place.here.count > 1 && place.here.mass > 0 && place.shift > 0; ++digit) {
       bool equal = false;
-      const Bins bins = histogram(level, place, &equal);
+      const Bins bins = histogram(digit, place, &equal);
       if (equal) {  // in all bits
         place = {shared_.found.key, 0, place.before, place.here};
         break;
       }
-      choose(place, bins, level, measure, target);
+      descend(place, bins, digit, measure, target);
     }
     return place;
   }
@@ -120,7 +129,7 @@ class RadixSelect {
   };
 
   /// Exact, in whatever order threads come: every overflow of the low half is seen by one of them.
-  __device__ void put(unsigned bin, const Amount& amount) {
+  __device__ void add_to_bin(unsigned bin, const Amount& amount) {
     if (amount.count == 0) return;
     atomicAdd(&shared_.counts[bin], amount.count);
     const auto low = static_cast<unsigned>(amount.mass), high = static_cast<unsigned>(amount.mass >> 32);
@@ -128,12 +137,12 @@ class RadixSelect {
     if (high + carry > 0) atomicAdd(&shared_.high[bin], high + carry);
   }
 
-  __device__ static int shift_of(int level) { return ::max(key_bits - digit_bits * (level + 1), 0); }
+  __device__ static int shift_of(int digit) { return ::max(key_bits - digit_bits * (digit + 1), 0); }
 
-  /// The bins of the bits of a level, for the tokens at `place`; whether all their keys are equal, where asked for, and
+  /// The bins of a digit, for the tokens at `place`; whether all their keys are equal, where asked for, and
   /// then that key is in shared_.found.
-  __device__ Bins histogram(int level, const Place& place, bool* equal) {
-    const int shift = shift_of(level);
+  __device__ Bins histogram(int digit, const Place& place, bool* equal) {
+    const int shift = shift_of(digit);
     const std::uint64_t mask = (std::uint64_t{1} << (place.shift - shift)) - 1;
     __syncthreads();
     for (int bin = threadIdx.x; bin < bins; bin += Threads) {
@@ -147,12 +156,12 @@ class RadixSelect {
     Amount gathered{};  // for one bin, as neighbours may be in the same
     const auto take = [&](double weight) {
       const std::uint64_t k = key(weight);
-      if (!(weight > 0) || (level > 0 && k >> place.shift != place.key)) return;
+      if (!(weight > 0) || (digit > 0 && k >> place.shift != place.key)) return;
       least = ::min(least, k);
       greatest = ::max(greatest, k);
-      const auto next = static_cast<unsigned>(level > 0 ? k >> shift & mask : ::min(k >> shift, mask));
+      const auto next = static_cast<unsigned>(digit > 0 ? k >> shift & mask : ::min(k >> shift, mask));
       if (next != bin) {
-        put(bin, gathered);
+        add_to_bin(bin, gathered);
         gathered = {};
         bin = next;
       }
@@ -164,7 +173,7 @@ class RadixSelect {
       take(two.x);
       take(two.y);
     }
-    put(bin, gathered);
+    add_to_bin(bin, gathered);
     if (equal) {
       least = block_min<Threads>(least);
       greatest = block_max<Threads>(greatest);
@@ -185,9 +194,9 @@ class RadixSelect {
   }
 
   /// Goes from `place` to the bin in which the measure exceeds `target`.
-  __device__ void choose(Place& place, const Bins& bins, int level, Measure measure, std::uint64_t target) {
+  __device__ void descend(Place& place, const Bins& bins, int digit, Measure measure, std::uint64_t target) {
     const auto of = [&](const Amount& amount) { return measure == Measure::count ? amount.count : amount.mass; };
-    const int shift = shift_of(level);
+    const int shift = shift_of(digit);
     __syncthreads();  // what was found before has been read
     Amount before = place.before + bins.before;
 #pragma unroll

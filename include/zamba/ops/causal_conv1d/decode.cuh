@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   constexpr int width = Traits::width, past = Traits::past;
   launch_dependents();
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
-  const bool there = c < out.cols();
+  const bool there = c < out.cols();  // lanes without channels stay: a warp shuffles where its tokens are
   const ConvFilter<Traits> filter(weight, bias, there ? c : 0);
   const Index first = Index{blockIdx.x / tiles} * rows_each;
   if (state && there) {
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 
   const SingleTokens rows(sequences, first, rows_each, static_cast<bool>(state));
   struct Operands {
-    Index at;
-    F window[past][width];
+    Index at;               // the token's place in the batch
+    F window[past][width];  // the state: inputs before the token, oldest first; channels
     AlignedVector<A, width> input;
   };
   const auto load = [&](int row) {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   rows.for_each(load, [&](int row, Operands& operands) {
     F input[width], result[width];
     operands.input.unpack(input);
-    filter.step(operands.window, input, result);
+    filter.step(operands.window, input, result);  // and the window moves by one: it is the next state
     if (!there) return;
     store_vector(&out(operands.at, c), result);
     if (state) {

@@ -49,7 +49,7 @@ class ScanBackward : ScanStrips<T, Chunk> {
         for (Index k = (length - 1) / chunk; k >= 0; --k) {
           const Index first = begin + k * chunk, count = std::min(chunk, length - k * chunk);
           through_chunk(in, d_y, strips, first, count, checkpoints[begin / chunk + row + k], out, scratch, d_skip,
-                        d_bias, partial[task].slice(first, first + count));
+                        d_bias, partial[task].slice(first, count));
         }
         if (!d_state) continue;
         // A row that began from zero has no initial state to receive a gradient.

@@ -57,10 +57,10 @@ struct ScanStages {
   static constexpr int half = Traits::channels / 2, step_line = 2 * Traits::channels + 4;
   static constexpr int sum_half = half * Traits::slices + half, sum_line = 2 * sum_half;
 
-  //                  buffer token           place
-  alignas(16) float steps[2][Traits::tokens][step_line];                       // {dt, dt u} of each channel
-  alignas(16) float BC[2][Traits::tokens][Traits::slices][2][Traits::states];  // B, then C of each slice
-  alignas(16) float sums[2][Traits::tokens][sum_line];                         // C s of each channel and slice
+  // (buffer, token, ...)
+  alignas(16) float steps[2][Traits::tokens][step_line];                       // step_place(channel): dt, dt u
+  alignas(16) float BC[2][Traits::tokens][Traits::slices][2][Traits::states];  // of each slice B, then C
+  alignas(16) float sums[2][Traits::tokens][sum_line];                         // sum_place(channel, slice): sum of C s
 
   __device__ static int step_place(int channel) { return 2 * channel + channel / half * 4; }
   __device__ static int sum_place(int channel, int slice) {
@@ -68,15 +68,18 @@ struct ScanStages {
   }
 };
 
-/// A consumer: a slice of the states of one channel, in registers.
+/// A consumer: a slice of the states of one channel, in registers. Warp w, lane l:
+///   channel of the tile   16 (w / 2) + l % 16
+///   slice                  2 (w % 2) + l / 16
 template <class Traits>
 struct ScanConsumer {
   static constexpr int states = Traits::states, group = Traits::group, tokens = Traits::tokens;
   using Stages = ScanStages<Traits>;
 
-  int slice, step_place, sum_place, first_state, mine;  // mine: states there are
+  int slice, first_state, mine;  // mine: states that there are
+  int step_place, sum_place;     // in a token's line of ScanStages
   Index channel;
-  float a[states], s[states];
+  float a[states], s[states];  // the decay's exponent, and the state
 
   __device__ ScanConsumer(const SelectiveScanInputs<typename Traits::A, float>& in, const ScanTile& tile) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -91,6 +94,7 @@ struct ScanConsumer {
     for (int n = 0; n < states; ++n) a[n] = n < mine ? scan_decay(in.A_log(channel, first_state + n)) : 0.0f;
   }
 
+  /// From a row of `state`, or zero.
   __device__ void load(const Tensor<float, 3>& state, Index row, bool continued) {
 #pragma unroll
     for (int n = 0; n < states; ++n) s[n] = continued && n < mine ? state(row, first_state + n, channel) : 0.0f;
@@ -103,8 +107,8 @@ struct ScanConsumer {
 
   /// What the scan of `group` tokens reads.
   struct Operands {
-    float step[group][2];  // dt, dt u
-    float B[group][states], C[group][states];
+    float step[group][2];                      // token: dt, dt u
+    float B[group][states], C[group][states];  // token, state
   };
   __device__ Operands read(const Stages& stages, int buffer, int token) const {
     Operands operands;
@@ -161,7 +165,9 @@ struct RegisterRing {
   __device__ Loaded& operator[](int i) { return slots[i % size]; }
 };
 
-/// A producer: a quad of channels of one token of each stage; and quads of B or of C.
+/// A producer. Of every stage, thread i takes
+///   u, delta, z, y   token i / 8, channels 4 (i % 8) ..            (eight quads are 32 channels)
+///   B or C           tokens i / 2q, i / 2q + 128 / 2q, ..; of 2q quads, q of B and q of C, the one at i % 2q
 template <class Traits>
 struct ScanProducer {
   using A = typename Traits::A;
@@ -170,10 +176,10 @@ struct ScanProducer {
   static constexpr int tokens = Traits::tokens, states = Traits::states;
   static constexpr bool wide = Traits::wide;
 
-  int token, quad, width;  // width: channels of the quad that there are
-  float bias[4], skip[4];
-  int BC_token, BC_width, BC_state, of_C;
-  // Where the next stage lies in line, and how far the one after it.
+  int token, quad, width;                  // width: channels of the quad that there are
+  float bias[4], skip[4];                  // of these channels
+  int BC_token, BC_state, BC_width, of_C;  // the first token, the first state, states that there are
+  // Where the next stage lies in line, and how much further the one after it.
   const A *u, *delta, *z, *BC;
   A* y;
   int u_step, delta_step, z_step, BC_step, y_step;
@@ -272,15 +278,15 @@ __device__ void scan_produce(const SelectiveScanInputs<typename Traits::A, float
   constexpr int tokens = Traits::tokens, ahead = Traits::ahead;
   const int length = static_cast<int>(sequences.length(tile.row));
   Producer producer(in, tile, sequences.begin(tile.row), y);
-  RegisterRing<typename Producer::Loaded, Traits::ring> ring;  // [k]: stage i - 1
+  RegisterRing<typename Producer::Loaded, Traits::ring> ring;
 #pragma unroll
   for (int k = 0; k <= ahead; ++k) ring[1 + k] = producer.load(length - k * tokens);
   producer.prepare(stages, 0, length, ring[1]);
   __syncthreads();  // the first stage is prepared
   int buffer = 0;
-  for (int left = length;;) {  // tokens from stage i on
+  for (int left = length;;) {  // tokens of the row from stage i on
 #pragma unroll
-    for (int k = 0; k < ring.size; ++k) {
+    for (int k = 0; k < ring.size; ++k) {  // slots: k of stage i - 1, k + 1 of stage i, ...
       if (left < length) producer.finish(stages, buffer ^ 1, left + tokens, ring[k]);
       if (left <= 0) return;
       ring[k + 2 + ahead] = producer.load(left - (1 + ahead) * tokens);
