@@ -73,6 +73,9 @@ TEST_SUITE("weight") {
     CHECK(std::is_same_v<weight_t<bf16>, bf16>);
     CHECK(std::is_same_v<Weight<const float>, Matrix<const float>>);
     CHECK(std::is_same_v<Weight<bf16, 3>, Tensor<bf16, 3>>);
+    using zamba::testing::reference_bounds;
+    CHECK(reference_bounds<Types<float, float>>().logits == reference_bounds<float>().logits);
+    CHECK(reference_bounds<Types<float, float, bf16>>().logits == reference_bounds<bf16>().logits);
   }
 
   TEST_CASE("bf16 by its name and by its three types is one model") {
