@@ -18,7 +18,7 @@
 namespace zamba_apps {
 
 struct InfoOptions {
-  std::string model, dtype = "auto", svg;
+  std::string model, dtype = "auto", device = "cpu", svg;
   std::vector<Index> lengths{1024, 4096, 16384, 65536};
   bool list = false;
 };
@@ -42,17 +42,19 @@ inline std::string lower(std::string text) {
 
 /// The model that a folder's config.json describes, or that is compiled in under a name.
 inline const zamba::ModelFacts& find_model(const zamba::Registry& registry, const std::string& model,
-                                           std::optional<zamba::DType> storage) {
-  if (zamba::is_folder(model)) return registry.match(model, storage);
+                                           std::optional<zamba::DType> storage, const std::string& device) {
+  check_device(registry, device);
+  if (zamba::is_folder(model)) return registry.match(model, storage, device);
   std::vector<std::string> names;
   for (const zamba::ModelFacts& facts : registry.models()) {
+    if (facts.device != device) continue;
     if (lower(facts.name) == lower(model) && (!storage || facts.storage == *storage)) return facts;
     names.push_back(facts.name);
   }
   const auto meant = nearest(model, names);
   zamba::fail("'", model, "' is no folder, and no model of that name is compiled in",
-              storage ? " in " + std::string(name_of(*storage)) : "", meant ? "; did you mean " + *meant + "?" : "",
-              "; --list shows all");
+              storage ? " in " + std::string(name_of(*storage)) : "", zamba::detail::on_device(device),
+              meant ? "; did you mean " + *meant + "?" : "", "; --list shows all");
 }
 
 inline void print_facts(std::ostream& out, const zamba::ModelFacts& facts, const std::vector<Index>& lengths) {
@@ -106,6 +108,7 @@ inline int info(std::vector<std::string> arguments, const zamba::Registry& regis
   app.add_option("MODEL", options.model,
                  "folder of a checkpoint, of which only config.json is read; or a name of --list");
   add_dtype_flag(app, options.dtype);
+  add_device_flag(app, options.device);
   app.add_option("--lengths", options.lengths, "numbers of tokens to show, as 1024,4096")
       ->delimiter(',')
       ->check(CLI::Range(Index{1}, Index{1} << 40))
@@ -119,13 +122,14 @@ inline int info(std::vector<std::string> arguments, const zamba::Registry& regis
       "  zamba-info my-checkpoint --lengths 1000,100000 --svg state.svg");
   return run(app, std::move(arguments), console, [&] {
     if (options.list) {
-      std::vector<std::vector<std::string>> rows{{"name", "model_type", "weights", "parameters"}};
+      std::vector<std::vector<std::string>> rows{{"name", "model_type", "weights", "device", "parameters"}};
       for (const zamba::ModelFacts& facts : registry.models())
-        rows.push_back({facts.name, facts.model_type, std::string(name_of(facts.storage)), grouped(facts.parameters)});
+        rows.push_back({facts.name, facts.model_type, std::string(name_of(facts.storage)), std::string(facts.device),
+                        grouped(facts.parameters)});
       return print_table(console.out, rows);
     }
     if (options.model.empty()) throw UsageError("MODEL is missing, a folder or a name");
-    const zamba::ModelFacts& facts = find_model(registry, options.model, storage_of(options.dtype));
+    const zamba::ModelFacts& facts = find_model(registry, options.model, storage_of(options.dtype), options.device);
     print_facts(console.out, facts, options.lengths);
     if (options.svg.empty()) return;
     zamba::write_line_plot(options.svg,

@@ -58,7 +58,7 @@ target_compile_options(
             $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${ZAMBA_NATIVE}>>:-Xcompiler=${processor_flag}>)
 
 # CUDA is enabled only where nvcc is and there is something for it to compile.
-file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS tests/*.cu bench/*.cu examples/*.cu include/*.cuh)
+file(GLOB_RECURSE cuda_files CONFIGURE_DEPENDS apps/*.cu tests/*.cu bench/*.cu examples/*.cu include/*.cuh)
 find_program(ZAMBA_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
 if(ZAMBA_CUDA AND cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
   set(CMAKE_CUDA_ARCHITECTURES ${ZAMBA_CUDA_ARCHITECTURES})
@@ -68,7 +68,7 @@ if(ZAMBA_CUDA AND cuda_files AND ZAMBA_NVCC AND TARGET CUDA::cublas)
   enable_language(CUDA)
   set(ZAMBA_CUDA_ENABLED ON)
 elseif(ZAMBA_CUDA AND cuda_files)
-  message(STATUS "zamba: no CUDA toolkit was found, so CUDA tests and benchmarks are left out")
+  message(STATUS "zamba: no CUDA toolkit was found, so the programs compute on the CPU, and CUDA tests and benchmarks are left out")
 endif()
 
 # zamba_add_program(<target> <sources>...): an executable of ours.

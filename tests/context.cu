@@ -79,18 +79,18 @@ struct Count {
   __device__ void operator()(Index, Index i) const { to[i] = first + static_cast<int>(i); }
 };
 
-TEST_CASE("Context<cuda>: what kernels leave in the mailbox is there at the moment that was noted") {
+TEST_CASE("Context<cuda>: what kernels leave in pinned memory is there at the event that was recorded") {
   Context<cuda> ctx;
   const Index count = 1 << 16;
-  int* mail = reinterpret_cast<int*>(ctx.mailbox(2 * count * sizeof(int)));
-  CHECK(reinterpret_cast<int*>(ctx.mailbox(16)) == mail);
+  int* mail = ctx.pinned_buffer<int>(2 * count);
+  CHECK(ctx.pinned_buffer<int>(4) == mail);
   for (int round = 0; round < 20; ++round) {  // the next is queued before this one is read
     const int turn = round % 2;
     kernel::for_elements(ctx, 1, count, Count{mail + turn * count, 1000 * round}, "count");
-    ctx.note(turn);
+    ctx.record_event(turn);
     if (round == 0) continue;
     const int* before = mail + (1 - turn) * count;
-    ctx.wait_for(1 - turn);
+    ctx.synchronize_event(1 - turn);
     CHECK(before[0] == 1000 * (round - 1));
     CHECK(before[count - 1] == 1000 * (round - 1) + count - 1);
   }
@@ -98,12 +98,12 @@ TEST_CASE("Context<cuda>: what kernels leave in the mailbox is there at the mome
 
 TEST_CASE("Context<cuda>: a step without input is recorded once for a key, and anew where its scratch lies elsewhere") {
   Context<cuda> ctx;
-  int* mail = reinterpret_cast<int*>(ctx.mailbox(4 * sizeof(int)));
+  int* mail = ctx.pinned_buffer<int>(4);
   static constexpr char program = 0;
   int runs = 0;
   const auto step = [&] {
-    ctx.replay({&program, {mail}, {}}, {}, [&](const std::byte* input) {
-      CHECK(input == nullptr);
+    ctx.launch_graph({&program, {mail}, {}}, {}, [&](const StepInput& input) {
+      CHECK(input.tokens.empty());
       ++runs;
       ArenaScope scope(ctx.arena());
       ctx.zero(ctx.arena().tensor<float>(100));
@@ -124,6 +124,32 @@ TEST_CASE("Context<cuda>: a step without input is recorded once for a key, and a
   ctx.synchronize();
   CHECK(mail[3] == 10);
   CHECK(taken.data != nullptr);
+}
+
+TEST_CASE("Context<cuda>: a step's input comes whole, into a graph too") {
+  Context<cuda> ctx;
+  static constexpr char program = 0;
+  const auto sum = ctx.arena().tensor<Index>(8);
+  for (Index round = 0; round < 5; ++round) {
+    const std::vector<Index> offsets{0, 1, 2}, starts{round, 7};
+    const std::vector<Token> tokens{static_cast<Token>(10 + round), 5};
+    ctx.launch_graph({&program, {sum.data}, {2}}, {offsets, starts, tokens}, [&](const StepInput& there) {
+      const auto copy = [&](std::span<const Index> from, Index at) {
+        const Index count = static_cast<Index>(from.size());
+        ctx.copy(Vector<const Index>(from.data(), count), sum.slice(at, count));
+      };
+      copy(there.offsets, 0);
+      copy(there.starts, 3);
+      ctx.copy(Vector<const Token>(there.tokens.data(), 2), Vector<Token>(reinterpret_cast<Token*>(&sum[5]), 2));
+    });
+    const auto got = values(sum);
+    CHECK(std::vector<Index>(got.begin(), got.begin() + 5) == std::vector<Index>{0, 1, 2, round, 7});
+    Token there[2];
+    std::memcpy(there, &got[5], sizeof there);
+    CHECK(there[0] == 10 + round);
+    CHECK(there[1] == 5);
+  }
+  CHECK(ctx.recorded() == 1);
 }
 
 TEST_CASE("CUDA's errors are exceptions that name the call, and are reported once") {

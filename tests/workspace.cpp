@@ -32,7 +32,7 @@ template <class Net, class T, class Device>
 void check_workspace() {
   using M = Model<Net, T, Device>;
   const M model = random_model<Net, T, Device>();
-  const Index chunk = zamba::detail::prefill_chunk<Device>;
+  const Index chunk = DeviceTraits<Device>::prefill_chunk;
   for (const StateOptions options : {StateOptions{1, 12}, {1, chunk + 40}, {5, 3 * chunk}, {70, 20}}) {
     CAPTURE(options.batch);
     CAPTURE(options.max_length);

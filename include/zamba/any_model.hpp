@@ -2,14 +2,17 @@
 // AnyModel: a Model whose type is chosen at run time, and AnyState, its state.
 //
 //   zamba::AnyModel model = registry.load("my-model");       // checkpoints/registry.hpp; or AnyModel(Model<Net>(...),
-//   "mine") zamba::AnyState state = model.new_state({.batch = 1, .max_length = 4096}); auto logits =
-//   model.extend(state, prompt);
+//                                                            // "mine")
+//   zamba::AnyState state = model.new_state({.batch = 1, .max_length = 4096});
+//   auto logits = model.extend(state, prompt);
 //
 // Every call is one virtual call more than the Model's own, and computes with the calling thread's context: how many
 // threads that has is set by this_thread_context<cpu>() = Context<cpu>(threads). Like a Model, a const AnyModel may be
 // used by several threads, and a state belongs to one.
 // Logits are floats that the host can read: those of a float or bf16 model on the CPU are read in place, others are
 // rounded and copied.
+//
+// A model on CUDA is held where nvcc compiles, or where it is declared `extern template`.
 #pragma once
 
 #include <memory>
@@ -19,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/generate/generator.hpp>
+#include <zamba/host_logits.hpp>
 #include <zamba/model.hpp>
 #include <zamba/model_facts.hpp>
 
@@ -45,7 +50,8 @@ struct StateInterface {
   virtual std::vector<std::byte> to_bytes() const = 0;
 };
 
-template <class StateType>
+/// A: of the model's logits.
+template <class StateType, class A>
 struct HeldState final : StateInterface {
   explicit HeldState(StateType held) : state(std::move(held)) {}
 
@@ -67,6 +73,7 @@ struct HeldState final : StateInterface {
 
   StateType state;
   std::vector<float> logits;  // where the model's own are not floats on the host
+  std::vector<A> copied;      // where they are not on the host
 };
 
 }  // namespace detail
@@ -111,6 +118,9 @@ struct ModelInterface {
   virtual StateInterface::Pointer new_state(StateOptions options) const = 0;
   virtual StateInterface::Pointer state_from_bytes(std::span<const std::byte> bytes) const = 0;
   virtual Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const = 0;
+  virtual std::vector<std::vector<Token>> generate(StateInterface& state, std::span<const std::vector<Token>> prompts,
+                                                   const GenerationOptions& options,
+                                                   const TokenFunction& callback) const = 0;
   virtual LossSum loss(const TrainingBatch& batch, StateInterface* state) const = 0;
   virtual const std::string& checkpoint_config() const = 0;
 };
@@ -118,7 +128,9 @@ struct ModelInterface {
 template <class Net, class T, class Device>
 struct HeldModel final : ModelInterface {
   using ModelType = Model<Net, T, Device>;
-  using Held = HeldState<typename ModelType::StateType>;
+  using A = typename ModelType::A;
+  using Held = HeldState<typename ModelType::StateType, A>;
+  static constexpr bool in_place = std::is_same_v<A, float> && DeviceTraits<Device>::host_reads;
 
   explicit HeldModel(ModelType held) : model(std::move(held)) {}
 
@@ -130,29 +142,34 @@ struct HeldModel final : ModelInterface {
   }
   Matrix<const float> extend(StateInterface& state, const Tokens& tokens, Positions positions) const override {
     Held& held = own(state);
-    using A = typename ModelType::A;
-    if constexpr (std::is_same_v<A, float> && std::is_same_v<Device, cpu>) {
+    if constexpr (in_place) {
       return model.extend(held.state, tokens, positions);
     } else {
       const auto rows = positions == Positions::all ? tokens.tokens.size() : held.state.lengths().size();
       const auto count = rows * static_cast<std::size_t>(ModelType::vocabulary());
-      std::vector<A> copied;
       or_out_of_memory("extend", [&] {  // before the state changes
-        held.logits.resize(count);
-        if constexpr (!std::is_same_v<Device, cpu>) copied.resize(count);
+        held.logits.reserve(count);
+        if (!DeviceTraits<Device>::host_reads) held.copied.reserve(count);
       });
       const auto logits = model.extend(held.state, tokens, positions);
-      const A* from = logits.data;
-      if constexpr (!std::is_same_v<Device, cpu>) {
-        Memory<Device>::copy_to_host(copied.data(), logits.data, count * sizeof(A));
-        from = copied.data();
-      }
-      for (std::size_t i = 0; i < count; ++i) held.logits[i] = static_cast<float>(from[i]);
+      widen_to_host<Device>(logits.data, count, held.copied, held.logits);
       return {held.logits.data(), logits.rows(), logits.cols()};
     }
   }
+  std::vector<std::vector<Token>> generate(StateInterface& state, std::span<const std::vector<Token>> prompts,
+                                           const GenerationOptions& options,
+                                           const TokenFunction& callback) const override {
+    if constexpr (draws<Device>)
+      return model.generate(own(state).state, prompts, options, callback);
+    else
+      fail("AnyModel: ", DeviceTraits<Device>::name, " does not draw tokens");
+  }
   LossSum loss(const TrainingBatch& batch, StateInterface* state) const override {
-    return model.loss(batch, state ? &own(*state).state : nullptr);
+    if constexpr (trains<Device>)
+      return model.loss(batch, state ? &own(*state).state : nullptr);
+    else
+      fail("AnyModel: loss: not every operator has a backward pass on ", DeviceTraits<Device>::name,
+           ", so models do not train there");
   }
   const std::string& checkpoint_config() const override { return model.checkpoint_config(); }
 
@@ -175,6 +192,8 @@ class AnyModel {
   template <class Net, class T, class Device>
   AnyModel(Model<Net, T, Device> model, std::string name, std::string model_type = {})
       : facts_(ModelFacts::of<Net, T, Device>(std::move(name), std::move(model_type))),
+        trains_(zamba::trains<Device>),
+        draws_(zamba::draws<Device>),
         model_(std::make_unique<detail::HeldModel<Net, T, Device>>(std::move(model))) {}
 
   const ModelFacts& facts() const { return facts_; }
@@ -192,6 +211,14 @@ class AnyModel {
   Matrix<const float> extend(AnyState& state, const Tokens& tokens, Positions positions = Positions::last) const {
     return model_->extend(*state.state_, tokens, positions);
   }
+  /// Whether the device draws tokens by itself: then zamba::generate leaves all to it, by the member below.
+  bool draws() const { return draws_; }
+  std::vector<std::vector<Token>> generate(AnyState& state, std::span<const std::vector<Token>> prompts,
+                                           const GenerationOptions& options, const TokenFunction& callback) const {
+    return model_->generate(*state.state_, prompts, options, callback);
+  }
+  /// Whether the device trains: else loss() is an Error.
+  bool trains() const { return trains_; }
   /// As Model::loss.
   LossSum loss(const TrainingBatch& batch, AnyState* state = nullptr) const {
     return model_->loss(batch, state ? state->state_.get() : nullptr);
@@ -199,6 +226,7 @@ class AnyModel {
 
  private:
   ModelFacts facts_;
+  bool trains_, draws_;
   std::unique_ptr<const detail::ModelInterface> model_;
 };
 

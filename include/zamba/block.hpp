@@ -21,30 +21,16 @@
 #include <string_view>
 #include <type_traits>
 
+#include <zamba/block/check.hpp>
 #include <zamba/context.hpp>
 #include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/parameter.hpp>
+#include <zamba/residual_io.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/tensor.hpp>
 
 namespace zamba {
-
-/// The residual stream around a block, (tokens, d) each. out may be x itself unless the block says otherwise.
-template <class A>
-struct ResidualIO {
-  Matrix<const A> x;
-  Matrix<const A> t;  // optional
-  Matrix<A> out;
-};
-
-/// What forward keeps for backward. Kept memory stays taken from the context's arena; whoever asked for it rewinds the
-/// arena.
-enum class Keep {
-  nothing,       // inference
-  layer_inputs,  // a stack keeps what enters each layer and computes the rest again: one layer's activations at a time
-  everything,
-};
 
 /// What visit_state calls: f(name, tensor, rows_per_sequence, width), where a tensor that grows with the sequence has
 /// rows_per_sequence = per_position.
@@ -82,13 +68,6 @@ constexpr void visit_state(S& s, F&& f) {
   B::visit_state(s, StateVisitor<std::remove_reference_t<F>>(f));
 }
 
-namespace detail {
-
-template <class B, bool Shared>
-struct BlockCheck;  // block/check.hpp
-
-}  // namespace detail
-
 /// What is a layer of a stack: the members above, with those arguments, and listings whose tensors have the ranks,
 /// extents and element types that they must. Whether they compute what they should is checked by
 /// testing::conformance<B>().
@@ -116,7 +95,7 @@ inline constexpr bool runs_on = [] {
   if constexpr (requires { B::template runs_on<Device>; })
     return B::template runs_on<Device>;
   else
-    return std::is_same_v<Device, cpu> || by_operators<B>;
+    return DeviceTraits<Device>::host_reads || by_operators<B>;
 }();
 
 namespace detail {
@@ -222,5 +201,3 @@ constexpr Index state_bytes(Index batch, Index length) {
 }
 
 }  // namespace zamba
-
-#include <zamba/block/check.hpp>

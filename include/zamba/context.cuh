@@ -12,6 +12,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -118,10 +120,10 @@ class Context<cuda> {
   ~Context() {
     while (!recordings_.empty()) forget(recordings_.begin());
     if (input_read_) cudaEventDestroy(input_read_);
-    for (const cudaEvent_t moment : moments_)
-      if (moment) cudaEventDestroy(moment);
+    for (const cudaEvent_t event : events_)
+      if (event) cudaEventDestroy(event);
     cudaFreeHost(input_);
-    cudaFreeHost(mailbox_);
+    cudaFreeHost(pinned_);
     if (blas_) cublasDestroy(blas_);
     cudaStreamDestroy(stream_);
   }
@@ -129,6 +131,8 @@ class Context<cuda> {
   Context& operator=(const Context&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  /// Of the host that need scratch of their own: kernels are queued by one.
+  static constexpr int threads() { return 1; }
   /// Whether a kernel can begin before the one before it ends: from compute capability 9.0 on.
   bool overlaps() const { return overlaps_; }
   /// Multiprocessors of the GPU.
@@ -161,38 +165,41 @@ class Context<cuda> {
     kernel::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "upload");
   }
 
-  /// Memory of at least so many bytes that kernels write and the host reads, the same at every call until one asks for
-  /// more. A kernel's writes are there once wait_for(moment) has returned.
-  std::byte* mailbox(std::size_t bytes) {
-    if (bytes > mailbox_size_) {
+  /// Pinned memory for so many T that kernels write and the host reads, the same at every call until one asks for more.
+  /// A kernel's writes are there once synchronize_event() has returned.
+  template <class T>
+  T* pinned_buffer(Index count) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const std::size_t bytes = detail::checked_bytes(sizeof(T), count);
+    if (bytes > pinned_size_) {
       synchronize();
       while (!recordings_.empty()) forget(recordings_.begin());  // they may write to the memory that goes
-      cudaFreeHost(std::exchange(mailbox_, nullptr));
-      mailbox_size_ = 0;
+      cudaFreeHost(std::exchange(pinned_, nullptr));
+      pinned_size_ = 0;
       const std::size_t size = std::max<std::size_t>(bytes, 1 << 12);
-      kernel::check_cuda(cudaMallocHost(&mailbox_, size), "cudaMallocHost");
-      mailbox_size_ = size;
+      kernel::check_cuda(cudaMallocHost(&pinned_, size), "cudaMallocHost");
+      pinned_size_ = size;
     }
-    return static_cast<std::byte*>(mailbox_);
+    return static_cast<T*>(pinned_);
   }
-  /// Calls this point of the queue moment 0 or 1.
-  void note(int moment) {
-    if (!moments_[moment])
-      kernel::check_cuda(cudaEventCreateWithFlags(&moments_[moment], cudaEventDisableTiming), "cudaEventCreate");
-    kernel::check_cuda(cudaEventRecord(moments_[moment], stream_), "note");
+  /// Records event 0 or 1 at this point of the queue.
+  void record_event(int event) {
+    if (!events_[event])
+      kernel::check_cuda(cudaEventCreateWithFlags(&events_[event], cudaEventDisableTiming), "cudaEventCreate");
+    kernel::check_cuda(cudaEventRecord(events_[event], stream_), "record_event");
   }
-  /// Waits for everything queued before the moment was noted last, while what was queued later goes on.
-  void wait_for(int moment) { kernel::check_cuda(cudaEventSynchronize(moments_[moment]), "wait_for"); }
+  /// Waits for everything queued before the event was recorded last, while what was queued later goes on.
+  void synchronize_event(int event) { kernel::check_cuda(cudaEventSynchronize(events_[event]), "synchronize_event"); }
 
-  /// Calls step(input), where input is readable by the device, with the same address for every key; of the second step
-  /// of a key on, a graph of it is launched. The step must take scratch from the arena only, in a scope of its own.
+  /// Calls step(input), where input is in the device's memory, at the same address for every key; of the second step of
+  /// a key on, a graph of it is launched. The step must take scratch from the arena only, in a scope of its own.
   template <class Step>
-  void replay(const ReplayKey& key, std::span<const std::byte> input, Step&& step) {
-    const std::byte* there = stage(input);
+  void launch_graph(const GraphKey& key, const StepInput& input, Step&& step) {
+    const StepInput there = stage(input);
     auto at = recordings_.begin() + number_of(key);
     if (at != recordings_.end() && at->place == place()) {
       if (!at->graph) at->graph = record([&] { step(there); });
-      return kernel::check_cuda(cudaGraphLaunch(at->graph, stream_), "replay");
+      return kernel::check_cuda(cudaGraphLaunch(at->graph, stream_), "launch_graph");
     }
     step(there);  // once as it is: the arena grows, libraries take their memory
     if (at == recordings_.end()) {
@@ -204,12 +211,12 @@ class Context<cuda> {
     at->place = place();
   }
   /// Whether a step of this key ran here with the arena as it is: another one takes no memory.
-  bool repeats(const ReplayKey& key) const {
+  bool is_warm(const GraphKey& key) const {
     const auto at = recordings_.begin() + number_of(key);
     return at != recordings_.end() && at->place == place();
   }
 
-  /// How many graphs replay() has recorded.
+  /// How many graphs launch_graph() has recorded.
   Index recorded() const { return recorded_; }
 
   /// Copies a contiguous tensor into another of the same extents.
@@ -245,7 +252,7 @@ class Context<cuda> {
     bool operator==(const Place&) const = default;
   };
   struct Recording {
-    ReplayKey key;
+    GraphKey key;
     Place place;
     cudaGraphExec_t graph;
   };
@@ -253,7 +260,7 @@ class Context<cuda> {
 
   Place place() const { return {arena_.generation(), arena_.mark()}; }
   /// The number of recordings where there is none.
-  std::ptrdiff_t number_of(const ReplayKey& key) const {
+  std::ptrdiff_t number_of(const GraphKey& key) const {
     return std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& r) { return r.key == key; }) -
            recordings_.begin();
   }
@@ -263,28 +270,39 @@ class Context<cuda> {
     recordings_.erase(recording);
   }
 
-  /// Copies a step's input to the device through pinned memory, which the next step may overwrite once it was read.
-  const std::byte* stage(std::span<const std::byte> input) {
-    if (input.empty()) return nullptr;
+  /// Copies a step's input to the device at once, through pinned memory, which the next step may overwrite once it was
+  /// read.
+  StepInput stage(const StepInput& input) {
+    const std::size_t bytes = input.offsets.size_bytes() + input.starts.size_bytes() + input.tokens.size_bytes();
+    if (bytes == 0) return {};
     if (!input_read_)
       kernel::check_cuda(cudaEventCreateWithFlags(&input_read_, cudaEventDisableTiming), "cudaEventCreate");
-    kernel::check_cuda(cudaEventSynchronize(input_read_), "replay: input");
-    if (input.size() > input_there_.size()) {
+    kernel::check_cuda(cudaEventSynchronize(input_read_), "launch_graph: input");
+    if (bytes > input_there_.size()) {
       while (!recordings_.empty()) forget(recordings_.begin());  // they read from the memory that goes
       cudaFreeHost(std::exchange(input_, nullptr));
-      input_there_ = Buffer<cuda>(std::max<std::size_t>(input.size(), 1 << 12));
-      kernel::check_cuda(cudaMallocHost(&input_, input_there_.size()), "cudaMallocHost");
+      input_there_ = {};
+      Buffer<cuda> room(std::max<std::size_t>(bytes, 1 << 12));
+      kernel::check_cuda(cudaMallocHost(&input_, room.size()), "cudaMallocHost");
+      input_there_ = std::move(room);
     }
-    std::memcpy(input_, input.data(), input.size());
-    kernel::check_cuda(cudaMemcpyAsync(input_there_.data(), input_, input.size(), cudaMemcpyHostToDevice, stream_),
-                       "replay: input");
-    kernel::check_cuda(cudaEventRecord(input_read_, stream_), "replay: input");
-    return input_there_.data();
+    std::size_t at = 0;  // the wider elements lie first, so all are aligned
+    const auto place = [&]<class T>(std::span<const T> from) {
+      std::memcpy(static_cast<std::byte*>(input_) + at, from.data(), from.size_bytes());
+      const auto* there = reinterpret_cast<const T*>(input_there_.data() + at);
+      at += from.size_bytes();
+      return std::span<const T>(there, from.size());
+    };
+    const StepInput there{place(input.offsets), place(input.starts), place(input.tokens)};
+    kernel::check_cuda(cudaMemcpyAsync(input_there_.data(), input_, bytes, cudaMemcpyHostToDevice, stream_),
+                       "launch_graph: input");
+    kernel::check_cuda(cudaEventRecord(input_read_, stream_), "launch_graph: input");
+    return there;
   }
 
   template <class Step>
   cudaGraphExec_t record(Step&& step) {
-    kernel::check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "replay: capture");
+    kernel::check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "launch_graph: capture");
     cudaGraph_t graph = nullptr;
     try {
       step();
@@ -293,11 +311,11 @@ class Context<cuda> {
       if (graph) cudaGraphDestroy(graph);
       throw;
     }
-    kernel::check_cuda(cudaStreamEndCapture(stream_, &graph), "replay: capture");
+    kernel::check_cuda(cudaStreamEndCapture(stream_, &graph), "launch_graph: capture");
     cudaGraphExec_t executable = nullptr;
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
-    kernel::check_cuda(status, "replay: cudaGraphInstantiate");
+    kernel::check_cuda(status, "launch_graph: cudaGraphInstantiate");
     ++recorded_;
     return executable;
   }
@@ -312,9 +330,9 @@ class Context<cuda> {
   void* input_ = nullptr;
   cudaEvent_t input_read_ = nullptr;
   Buffer<cuda> input_there_;
-  void* mailbox_ = nullptr;
-  std::size_t mailbox_size_ = 0;
-  cudaEvent_t moments_[2] = {};
+  void* pinned_ = nullptr;
+  std::size_t pinned_size_ = 0;
+  cudaEvent_t events_[2] = {};
   Arena<cuda> arena_;
   Arena<cpu> host_arena_;
 };

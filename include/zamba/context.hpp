@@ -103,11 +103,18 @@ class Arena {
 };
 
 /// What a step depends on beside its input: equal keys mean the same kernels with the same arguments.
-struct ReplayKey {
+struct GraphKey {
   const void* program = nullptr;  // an address that only one kind of step has
   std::array<const void*, 4> memory = {};
   std::array<Index, 2> extents = {};
-  bool operator==(const ReplayKey&) const = default;
+  bool operator==(const GraphKey&) const = default;
+};
+
+/// A step's input, in memory of the host or of a device: the tokens of all rows, as Sequences has them.
+struct StepInput {
+  std::span<const Index> offsets;  // (rows + 1)
+  std::span<const Index> starts;   // (rows)
+  std::span<const Token> tokens;   // (offsets.back())
 };
 
 /// Gives back, at the end of a scope, what was taken from an arena within it.
@@ -164,16 +171,16 @@ class Context<cpu> {
     return host;
   }
 
-  /// Calls step(input), where input is readable by the device. A device may instead repeat what it recorded of a step
-  /// of this key.
+  /// Calls step(input), where input is readable by the device. A device may instead launch a graph, what it recorded of
+  /// a step of this key.
   template <class Step>
-  void replay(const ReplayKey& key, std::span<const std::byte> input, Step&& step) {
-    step(input.data());
-    repeated_ = key;
+  void launch_graph(const GraphKey& key, const StepInput& input, Step&& step) {
+    step(input);
+    last_ = key;
     generation_ = arena_.generation();
   }
-  /// Whether the last replay() was of this key, and the arena is as it was then: such a step takes no memory.
-  bool repeats(const ReplayKey& key) const { return repeated_ == key && generation_ == arena_.generation(); }
+  /// Whether the last launch_graph() was of this key, and the arena is as it was then: such a step takes no memory.
+  bool is_warm(const GraphKey& key) const { return last_ == key && generation_ == arena_.generation(); }
 
   /// Copies a contiguous tensor into another of the same extents.
   template <class T, int Rank>
@@ -233,9 +240,11 @@ class Context<cpu> {
 
   int threads_;
   Arena<cpu> arena_;
-  ReplayKey repeated_;
+  GraphKey last_;
   std::size_t generation_ = 0;
 };
+
+inline int DeviceTraits<cpu>::threads(int wanted) { return Context<cpu>(wanted).threads(); }
 
 /// The calling thread's own context, made at first use: what a Model computes with where none is given.
 template <class Device>

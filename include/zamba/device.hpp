@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Device tags, index types, and the macros in which compilers differ: one lets a function run on both sides, one keeps
-// a sum as it is written. What a compiler may assume of numbers is looked at here, because every header includes this
-// one.
+// Device tags and what is known of each device, index types, and the macros in which compilers differ: one lets a
+// function run on both sides, one keeps a sum as it is written. What a compiler may assume of numbers is looked at
+// here, because every header includes this one.
 #pragma once
 
 #include <cstdint>
@@ -43,25 +43,39 @@ ZAMBA_HOST_DEVICE constexpr auto ceil_div(Count count, Each each) {
 }
 
 /// Runs through Eigen on the host.
-struct cpu {
-  static constexpr const char* name = "cpu";
-};
+struct cpu {};
 
 /// Runs through the kernels of the `.cuh` files, under nvcc.
-struct cuda {
-  static constexpr const char* name = "cuda";
+struct cuda {};
+
+/// What is known of a device outside its operators. All of it stands beside the tags, because a unit of g++ or clang
+/// that uses a model on CUDA sees no more of that device; which operators have a backward pass there is in op.hpp.
+template <class Device>
+struct DeviceTraits;
+
+template <>
+struct DeviceTraits<cpu> {
+  static constexpr const char* name = "cpu";
+  /// Whether the host reads and writes its memory in place.
+  static constexpr bool host_reads = true;
+  /// Whether it draws tokens by itself, so that generation need not wait for the host.
+  static constexpr bool draws = false;
+  /// Tokens that Model::extend computes at once: bounds its workspace, and is wide enough for full-rate products.
+  static constexpr Index prefill_chunk = 512;
+  /// Of a context that was asked for so many, 0: all; in context.hpp.
+  static int threads(int wanted);
 };
 
-/// Whether a device has the backward passes that training needs.
-template <class Device>
-inline constexpr bool trains = true;
 template <>
-inline constexpr bool trains<cuda> = false;
+struct DeviceTraits<cuda> {
+  static constexpr const char* name = "cuda";
+  static constexpr bool host_reads = false;
+  static constexpr bool draws = true;
+  static constexpr Index prefill_chunk = 2048;
+  static constexpr int threads(int) { return 1; }
+};
 
-/// Whether a device draws tokens by itself, so that generation need not wait for the host.
 template <class Device>
-inline constexpr bool draws = false;
-template <>
-inline constexpr bool draws<cuda> = true;
+inline constexpr bool draws = DeviceTraits<Device>::draws;
 
 }  // namespace zamba

@@ -2,11 +2,13 @@
 // DryRun<Device>: a device on which nothing is computed. What runs on it takes its scratch from an arena that only
 // counts, so a forward pass tells how much memory it needs on Device before any is taken.
 //
-// A block runs on it as it is. Its operators do nothing but take what the scratch() of their version for Device takes:
-// a version that needs scratch has a static
-//   scratch(ctx, the arguments of forward)
-// which takes it from ctx.arena(), of Device or of DryRun<Device>, reads extents only, and counts on the worst lengths
-// of rows that such a batch may have.
+// A block runs on it as it is. Its operators do nothing but take what the scratch() of their version for Device takes.
+// So an operator takes part by two things:
+//   scratch(ctx, the arguments of an entry)   static, in a version that needs scratch: takes it from ctx.arena(), of
+//                                             Device or of DryRun<Device>, reads extents only, and counts on the worst
+//                                             lengths of rows that such a batch may have
+//   an entry of a name that is listed here    forward, or another of DryOperator's, where an operator has two forms of
+//                                             the same types; a new name is one line there
 #pragma once
 
 #include <algorithm>
@@ -56,10 +58,10 @@ class Context<detail::DryRun<Device>> {
 
   int threads() const { return threads_; }
   Arena<detail::DryRun<Device>>& arena() { return arena_; }
-  Arena<detail::DryRun<Device>>& host_arena() { return std::is_same_v<Device, cpu> ? arena_ : host_arena_; }
+  Arena<detail::DryRun<Device>>& host_arena() { return DeviceTraits<Device>::host_reads ? arena_ : host_arena_; }
   template <class T>
   const T* readable(const T* host, Index count) {
-    return std::is_same_v<Device, cpu> ? host : arena_.template tensor<T>(count).data;
+    return DeviceTraits<Device>::host_reads ? host : arena_.template tensor<T>(count).data;
   }
 
   template <class T, int Rank>
@@ -86,24 +88,18 @@ namespace detail {
 /// The inference functions of Operator<DryRun<Device>>, under all the names that operators have for them.
 template <template <class> class Operator, class Device>
 struct DryOperator {
-  template <class... Types, class... Arguments>
-  static void forward(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
-    ArenaScope scope(ctx.arena());
-    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })
-      Operator<Device>::scratch(ctx, arguments...);
+#define ZAMBA_DRY_ENTRY(name)                                                     \
+  template <class... Types, class... Arguments>                                   \
+  static void name(Context<DryRun<Device>>& ctx, const Arguments&... arguments) { \
+    ArenaScope scope(ctx.arena());                                                \
+    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })     \
+      Operator<Device>::scratch(ctx, arguments...);                               \
   }
-  template <class... Types, class... Arguments>
-  static void concat_forward(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
-    forward(ctx, arguments...);
-  }
-  template <class... Types, class... Arguments>
-  static void forward_heads(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
-    forward(ctx, arguments...);
-  }
-  template <class... Types, class... Arguments>
-  static void turn(Context<DryRun<Device>>& ctx, const Arguments&... arguments) {
-    forward(ctx, arguments...);
-  }
+  ZAMBA_DRY_ENTRY(forward)
+  ZAMBA_DRY_ENTRY(concat_forward)
+  ZAMBA_DRY_ENTRY(forward_heads)
+  ZAMBA_DRY_ENTRY(turn)
+#undef ZAMBA_DRY_ENTRY
 };
 
 }  // namespace detail

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <zamba/dtype.hpp>
@@ -14,6 +15,7 @@ struct ModelFacts {
   std::string name;            // what its owner calls it
   std::string model_type;      // of its checkpoints; empty where there are none
   DType storage = DType::F32;  // of its weights; of float, where they are no plain numbers
+  std::string_view device;     // DeviceTraits::name
   Index vocabulary = 0;
   Index d_model = 0;
   Index layers = 0;
@@ -36,6 +38,7 @@ ModelFacts ModelFacts::of(std::string name, std::string model_type) {
   facts.name = std::move(name);
   facts.model_type = std::move(model_type);
   facts.storage = dtype_of<std::conditional_t<Number<weight_t<T>>, weight_t<T>, float>>();
+  facts.device = DeviceTraits<Device>::name;
   facts.vocabulary = Net::vocabulary;
   facts.d_model = Net::d_model;
   facts.layers = 1;

@@ -17,3 +17,14 @@
 #include <zamba/ops/rope.cuh>
 #include <zamba/ops/selective_scan.cuh>
 #include <zamba/ops/ssd.cuh>
+
+namespace zamba::detail {
+
+template <template <class> class... Operators>
+inline constexpr bool backward_as_stated = ((defines_backward<Operators<cuda>> == has_backward<Operators, cuda>)&&...);
+
+static_assert(backward_as_stated<Attention, CausalConv1d, Embedding, GatedActivation, GatedRmsNorm, Linear, RmsNorm,
+                                 SelectiveScan, Ssd>,
+              "zamba: op.hpp does not say which of these kernels have a backward pass");
+
+}  // namespace zamba::detail

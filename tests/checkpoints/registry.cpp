@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Registry: which type a folder is of, and what is said where none fits.
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
 #include <zamba/checkpoints/registry.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 
 #include <csignal>
 #include <set>
@@ -145,6 +149,14 @@ TEST_CASE("registry: where none fits, what is compiled in and how the nearest di
   CHECK(contains(message_of([] { Registry().load(case_path("zamba")); }), "no model is compiled in"));
   CHECK(contains(message_of([] { registry_of_cases().load("/no/such/folder"); }), "is not a folder"));
   CHECK(contains(message_of([] { registry_of_cases().add<ZambaCase>("case"); }), "is there already"));
+}
+
+TEST_CASE("registry: the device is the wanted one") {
+  const Registry registry = registry_of_cases();
+  CHECK(registry.models()[0].device == "cpu");
+  CHECK(registry.load(case_path("zamba"), {}, DType::F32, "cpu").facts().device == "cpu");
+  CHECK(contains(message_of([&] { registry.match(case_path("zamba"), {}, "cuda"); }),
+                 "is wanted on cuda, but compiled in are:\n  case in BF16 (model_type zamba)\n  case in F32"));
 }
 
 TEST_CASE("registry: errors of loading come through") {

@@ -29,7 +29,7 @@ template <class Net, class T>
 void agrees(double bound) {
   const auto on_cpu = random_model<Net, T>().template to<double>();
   const auto on_gpu = random_model<Net, T, cuda>();
-  constexpr Index longer = zamba::detail::prefill_chunk<cuda> + 188;
+  constexpr Index longer = DeviceTraits<cuda>::prefill_chunk + 188;
   auto there = on_gpu.new_state({.batch = 2, .max_length = longer + 50});
   auto here = on_cpu.new_state({.batch = 2, .max_length = longer + 50});
   for (const std::vector<Index>& lengths :

@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 
+#include <zamba/any_model.hpp>
 #include <zamba/generate/generator.hpp>
 
 extern template class zamba::Model<zamba_test::Hybrid, zamba::bf16, zamba::cuda>;
@@ -26,7 +27,7 @@ TEST_CASE("a .cpp runs the model that a .cu instantiates, with the same bits") {
   CHECK(relative_error(logits, split_logits(on_cpu)) <= 40 * 0x1p-9);
 }
 
-TEST_CASE("a .cpp generates with a model on CUDA, and knows its memory") {
+TEST_CASE("a .cpp generates with a model on CUDA, or an AnyModel of it, and knows its memory") {
   const auto model = random_model<Hybrid, bf16, cuda>();
   auto state = model.new_state({.batch = 2, .max_length = 24});
   const GenerationOptions greedy{.sampling = {.temperature = 0}, .max_new_tokens = 6};
@@ -36,6 +37,10 @@ TEST_CASE("a .cpp generates with a model on CUDA, and knows its memory") {
   CHECK(rows[0].size() == 6);
   for (const Index row : {0, 1}) CHECK(state.length(row) == static_cast<Index>(prompts[row].size()) + 5);
   CHECK(decltype(model)::workspace_bytes({2, 24}) > 0);
+
+  const AnyModel any(random_model<Hybrid, bf16, cuda>(), "hybrid");
+  AnyState any_state = any.new_state({.batch = 2, .max_length = 24});
+  CHECK(generate(any, any_state, prompts, greedy) == rows);
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
   result.kept = checkpoints.values();
   for (double& value : result.kept)
     if (std::isnan(value)) value = std::numeric_limits<double>::infinity();
-  if constexpr (std::is_same_v<Device, cpu>) {
+  if constexpr (defines_backward<SelectiveScan<Device>>) {
     if (d_y.empty()) return result;
     const A dy(d_y), dh(d_h), d_u(nans(p.u.size())), d_delta(nans(p.u.size())), d_z(nans(p.u.size())),
         d_B(nans(p.B.size())), d_C(nans(p.C.size())), d_A_log(Values(p.A_log.size())), d_D(Values(p.D.size())),

@@ -70,7 +70,7 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
   result.kept = checkpoints.values();
   for (double& value : result.kept)
     if (std::isnan(value)) value = std::numeric_limits<double>::infinity();
-  if constexpr (std::is_same_v<Device, cpu>) {
+  if constexpr (defines_backward<Ssd<Device>>) {
     if (d_y.empty()) return result;
     const A dy(d_y), dh(d_h), d_u(nans(p.u.size())), d_delta(nans(p.delta.size())), d_B(nans(p.B.size())),
         d_C(nans(p.C.size())), d_A_log(Values(p.A_log.size())), d_D(Values(p.D.size())), d_bias(Values(p.D.size()));
@@ -230,7 +230,7 @@ TEST_CASE_TEMPLATE("ssd: strong decays, and weak ones after them in the same chu
 TEST_CASE_TEMPLATE("ssd: gradients do not depend on the chunk", Where, ZAMBA_TEST_ON) {
   using Device = typename Where::device;
   using T = typename Where::type;
-  if constexpr (std::is_same_v<Device, cpu>) {
+  if constexpr (defines_backward<Ssd<Device>>) {
     const Problem p = random_problem({90, 1, 33}, {3, 0, 0});
     Values d_y(p.u.size(), 0.5), d_h(p.h0.size(), 0.25);
     const Result expected = run<Device, T>(p, true, d_y, d_h, 1, 64);

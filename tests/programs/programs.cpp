@@ -2,6 +2,8 @@
 // The programs as functions of their arguments: what they print, what they write, and with which status they end.
 #include <sstream>
 
+#include <zamba/checkpoints/zamba.hpp>
+
 #include <doctest/doctest.h>
 #include <apps/eval.hpp>
 #include <apps/generate.hpp>
@@ -338,6 +340,43 @@ TEST_SUITE("programs/programs") {
       const auto object = nlohmann::json::parse(line);
       CHECK(object["text"] == ByteTokenizer().decode(tokens));
       CHECK(object["end"] == (tokens.empty() ? "error" : "length"));
+    }
+  }
+
+  TEST_CASE("the device is the wanted one") {
+    const std::string& m = model_folder();
+    const Arguments prompt{m, "--prompt", "hello", "-t", "0", "-n", "20", "-q"};
+    const auto on = [](Arguments arguments, const char* device) {
+      arguments.insert(arguments.end(), {"--device", device});
+      return arguments;
+    };
+    CHECK(generate(on(prompt, "cpu")).out == continued("hello", 20) + "\n");
+    const Arguments text{m, "--text", file("device.txt", "the quick brown fox jumps"), "--length", "16"};
+    for (const Result& result : {generate(on(prompt, "gpu")), eval(on(text, "gpu")), info(on({"bytes"}, "gpu"))})
+      refused(result, 2, "--device: gpu not in {cpu,cuda}");
+
+    const auto models = zamba_apps::compiled_models();
+    const bool compiled = std::any_of(models.models().begin(), models.models().end(),
+                                      [](const ModelFacts& facts) { return facts.device == "cuda"; });
+    CHECK(contains(info({"--list"}).out, " cuda ") == compiled);
+    const Result written = generate(on(prompt, "cuda")), read = eval(on(text, "cuda")),
+                 told = info(on({"bytes"}, "cuda"));
+    CHECK(told.status == (compiled ? 0 : 1));
+    if (!compiled) {
+      for (const Result& result : {written, read, told})
+        refused(result, 1, "--device cuda: this program was built without CUDA");
+    } else if (written.status != 0) {  // there is no GPU
+      const char* why =
+          contains(written.err, "cudaErrorNoDevice") ? "cudaErrorNoDevice" : "cudaErrorInsufficientDriver";
+      for (const Result& result : {written, read}) refused(result, 1, why);
+    } else {
+      CHECK(written.out == continued("hello", 20) + "\n");
+      const LossSum loss = text_loss(model(), bytes("the quick brown fox jumps"), {.length = 16});
+      const std::string name = "nats a token";
+      CHECK(std::stod(read.out.substr(read.out.find(name) + name.size())) ==
+            doctest::Approx(loss.mean()).epsilon(1e-3));
+      refused(generate({zamba_test::case_path("zamba").string(), "--prompt", "A", "--device", "cuda"}), 1,
+              "is wanted on cuda, but compiled in are:");
     }
   }
 

@@ -30,6 +30,8 @@ expect 0 err 'tokens/s' "$generate" "$model" --prompt 'HELLO 1' -n 5
 expect 2 err 'did you mean --temperature?' "$generate" "$model" --prompt 'HELLO' --temprature 1
 expect 1 err 'outside the model'\''s vocabulary of 96' "$generate" "$model" --prompt hello
 expect 1 err 'is not a folder' "$generate" "$folder/absent" --prompt HELLO
+expect 2 err 'gpu not in {cpu,cuda}' "$generate" "$model" --prompt HELLO --device gpu
+expect 1 err 'cuda' "$generate" "$model" --prompt HELLO --device cuda # no model of this type is compiled in for it
 printf 'SOME TEXT OF CAPITALS' >"$folder/text"
 expect 0 out 'perplexity' "$eval" "$model" --text "$folder/text"
 expect 1 err 'No such file or directory' "$eval" "$model" --items "$folder/absent"

@@ -4,6 +4,7 @@
 
 #include <zamba/blocks/mamba_block.hpp>
 #include <zamba/blocks/shared_attention.hpp>
+#include <zamba/checkpoints/registry.hpp>
 #include <zamba/language_model.hpp>
 #include <zamba/pattern_stack.hpp>
 
@@ -19,5 +20,8 @@ using CapitalsNet = zamba::LanguageModel<
 using ByteNet = zamba::LanguageModel<
     256, zamba::PatternStack<"mmhm", zamba::MambaBlock<zamba::MambaConfig{.d_model = 32, .d_state = 8, .n_heads = 2}>,
                              zamba::SharedAttention<zamba::SharedAttentionConfig{.d_model = 32, .n_heads = 4}>>>;
+
+/// Defined where nvcc compiles small_models.cu.
+void add_cuda_models(zamba::Registry& registry);
 
 }  // namespace zamba_test

@@ -55,7 +55,7 @@ void check_extend(double bound = rounding<T, Device>) {
 
   SUBCASE("a prompt longer than what is computed at once, ragged, with an empty row") {
     const auto model = random_model<Net, T, Device>();
-    const Index chunk = zamba::detail::prefill_chunk<Device>;
+    const Index chunk = DeviceTraits<Device>::prefill_chunk;
     const std::vector<Index> lengths{chunk - 3, 0, chunk + 5, 2};
     const std::vector<Token> tokens = random_tokens(2 * chunk + 4);
     auto state = model.new_state({.batch = 4, .max_length = chunk + 10});
@@ -151,7 +151,7 @@ void check_extend(double bound = rounding<T, Device>) {
 
   SUBCASE("what scratch memory holds changes nothing, bit by bit") {
     const auto model = random_model<Net, T, Device>();
-    const Index chunk = zamba::detail::prefill_chunk<Device>;
+    const Index chunk = DeviceTraits<Device>::prefill_chunk;
     auto ctx = zamba::testing::new_context<Device>(2);
     const auto run = [&](const std::vector<Index>& lengths) {
       auto state = model.new_state({.batch = 2, .max_length = chunk + 10});

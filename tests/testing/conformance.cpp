@@ -388,6 +388,6 @@ TEST_SUITE("conformance") {
     const testing::ConformanceOptions options;
     CHECK(options.lengths[0] > 2 * scan_chunk);
     CHECK(options.lengths[0] > 2 * ssd_chunk);
-    CHECK(options.lengths[1] > zamba::detail::prefill_chunk<cpu>);
+    CHECK(options.lengths[1] > DeviceTraits<cpu>::prefill_chunk);
   }
 }

@@ -32,11 +32,7 @@
 
 #include <zamba/checkpoints/format.hpp>
 #include <zamba/checkpoints/huggingface/folder.hpp>
-#include <zamba/checkpoints/llama.hpp>
-#include <zamba/checkpoints/mamba.hpp>
 #include <zamba/checkpoints/weight_reader.hpp>
-#include <zamba/checkpoints/zamba.hpp>
-#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/io/file.hpp>
 #include <zamba/io/json.hpp>
 #include <zamba/io/problems.hpp>

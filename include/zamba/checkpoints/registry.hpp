@@ -4,11 +4,13 @@
 //   zamba::Registry registry;
 //   registry.add<zamba::Zamba7B, zamba::bf16>("Zamba-7B-v1");
 //   registry.add<zamba::Zamba7B, float>("Zamba-7B-v1");
+//   registry.add<zamba::Zamba7B, zamba::bf16, zamba::cuda>("Zamba-7B-v1");   // where nvcc compiles
 //   zamba::AnyModel model = registry.load("my-model");
 //
 // The type is the one that config.json describes. Where several storage types of it are compiled in, it is the wanted
-// one, else the one that config.json names, else that of most of the weights, else the first added. If none fits, an
-// Error lists what is compiled in and, for the nearest, the keys that differ.
+// one, else the one that config.json names, else that of most of the weights, else the first added; of several devices
+// it is the wanted one, else that of the first added. If none fits, an Error lists what is compiled in and, for the
+// nearest, the keys that differ.
 //
 // Every add compiles loading, inference and loss of its type: a large program has a unit for each family.
 #pragma once
@@ -30,7 +32,7 @@ namespace zamba {
 
 class Registry {
  public:
-  /// Under one name there may be several storage types of a network.
+  /// Under one name there may be several storage types of a network, on several devices.
   template <class Net, class T = float, class Device = cpu>
   Registry& add(const std::string& name);
 
@@ -38,18 +40,20 @@ class Registry {
   const std::vector<ModelFacts>& models() const { return models_; }
 
   /// Which of them the config.json in a folder describes. Reads no weights, but perhaps which types they have.
-  const ModelFacts& match(const std::filesystem::path& directory, std::optional<DType> storage = {}) const {
-    return models_[find(detail::source_of(directory), storage)];
+  /// device: a DeviceTraits::name.
+  const ModelFacts& match(const std::filesystem::path& directory, std::optional<DType> storage = {},
+                          std::optional<std::string_view> device = {}) const {
+    return models_[find(detail::source_of(directory), storage, device)];
   }
 
   /// The model in a folder, or in memory; everything else is as load_huggingface has it.
   AnyModel load(const std::filesystem::path& directory, const LoadOptions& options = {},
-                std::optional<DType> storage = {}) const {
-    return load(detail::source_of(directory), options, storage);
+                std::optional<DType> storage = {}, std::optional<std::string_view> device = {}) const {
+    return load(detail::source_of(directory), options, storage, device);
   }
-  AnyModel load(const CheckpointBytes& checkpoint, const LoadOptions& options = {},
-                std::optional<DType> storage = {}) const {
-    return load(detail::source_of(checkpoint), options, storage);
+  AnyModel load(const CheckpointBytes& checkpoint, const LoadOptions& options = {}, std::optional<DType> storage = {},
+                std::optional<std::string_view> device = {}) const {
+    return load(detail::source_of(checkpoint), options, storage, device);
   }
 
  private:
@@ -59,11 +63,12 @@ class Registry {
     AnyModel (*load)(const Source& source, const LoadOptions& options, const ModelFacts& facts);
   };
 
-  AnyModel load(const Source& source, const LoadOptions& options, std::optional<DType> storage) const {
-    const std::size_t i = find(source, storage);
+  AnyModel load(const Source& source, const LoadOptions& options, std::optional<DType> storage,
+                std::optional<std::string_view> device) const {
+    const std::size_t i = find(source, storage, device);
     return types_[i].load(source, options, models_[i]);
   }
-  std::size_t find(const Source& source, std::optional<DType> wanted) const;
+  std::size_t find(const Source& source, std::optional<DType> storage, std::optional<std::string_view> device) const;
   [[noreturn]] void refuse(const Source& source) const;
 
   std::vector<ModelFacts> models_;
@@ -102,9 +107,15 @@ inline std::optional<DType> tensors_dtype(const CheckpointSource& source) {
   return most == bytes.end() ? std::nullopt : std::optional(most->first);
 }
 
-/// "Zamba-7B-v1 in BF16 (model_type zamba)".
+/// " on cuda"; nothing for the CPU.
+inline std::string on_device(std::string_view device) {
+  return device == DeviceTraits<cpu>::name ? std::string() : " on " + std::string(device);
+}
+
+/// "Zamba-7B-v1 in BF16 (model_type zamba)", or "in BF16 on cuda".
 inline std::string model_text(const ModelFacts& facts) {
-  return facts.name + " in " + std::string(name_of(facts.storage)) + " (model_type " + facts.model_type + ")";
+  return facts.name + " in " + std::string(name_of(facts.storage)) + on_device(facts.device) + " (model_type " +
+         facts.model_type + ")";
 }
 
 }  // namespace detail
@@ -117,8 +128,8 @@ Registry& Registry::add(const std::string& name) {
     if (key.key == "model_type") model_type = key.wanted.template get<std::string>();
   const ModelFacts added = ModelFacts::of<Net, T, Device>(name, model_type);
   for (const ModelFacts& other : models_)
-    require(other.name != name || other.storage != added.storage, "Registry: ", detail::model_text(other),
-            " is there already");
+    require(other.name != name || other.storage != added.storage || other.device != added.device,
+            "Registry: ", detail::model_text(other), " is there already");
   models_.push_back(added);
   types_.push_back({std::move(layout.config), [](const Source& source, const auto& options, const auto& facts) {
                       return AnyModel(detail::load_model<Net, T, Device>(source, options), facts.name,
@@ -127,21 +138,28 @@ Registry& Registry::add(const std::string& name) {
   return *this;
 }
 
-inline std::size_t Registry::find(const Source& source, std::optional<DType> wanted) const {
+inline std::size_t Registry::find(const Source& source, std::optional<DType> storage,
+                                  std::optional<std::string_view> device) const {
   const nlohmann::json& config = source.config;
   std::vector<std::size_t> fitting;
-  for (std::size_t i = 0; i < types_.size(); ++i)
-    if (detail::config_differences(config, types_[i].config).empty()) fitting.push_back(i);
+  std::string present;  // of these, for messages
+  for (std::size_t i = 0; i < types_.size(); ++i) {
+    if (!detail::config_differences(config, types_[i].config).empty()) continue;
+    fitting.push_back(i);
+    present += "\n  " + detail::model_text(models_[i]);
+  }
   if (fitting.empty()) refuse(source);
-  const auto stored_as = [&](DType storage) {
-    return std::find_if(fitting.begin(), fitting.end(), [&](std::size_t i) { return models_[i].storage == storage; });
+  if (device) {
+    std::erase_if(fitting, [&](std::size_t i) { return models_[i].device != *device; });
+    require(!fitting.empty(), source.config_origin, " is wanted on ", *device, ", but compiled in are:", present);
+  }
+  const auto stored_as = [&](DType type) {
+    return std::find_if(fitting.begin(), fitting.end(), [&](std::size_t i) { return models_[i].storage == type; });
   };
-  if (wanted) {
-    std::string present;
-    for (const std::size_t i : fitting) present += "\n  " + detail::model_text(models_[i]);
-    const auto at = stored_as(*wanted);
-    require(at != fitting.end(), source.config_origin, " is wanted in ", name_of(*wanted),
-            ", but compiled in are:", present);
+  if (storage) {
+    const auto at = stored_as(*storage);
+    require(at != fitting.end(), source.config_origin, " is wanted in ", name_of(*storage),
+            detail::on_device(device.value_or(DeviceTraits<cpu>::name)), ", but compiled in are:", present);
     return *at;
   }
   if (fitting.size() == 1) return fitting[0];

@@ -9,7 +9,8 @@
 // S = L packs the windows: cheapest, but what follows a cut is judged by a model that knows little. Small S judges
 // every token by nearly L others and costs L / S as much. Compare values of equal windows and equal tokenizers only;
 // bits_per_byte() needs no equal tokenizers.
-// Numeric contract: that of Model::loss; its sums are added in double, in the order of the text.
+// Numeric contract: that of Model::loss, or, on a device that does not train, that of log_likelihood.hpp: there the
+// host reads all logits. Sums of a chunk are added in double, in the order of the text.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 
 #include <zamba/eval/bits_per_byte.hpp>
 #include <zamba/eval/callback.hpp>
+#include <zamba/eval/log_likelihood.hpp>
 #include <zamba/model.hpp>
 #include <zamba/number.hpp>
 
@@ -33,7 +35,23 @@ struct WindowOptions {
 
 namespace detail {
 
-template <LossModel M, EvaluationCallback Callback>
+/// Appends tokens to a state of one row, and gives the losses of their targets.
+template <InferenceModel M>
+LossSum loss_of_chunk(const M& model, typename M::StateType& state, std::span<const Token> tokens,
+                      std::span<const Token> targets) {
+  if constexpr (LossModel<M>) {
+    bool trains = true;
+    if constexpr (requires { model.trains(); }) trains = model.trains();  // known at run time
+    const Index offsets[] = {0, static_cast<Index>(tokens.size())};
+    if (trains) return model.loss({tokens, targets, offsets}, &state);
+  }
+  LossSum loss;
+  loss.count = static_cast<Index>(targets.size());
+  for (const double value : log_likelihoods_or_nan(model, state, tokens, targets)) loss.sum -= value;
+  return loss;
+}
+
+template <InferenceModel M, EvaluationCallback Callback>
 LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback) {
   const Index size = static_cast<Index>(text.size()), before = options.begin ? 1 : 0;
   const Index length = std::max<Index>(options.length, 0) - before;
@@ -61,11 +79,10 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
     const auto known = static_cast<std::size_t>(judged - (begin + 1 - before));  // inputs whose targets were judged
     state.reset();
     if (known > 0) model.extend(state, inputs.first(known));
-    constexpr auto chunk = static_cast<std::size_t>(prefill_chunk<typename M::DeviceType>);
+    constexpr auto chunk = static_cast<std::size_t>(DeviceTraits<typename M::DeviceType>::prefill_chunk);
     for (std::size_t at = known; at < inputs.size(); at += chunk) {
       const std::size_t count = std::min(chunk, inputs.size() - at);
-      const Index offsets[] = {0, static_cast<Index>(count)};
-      const LossSum loss = model.loss({inputs.subspan(at, count), wanted.subspan(at, count), offsets}, &state);
+      const LossSum loss = loss_of_chunk(model, state, inputs.subspan(at, count), wanted.subspan(at, count));
       require(!is_nan(loss.sum), "text_loss: the loss of window ", window, " is NaN, among the ", count,
               " tokens from token ", begin + static_cast<Index>(at), " of the text on");
       total.sum += loss.sum;
@@ -80,7 +97,7 @@ LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptio
 }  // namespace detail
 
 /// The losses of a text's tokens, added up. An Error names a window whose loss is NaN.
-template <LossModel M, EvaluationCallback Callback = GoOn>
+template <InferenceModel M, EvaluationCallback Callback = GoOn>
 LossSum text_loss(const M& model, std::span<const Token> text, const WindowOptions& options, Callback&& callback = {}) {
   return detail::or_out_of_memory("text_loss", [&] { return detail::text_loss(model, text, options, callback); });
 }

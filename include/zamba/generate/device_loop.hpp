@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: MIT
-// Generation where the device draws the tokens and makes the next step's input of them; included by generator.hpp.
+// Generation where the device draws the tokens and makes the next step's input of them.
 //
 // All that a step reads and writes lies at the same place for every call with the same state, whatever the options, so
 // a recorded step serves them all.
 #pragma once
 
-#include <zamba/generate/generator.hpp>
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <zamba/array.hpp>
+#include <zamba/generate/generation_error.hpp>
+#include <zamba/generate/generation_options.hpp>
+#include <zamba/generate/sampler.hpp>
+#include <zamba/model.hpp>
 
 namespace zamba {
 
@@ -100,6 +110,76 @@ BatchSampler batch_sampler(Context<Device>& ctx, const GenerationRows& there, co
           options.excluded_tokens.empty() ? nullptr : there.excluded.data};
 }
 
+/// What the host knows of a generation: the tokens that came, and how many more each row may get.
+class GenerationOutput {
+ public:
+  template <class StateType>
+  GenerationOutput(const StateType& state, std::span<const std::vector<Token>> prompts,
+                   const GenerationOptions& options)
+      : options_(options), tokens_(prompts.size()) {
+    for (std::size_t row = 0; row < prompts.size(); ++row) {
+      const Index at = static_cast<Index>(row), prompt = static_cast<Index>(prompts[row].size());
+      left_.push_back(std::min(options.max_new_tokens, state.max_length() - state.length(at) - prompt));
+      tokens_[row].reserve(std::min(static_cast<std::size_t>(left_.back()), most_reserved));
+    }
+  }
+
+  /// Tokens that a row may still get, 0 where it has ended.
+  std::span<const Index> left() const { return left_; }
+  Index most_left() const { return *std::max_element(left_.begin(), left_.end()); }
+  /// The last token of a row, as a span.
+  std::span<const Token> last(Index row) const { return std::span(&item(tokens_, row).back(), 1); }
+
+  /// Takes what was drawn for the rows, and gives it to the callback; ended(row) is told of a row that the callback
+  /// ends. By itself the device comes to the same.
+  template <class Ended>
+  void read(const Drawn* drawn, const TokenFunction& callback, Ended&& ended) {
+    for (Index row = 0; row < static_cast<Index>(left_.size()); ++row) {
+      Index& left = item(left_, row);
+      if (left == 0) continue;
+      std::vector<Token>& tokens = item(tokens_, row);
+      try {
+        tokens.push_back(drawn[row].checked());
+      } catch (const NoToken& why) {
+        failed_.add(row, tokens.size(), why);
+        left = 0;
+        continue;
+      }
+      const auto& stops = options_.stop_tokens;
+      const bool stopped = std::find(stops.begin(), stops.end(), tokens.back()) != stops.end();
+      left = stopped ? 0 : left - 1;
+      if (!callback || callback(row, tokens.back()) || left == 0) continue;
+      left = 0;
+      ended(row);
+    }
+  }
+
+  /// All tokens; throws the errors of rows that got none.
+  std::vector<std::vector<Token>> take() {
+    failed_.check("generate", tokens_);
+    return std::move(tokens_);
+  }
+
+ private:
+  const GenerationOptions& options_;
+  std::vector<std::vector<Token>> tokens_;
+  std::vector<Index> left_;
+  FailedRows failed_;
+};
+
+/// The prompts as extend() takes them.
+struct PackedPrompts {
+  std::vector<Token> tokens;
+  std::vector<Index> lengths;
+
+  explicit PackedPrompts(std::span<const std::vector<Token>> prompts) {
+    for (const std::vector<Token>& prompt : prompts) {
+      tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+      lengths.push_back(static_cast<Index>(prompt.size()));
+    }
+  }
+};
+
 }  // namespace detail
 
 template <class Net, class T, class Device>
@@ -110,35 +190,26 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
   options.sampling.check();
   static constexpr char programs[2][2] = {};  // greedy or not, with excluded tokens or without
   const Index rows = state.batch();
-  std::vector<std::vector<Token>> output(static_cast<std::size_t>(rows));
-  std::vector<Token> tokens;
-  std::vector<Index> lengths, left;  // left: tokens that a row may still get, 0 where it has ended
-  for (Index row = 0; row < rows; ++row) {
-    const std::vector<Token>& prompt = prompts[static_cast<std::size_t>(row)];
-    tokens.insert(tokens.end(), prompt.begin(), prompt.end());
-    lengths.push_back(static_cast<Index>(prompt.size()));
-    left.push_back(std::min(options.max_new_tokens, state.max_length() - state.length(row) - lengths.back()));
-    output[static_cast<std::size_t>(row)].reserve(
-        std::min(static_cast<std::size_t>(left.back()), detail::most_reserved));
-  }
+  detail::GenerationOutput output(state, prompts, options);
   ArenaScope scope(ctx.arena());
-  extend(ctx, state, Tokens(tokens, lengths));
-  const auto most_left = [&] { return *std::max_element(left.begin(), left.end()); };
-  if (most_left() == 0) return output;
+  const detail::PackedPrompts packed(prompts);
+  extend(ctx, state, Tokens(packed.tokens, packed.lengths));
+  if (output.most_left() == 0) return output.take();
 
   const Matrix<A> logits = state.logits(rows);
   const bool greedy = options.sampling.temperature == 0;
-  Drawn* posted = reinterpret_cast<Drawn*>(ctx.mailbox(static_cast<std::size_t>(2 * rows) * sizeof(Drawn)));
-  const GenerationRows there = detail::generation_rows(ctx, state.lengths(), left, prompts, Net::vocabulary, options);
+  Drawn* posted = ctx.template pinned_buffer<Drawn>(2 * rows);  // (2, rows), by turns
+  const GenerationRows there =
+      detail::generation_rows(ctx, state.lengths(), output.left(), prompts, Net::vocabulary, options);
   BatchSampler samplers = detail::batch_sampler(ctx, there, options, posted);
   sample_rows(ctx, samplers, rows, Matrix<const A>(logits), greedy);
-  ctx.note(0);
+  ctx.record_event(0);
   samplers.places = there.offsets.data;
-  const ReplayKey key{&programs[greedy][samplers.excluded != nullptr],
-                      {buffer_.data(), state.data(), logits.data, there.offsets.data},
-                      {rows, state.max_length()}};
+  const GraphKey key{&programs[greedy][samplers.excluded != nullptr],
+                     {buffer_.data(), state.data(), logits.data, there.offsets.data},
+                     {rows, state.max_length()}};
   const auto step = [&](int turn) {
-    ctx.replay(key, {}, [&](const std::byte*) {
+    ctx.launch_graph(key, {}, [&](const StepInput&) {
       ArenaScope step_scope(ctx.arena());
       advance_rows(ctx, there);
       const Sequences sequences{there.offsets.data, there.starts.data, rows, rows, 1};
@@ -146,40 +217,20 @@ std::vector<std::vector<Token>> Model<Net, T, Device>::generate(
       Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
       sample_rows(ctx, samplers, rows, Matrix<const A>(logits), greedy);
     });
-    ctx.note(turn);
+    ctx.record_event(turn);
   };
 
-  detail::FailedRows failed;
+  const auto end_row = [&](Index row) { ctx.upload(output.left().data() + row, there.left.slice(row, 1)); };
   for (int turn = 0;; turn ^= 1) {
-    const bool ahead = !callback && most_left() > 1;
+    const bool ahead = !callback && output.most_left() > 1;
     if (ahead) step(turn ^ 1);
-    ctx.wait_for(turn);
-    for (Index row = 0; row < rows; ++row) {
-      if (detail::item(left, row) == 0) continue;
-      Token token;
-      try {
-        token = posted[turn * rows + row].checked();
-      } catch (const detail::NoToken& why) {
-        failed.add(row, output[static_cast<std::size_t>(row)].size(), why);
-        detail::item(left, row) = 0;
-        continue;
-      }
-      output[static_cast<std::size_t>(row)].push_back(token);
-      const auto& stops = options.stop_tokens;
-      // The device comes to the same; only a callback's wish it has to be told.
-      if (std::find(stops.begin(), stops.end(), token) != stops.end()) detail::item(left, row) = 1;
-      --detail::item(left, row);
-      if (!callback || callback(row, token) || detail::item(left, row) == 0) continue;
-      detail::item(left, row) = 0;
-      ctx.upload(&detail::item(left, row), there.left.slice(row, 1));
-    }
-    if (most_left() == 0) break;
+    ctx.synchronize_event(turn);
+    output.read(posted + turn * rows, callback, end_row);
+    if (output.most_left() == 0) return output.take();
     if (!ahead) step(turn ^ 1);
     for (Index row = 0; row < rows; ++row)
-      if (detail::item(left, row) > 0) state.advance(row, std::span(&output[static_cast<std::size_t>(row)].back(), 1));
+      if (detail::item(output.left(), row) > 0) state.advance(row, output.last(row));
   }
-  failed.check("generate", output);
-  return output;
 }
 
 template <class Net, class T, class Device>

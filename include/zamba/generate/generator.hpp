@@ -28,6 +28,7 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/generate/device_loop.hpp>
 #include <zamba/generate/generation_options.hpp>
 #include <zamba/generate/sampler.hpp>
 #include <zamba/host_logits.hpp>
@@ -47,9 +48,6 @@ struct RunOn {
 };
 
 namespace detail {
-
-/// How many tokens a row gets room for before it has them: its end may be as far away as numbers go.
-inline constexpr std::size_t most_reserved = 1 << 20;
 
 /// generate, where extend(tokens) appends to the state and returns logits on Device.
 template <class Device, class Extend, class StateType, class Callback>
@@ -131,14 +129,22 @@ template <InferenceModel M, TokenCallback Callback = RunOn>
 std::vector<std::vector<Token>> generate(const M& model, typename M::StateType& state,
                                          const std::vector<std::vector<Token>>& prompts,
                                          const GenerationOptions& options, Callback&& callback = {}) {
-  if constexpr (requires { model.generate(state, std::span(prompts), options, TokenFunction()); })
-    return model.generate(state, std::span(prompts), options, detail::token_function(callback));
-  else
+  const auto by_device = [&](const auto& drawing) {
+    return drawing.generate(state, std::span(prompts), options, detail::token_function(callback));
+  };
+  const auto by_host = [&](const auto& reading) {
     return detail::all_or_none("generate", state, [&] {
       return detail::generate_rows<typename M::DeviceType>(
-          [&](const Tokens& tokens) { return model.extend(state, tokens); }, model.vocabulary(), state,
+          [&](const Tokens& tokens) { return reading.extend(state, tokens); }, reading.vocabulary(), state,
           std::span(prompts), options, callback);
     });
+  };
+  if constexpr (requires { model.draws(); })  // an AnyModel knows at run time
+    return model.draws() ? by_device(model) : by_host(model);
+  else if constexpr (draws<typename M::DeviceType>)
+    return by_device(model);
+  else
+    return by_host(model);
 }
 
 /// As above, with a context given.
@@ -169,5 +175,3 @@ std::vector<Token> generate(Context<Device>& ctx, const Model<Net, T, Device>& m
 }
 
 }  // namespace zamba
-
-#include <zamba/generate/device_loop.hpp>

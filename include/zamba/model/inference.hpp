@@ -39,13 +39,13 @@ auto Model<Net, T, Device>::new_state(StateOptions options) const -> StateType {
 template <class Net, class T, class Device>
 std::size_t Model<Net, T, Device>::workspace_bytes(StateOptions options, int threads) requires by_operators<Net> {
   StateType::check("workspace_bytes", options);
-  if constexpr (std::is_same_v<Device, cpu>) threads = Context<cpu>(threads).threads();
+  threads = DeviceTraits<Device>::threads(threads);
   Views views;
   detail::bind_parameters<Net>(views, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
   const auto scratch = [&](Index tokens, Index longest) {
     return detail::scratch_bytes<Net, T, Device>(views, threads, options, tokens, longest);
   };
-  constexpr Index chunk = detail::prefill_chunk<Device>;
+  constexpr Index chunk = DeviceTraits<Device>::prefill_chunk;
   const Index most = options.max_length > chunk / options.batch ? chunk : options.batch * options.max_length;
   std::size_t bytes = std::max(scratch(options.batch, 1), scratch(most, most));
   // A way for few tokens may take more than that for many; it ends at a power of two.
@@ -77,7 +77,7 @@ void Model<Net, T, Device>::fail_for_memory(const char* call, StateOptions optio
          << buffer_.size() << " + state " << state << " + workspace " << workspace;
     return text.str();
   });
-  detail::throw_error<OutOfMemory>(call, ": out of memory on ", Device::name, ": ", numbers, "; ",
+  detail::throw_error<OutOfMemory>(call, ": out of memory on ", DeviceTraits<Device>::name, ": ", numbers, "; ",
                                    Memory<Device>::free_bytes(), " are free beside what is held already");
 }
 
@@ -114,61 +114,45 @@ auto Model<Net, T, Device>::extend(Context<Device>& ctx, StateType& state, const
   if (count == rows && std::all_of(tokens.lengths.begin(), tokens.lengths.end(), [](Index n) { return n == 1; }))
     return step(ctx, state, tokens.tokens);
   const auto scratch = [&](Index of_tokens) {
-    return detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, of_tokens,
+    return detail::scratch_bytes<Net, T, Device>(views_, ctx.threads(), {rows, state.max_length()}, of_tokens,
                                                  of_tokens);
   };
-  const Index at_once = std::min(count, detail::prefill_chunk<Device>), rest = count % at_once;
+  const Index at_once = std::min(count, DeviceTraits<Device>::prefill_chunk), rest = count % at_once;
   const Matrix<A> logits = make_room(ctx, state, std::max(scratch(at_once), rest > 0 ? scratch(rest) : 0),
                                      positions == Positions::all ? count : rows);
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const detail::ExtendRoom<A> room(ctx, rows, at_once, Net::d_model);
-  const Vector<Index>&first = room.first, &done = room.done, &offsets = room.offsets, &starts = room.starts;
-  const Vector<Token>& chunk = room.chunk;
-  const Matrix<A>& x_last = room.last;
-  first[0] = 0;
-  for (Index row = 0; row < rows; ++row) {
-    first[row + 1] = first[row] + (tokens.lengths.empty() ? count : detail::item(tokens.lengths, row));
-    done[row] = 0;
-  }
-  if (positions == Positions::last) ctx.fill(x_last, static_cast<A>(std::numeric_limits<F>::quiet_NaN()));
+  room.begin(tokens.lengths, count);
+  if (positions == Positions::last) ctx.fill(room.last, static_cast<A>(std::numeric_limits<F>::quiet_NaN()));
 
   const auto compute_chunk = [&] {
-    Sequences sequences{offsets.data, starts.data, rows, 0, 0};
-    offsets[0] = 0;
-    for (Index row = 0; row < rows; ++row) {
-      const Index taken =
-          std::min(first[row + 1] - first[row] - done[row], detail::prefill_chunk<Device> - offsets[row]);
-      std::copy_n(tokens.tokens.data() + first[row] + done[row], taken, chunk.data + offsets[row]);
-      offsets[row + 1] = offsets[row] + taken;
-      starts[row] = state.length(row) + done[row];
-      sequences.longest = std::max(sequences.longest, taken);
-    }
-    sequences.tokens = offsets[rows];
+    Sequences sequences = room.next_chunk(tokens.tokens.data(), state.lengths(), DeviceTraits<Device>::prefill_chunk);
     ArenaScope chunk_scope(ctx.arena());
-    sequences.offsets = ctx.readable(offsets.data, rows + 1);
-    sequences.starts = ctx.readable(starts.data, rows);
+    sequences.offsets = ctx.readable(room.offsets.data, rows + 1);
+    sequences.starts = ctx.readable(room.starts.data, rows);
 
-    const auto s = Net::template forward<A>(ctx, views_, ctx.readable(chunk.data, sequences.tokens), sequences,
+    const auto s = Net::template forward<A>(ctx, views_, ctx.readable(room.chunk.data, sequences.tokens), sequences,
                                             state.views(), Keep::nothing);
     for (Index row = 0; row < rows; ++row) {
-      const Index begin = offsets[row], taken = offsets[row + 1] - begin, at = first[row] + done[row];
+      const Index begin = room.offsets[row], taken = room.offsets[row + 1] - begin;
       if (taken == 0) continue;
       if (positions == Positions::all)
-        Net::logits(ctx, views_, Matrix<const A>(s.x.slice(begin, taken)), logits.slice(at, taken));
+        Net::logits(ctx, views_, Matrix<const A>(s.x.slice(begin, taken)),
+                    logits.slice(room.first[row] + room.done[row], taken));
       else
-        ctx.copy(s.x[begin + taken - 1], x_last[row]);
-      done[row] += taken;
+        ctx.copy(s.x[begin + taken - 1], room.last[row]);
+      room.done[row] += taken;
     }
   };
   keeping_state(ctx, state, [&] {
-    for (Index computed = 0; computed < count; computed += offsets[rows]) compute_chunk();
-    if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(x_last), logits);
+    for (Index computed = 0; computed < count; computed += room.offsets[rows]) compute_chunk();
+    if (positions == Positions::last) Net::logits(ctx, views_, Matrix<const A>(room.last), logits);
   });
   state.set_weights(weights());
   for (Index row = 0; row < rows; ++row)
-    state.advance(row, tokens.tokens.subspan(static_cast<std::size_t>(first[row]),
-                                             static_cast<std::size_t>(first[row + 1] - first[row])));
+    state.advance(row, tokens.tokens.subspan(static_cast<std::size_t>(room.first[row]),
+                                             static_cast<std::size_t>(room.first[row + 1] - room.first[row])));
   return logits;
 }
 
@@ -189,35 +173,27 @@ auto Model<Net, T, Device>::step(Context<Device>& ctx, StateType& state, std::sp
   static constexpr char program = 0;
   const Index rows = state.batch();
   const Matrix<A> logits = make_room(ctx, state, 0, rows);
-  const ReplayKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
-  const bool repeats = ctx.repeats(key);
-  if (!repeats)
-    make_room(
-        ctx, state,
-        detail::scratch_bytes<Net, T, Device>(views_, detail::threads_of(ctx), {rows, state.max_length()}, rows, 1),
-        rows);
+  const GraphKey key{&program, {buffer_.data(), state.data(), logits.data}, {rows, state.max_length()}};
+  const bool warm = ctx.is_warm(key);
+  if (!warm) {
+    const StateOptions options{rows, state.max_length()};
+    make_room(ctx, state, detail::scratch_bytes<Net, T, Device>(views_, ctx.threads(), options, rows, 1), rows);
+  }
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
-  // offsets (rows + 1), starts (rows), tokens (rows)
-  const Index words = 2 * rows + 1,
-              size = words * static_cast<Index>(sizeof(Index)) + rows * static_cast<Index>(sizeof(Token));
-  const auto input = ctx.host_arena().template tensor<std::byte>(size);
-  Index* offsets = reinterpret_cast<Index*>(input.data);
-  std::iota(offsets, offsets + rows + 1, Index{0});
-  std::copy_n(state.lengths().data(), rows, offsets + rows + 1);
-  std::copy_n(tokens.data(), rows, reinterpret_cast<Token*>(offsets + words));
+  const Vector<Index> offsets = ctx.host_arena().template tensor<Index>(rows + 1);
+  std::iota(offsets.data, offsets.data + rows + 1, Index{0});
+  const StepInput input{std::span<const Index>(offsets.data, tokens.size() + 1), state.lengths(), tokens};
   const auto run = [&] {
-    const std::span<const std::byte> bytes(input.data, static_cast<std::size_t>(size));
-    ctx.replay(key, bytes, [&](const std::byte* there) {
+    ctx.launch_graph(key, input, [&](const StepInput& there) {
       ArenaScope step_scope(ctx.arena());
-      const Index* numbers = reinterpret_cast<const Index*>(there);
-      const Sequences sequences{numbers, numbers + rows + 1, rows, rows, 1};
-      const auto s = Net::template forward<A>(ctx, views_, reinterpret_cast<const Token*>(numbers + words), sequences,
-                                              state.views(), Keep::nothing);
+      const Sequences sequences{there.offsets.data(), there.starts.data(), rows, rows, 1};
+      const auto s =
+          Net::template forward<A>(ctx, views_, there.tokens.data(), sequences, state.views(), Keep::nothing);
       Net::logits(ctx, views_, Matrix<const A>(s.x), logits);
     });
   };
-  if (repeats)
+  if (warm)
     run();  // which takes no memory
   else
     keeping_state(ctx, state, run);

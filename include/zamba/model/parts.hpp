@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include <zamba/dry_run.hpp>
 #include <zamba/state.hpp>
@@ -12,12 +13,6 @@
 namespace zamba {
 
 namespace detail {
-
-/// Tokens that extend() computes at once: bounds its workspace, and is wide enough for full-rate products.
-template <class Device>
-inline constexpr Index prefill_chunk = 512;
-template <>
-inline constexpr Index prefill_chunk<cuda> = 2048;
 
 inline void check_vocabulary(std::span<const Token> tokens, Index vocabulary, const char* what, bool negative_allowed) {
   for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -43,6 +38,29 @@ struct ExtendRoom {
         starts(ctx.host_arena().template tensor<Index>(rows)),
         chunk(ctx.host_arena().template tensor<Token>(tokens)),
         last(ctx.arena().template tensor<A>(rows, d)) {}
+
+  /// lengths: of the rows' tokens; empty: of one row, `count`.
+  void begin(std::span<const Index> lengths, Index count) const {
+    first[0] = 0;
+    for (Index row = 0; row < done.size(); ++row) {
+      first[row + 1] = first[row] + (lengths.empty() ? count : item(lengths, row));
+      done[row] = 0;
+    }
+  }
+  /// The next `most` tokens of all, row after row; so many positions of each row are in its state before all of them.
+  Sequences next_chunk(const Token* all, std::span<const Index> lengths_in_state, Index most) const {
+    Sequences sequences{offsets.data, starts.data, done.size(), 0, 0};
+    offsets[0] = 0;
+    for (Index row = 0; row < sequences.rows; ++row) {
+      const Index taken = std::min(first[row + 1] - first[row] - done[row], most - offsets[row]);
+      std::copy_n(all + first[row] + done[row], taken, chunk.data + offsets[row]);
+      offsets[row + 1] = offsets[row] + taken;
+      starts[row] = item(lengths_in_state, row) + done[row];
+      sequences.longest = std::max(sequences.longest, taken);
+    }
+    sequences.tokens = offsets[sequences.rows];
+    return sequences;
+  }
 };
 
 /// Bytes of the arena for a chunk of so many tokens of all rows, no row having more than `longest`; 0 where Net does
@@ -110,15 +128,6 @@ auto keeping_state(Context<Device>& ctx, const Views& state, Compute&& compute) 
     });
     throw;
   }
-}
-
-/// How many threads' scratch a context wants.
-template <class Device>
-int threads_of(const Context<Device>& ctx) {
-  if constexpr (requires { ctx.threads(); })
-    return ctx.threads();
-  else
-    return 1;
 }
 
 }  // namespace detail

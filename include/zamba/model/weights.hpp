@@ -15,8 +15,8 @@ Model<Net, T, Device>::Model(Uninitialised)
   try {
     buffer_ = Buffer<Device>(all);
   } catch (const OutOfMemory&) {
-    detail::throw_error<OutOfMemory>("Model: out of memory on ", Device::name, ": the weights are ", all, " bytes, ",
-                                     Memory<Device>::free_bytes(), " are free");
+    detail::throw_error<OutOfMemory>("Model: out of memory on ", DeviceTraits<Device>::name, ": the weights are ", all,
+                                     " bytes, ", Memory<Device>::free_bytes(), " are free");
   }
   detail::bind_parameters<Net>(views_, [&](std::size_t i) { return buffer_.data() + entries_[i].byte_offset; });
 }

@@ -14,14 +14,14 @@ namespace zamba {
 namespace kernel {
 
 template <class A>
-struct EmbedPiece {
+struct EmbedRows {
   const Token* tokens;
   Matrix<const A> table;
   Matrix<A> out;
 
   template <int Width>
-  __device__ void piece(Index t, Index c) const {
-    store_piece(&out(t, c), piece_at<Width>(&table(Index{tokens[t]}, c)));
+  __device__ void vector(Index t, Index c) const {
+    store_vector(&out(t, c), load_vector<Width>(&table(Index{tokens[t]}, c)));
   }
 };
 
@@ -43,8 +43,8 @@ template <>
 struct Embedding<cuda> {
   template <class A>
   static void forward(Context<cuda>& ctx, const Token* tokens, Index count, Matrix<const A> table, Matrix<A> out) {
-    kernel::for_pieces<A>(ctx, kernel::in_pieces(table) && kernel::in_pieces(out), count, table.cols(),
-                          kernel::EmbedPiece<A>{tokens, table, out}, "embedding");
+    kernel::for_vectors<A>(ctx, kernel::in_vectors(table) && kernel::in_vectors(out), count, table.cols(),
+                           kernel::EmbedRows<A>{tokens, table, out}, "embedding");
   }
 
   template <class A, class Weights>

@@ -46,6 +46,10 @@
 #include <vector>
 
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/context.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "families.hpp"
+
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/models/zamba_7b.hpp>
+
+template <class Device>
+void zamba_apps::add_zamba(zamba::Registry& registry) {
+  registry.add<zamba::Zamba7B, zamba::bf16, Device>("Zamba-7B-v1")
+      .template add<zamba::Zamba7B, float, Device>("Zamba-7B-v1");
+}
