@@ -31,6 +31,13 @@ std::vector<double> logits_of(const ModelType& model) {
   return all;
 }
 
+template <class ModelType>
+double loss_of(const ModelType& model) {
+  const std::vector<Token> tokens{5, 42, 79, 20, 57}, targets{42, 79, 20, 57, -1};
+  const std::vector<Index> offsets{0, 5};
+  return model.loss({tokens, targets, offsets}).sum;
+}
+
 template <class To, class T>
 std::vector<double> logits_as(const Model<ZambaCase, T>& model) {
   return logits_of(model.template to<To>());
@@ -73,6 +80,9 @@ TEST_SUITE("weight") {
     CHECK(std::is_same_v<weight_t<bf16>, bf16>);
     CHECK(std::is_same_v<Weight<const float>, Matrix<const float>>);
     CHECK(std::is_same_v<Weight<bf16, 3>, Tensor<bf16, 3>>);
+    using zamba::testing::reference_bounds;
+    CHECK(reference_bounds<Types<float, float>>().logits == reference_bounds<float>().logits);
+    CHECK(reference_bounds<Types<float, float, bf16>>().logits == reference_bounds<bf16>().logits);
   }
 
   TEST_CASE("bf16 by its name and by its three types is one model") {
@@ -105,6 +115,7 @@ TEST_SUITE("weight") {
   TEST_CASE("int8 with scales: the numbers that it stands for, bit by bit") {
     const auto model = load_huggingface<ZambaCase, Int8Types>(case_path("zamba"));
     CHECK(logits_of(model) == logits_as<float>(model));
+    CHECK(loss_of(model) == loss_of(model.to<float>()));
     const ParameterEntry& embedding = model.entries()[0];
     CHECK(model.bytes(embedding) == static_cast<std::size_t>(96 * (32 + 4)));
     CHECK(logits_as<Int8Types>(load_huggingface<ZambaCase, float>(case_path("zamba"))) == logits_of(model));

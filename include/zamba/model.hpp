@@ -92,7 +92,7 @@ class Model {
                 "zamba::Model: a block of this network does not say that it runs on this device: it computes by "
                 "operators only and says 'static constexpr bool by_operators = true', or has kernels of its own and "
                 "says 'template <class Device> static constexpr bool runs_on'");
-  static_assert(detail::types_fit<T, Device>,
+  static_assert(detail::types_fit<T, Device>(),
                 "zamba::Model: T is double, float, bf16, or Types<W, A, C>: with activations A of float or double on "
                 "the CPU, of bf16 too on CUDA, and caches C of double where A is double, else of float or bf16; a "
                 "weight type that is no plain number is a W");

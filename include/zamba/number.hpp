@@ -120,10 +120,14 @@ using cache_t = typename detail::TypesOf<T>::Caches;
 
 namespace detail {
 
-/// Whether operators have these types of activations and caches together; those of weights are between Linear and them.
-template <class T, class Device, class A = activation_t<T, Device>, class C = cache_t<T>>
-inline constexpr bool types_fit = Number<A>&& Number<C>&& std::is_same_v<compute_t<C>, compute_t<A>> &&
-                                  (!std::is_same_v<Device, cpu> || std::is_same_v<A, compute_t<A>>);
+/// Whether operators have such activations and caches together. Which weights go with them, Linear says.
+template <class T, class Device>
+constexpr bool types_fit() {
+  using A = activation_t<T, Device>;
+  using C = cache_t<T>;
+  const bool runs_here = !std::is_same_v<Device, cpu> || std::is_same_v<A, compute_t<A>>;
+  return Number<A> && Number<C> && std::is_same_v<compute_t<A>, compute_t<C>> && runs_here;
+}
 
 }  // namespace detail
 

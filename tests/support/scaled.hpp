@@ -56,6 +56,7 @@ struct ScaledView {
   }
   ScaledView columns(Index first, Index count) const { return {data, codes.columns(first, count), scales}; }
 
+  ZAMBA_HOST_DEVICE float operator()(Index o, Index k) const { return scales(o, Index{0}) * codes(o, k); }
   template <class A>
   zamba::kernel::Pack<A> load(Index o, Index k, Index count) const {
     A values[zamba::kernel::lanes<A>] = {};

@@ -10,9 +10,9 @@
 // Values are converted once, to nearest; where the types are equal they are copied bit by bit. Files are mapped, read
 // once, and let go of piece by piece, so a load takes the memory of the model and little more.
 // Saving writes weights in the model's storage type, or as float where that is no plain number, and parameters kept in
-// higher precision in theirs. Tensors,
-// config.json and other texts of the folder are replaced at one moment: a load while a save runs, or after one that was
-// killed, has all of the old model or all of the new one (sharded_safetensors.hpp says how, and on which file systems).
+// higher precision in theirs. Tensors, config.json and other texts of the folder are replaced at one moment: a load
+// while a save runs, or after one that was killed, has all of the old model or all of the new one
+// (sharded_safetensors.hpp says how, and on which file systems).
 #pragma once
 
 #include <cstddef>

@@ -71,14 +71,24 @@ struct ReferenceBounds {
   bool greedy_identical;
 };
 
+namespace detail {
+
+template <class T, class N>
+inline constexpr bool all_stored_as = std::conjunction_v<std::is_same<weight_t<T>, N>, std::is_same<cache_t<T>, N>,
+                                                         std::is_same<activation_t<T, cuda>, N>>;
+
+}  // namespace detail
+
+/// Of a model of T: those of its coarsest number. A weight type of its own brings bounds of its own.
 template <class T>
 constexpr ReferenceBounds reference_bounds() {
-  if constexpr (std::is_same_v<T, double>)
+  if constexpr (detail::all_stored_as<T, double>)
     return {5e-6, 5e-6, 5e-6, 2e-5, 1e-5, 1e-4, true};
-  else if constexpr (std::is_same_v<T, float>)
+  else if constexpr (detail::all_stored_as<T, float>)
     return {1e-5, 1e-5, 1e-5, 5e-5, 1e-5, 2e-5, true};
   else
-    return {5e-2, 5e-2, 5e-2, 2e-1, 3e-2, 2e-2, false};
+    static_assert(Number<weight_t<T>>, "zamba::testing: a weight type of its own brings bounds of its own");
+  return {5e-2, 5e-2, 5e-2, 2e-1, 3e-2, 2e-2, false};
 }
 
 namespace detail {

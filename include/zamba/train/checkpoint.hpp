@@ -241,6 +241,9 @@ void load_weights(const std::filesystem::path& path, Model<Net, T, Device>& mode
                   AdamW<Net, T, Device>* optimiser = nullptr) {
   using F = compute_t<T>;
   using W = weight_t<T>;
+  static_assert(Number<W>,
+                "zamba::load_weights: a run's weights are plain numbers, and this model's are none: load them into a "
+                "model of float or bf16 and convert it with to<Types<W, A, C>>()");
   const Safetensors file = Safetensors::open(path);
   detail::check_architecture<Net>(file);
   std::vector<W> room(1 << 16);
