@@ -19,7 +19,7 @@ struct LeakyAverage {
   template <class W, class F>
   struct Parameters {
     zamba::Vector<F> norm, decay;
-    zamba::Matrix<W> in, out;
+    zamba::Weight<W> in, out;
   };
   // Listed once: counting, initialisation, files and the optimiser follow.
   template <class P, class Visit>

@@ -13,7 +13,7 @@
 #include <zamba/ops/add.hpp>
 #include <zamba/zamba.hpp>
 
-using zamba::Index, zamba::Matrix, zamba::Vector, zamba::Accumulate, zamba::Activation;
+using zamba::Index, zamba::Matrix, zamba::Vector, zamba::Weight, zamba::Accumulate, zamba::Activation;
 
 // A shared block reads the stream x and the stack's own input x0 (as io.t), writes an out of its own, and has no
 // residual: a linear of each use carries out into the mixer. Here an MLP whose weights all uses share,
@@ -26,7 +26,7 @@ struct SharedMlp {
   template <class W, class F>
   struct Parameters {
     Vector<F> norm;            // (d)
-    Matrix<W> gate, up, down;  // (Hidden, d) twice, (d, Hidden)
+    Weight<W> gate, up, down;  // (Hidden, d) twice, (d, Hidden)
   };
   template <class P, class Visit>
   static constexpr void visit_parameters(P& p, Visit visit) {

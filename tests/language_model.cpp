@@ -11,7 +11,7 @@ namespace {
 using namespace zamba_test;
 
 /// Sums of products in another order, some hundred roundings deep, gradients through all layers.
-constexpr double rounding = 1e-12;
+constexpr double reordering = 1e-12;
 /// Central differences with h = 1e-5: errors of h^2 and of 1e-16 / h, both about 1e-10, times the curvature.
 constexpr double difference = 2e-7;
 
@@ -66,14 +66,14 @@ void check_gradients() {
     }
     CHECK(sum.count == separate.count);
     CHECK(sum.count == std::count_if(packed.targets.begin(), packed.targets.end(), [](Token t) { return t >= 0; }));
-    CHECK(std::abs(sum.sum - separate.sum) <= rounding * sum.sum);
-    CHECK(relative_error(all(together), all(apart)) <= rounding);
+    CHECK(std::abs(sum.sum - separate.sum) <= reordering * sum.sum);
+    CHECK(relative_error(all(together), all(apart)) <= reordering);
     // The default scale makes it the gradient of the mean.
     auto mean = model.new_gradients();
     model.loss_and_gradients(packed, mean);
     auto scaled = all(mean);
     for (double& value : scaled) value *= scale * static_cast<double>(sum.count);
-    CHECK(relative_error(scaled, all(together)) <= rounding);
+    CHECK(relative_error(scaled, all(together)) <= reordering);
   }
 
   SUBCASE("recomputing layers gives the same gradients, with and without a state") {
@@ -85,7 +85,7 @@ void check_gradients() {
       model.loss_and_gradients(ctx, packed, kept, {.scale = scale, .state = with_state ? &first : nullptr});
       model.loss_and_gradients(ctx, packed, again,
                                {.scale = scale, .recompute = true, .state = with_state ? &second : nullptr});
-      CHECK(relative_error(all(again), all(kept)) <= rounding);
+      CHECK(relative_error(all(again), all(kept)) <= reordering);
       CHECK(first.to_bytes() == second.to_bytes());
     }
   }
@@ -101,7 +101,7 @@ void check_gradients() {
     const auto one = run(1), two = run(2);
     CHECK(run(1) == one);
     CHECK(run(2) == two);
-    CHECK(relative_error(two, one) <= rounding);
+    CHECK(relative_error(two, one) <= reordering);
   }
 
   SUBCASE("two chunks with the gradient passed through the state equal the whole") {
@@ -118,10 +118,10 @@ void check_gradients() {
                                                     {.scale = scale, .state = &after, .d_state = &d_state});
     const LossSum first = model.loss_and_gradients(ctx, document.part(0, 5), chunks,
                                                    {.scale = scale, .state = &begin, .d_state = &d_state});
-    CHECK(std::abs(first.sum - first_loss) <= rounding * first.sum);
-    CHECK(std::abs(first.sum + second.sum - sum.sum) <= rounding * sum.sum);
-    CHECK(relative_error(all(chunks), all(whole)) <= rounding);
-    CHECK(relative_error(values(begin), values(middle)) <= rounding);
+    CHECK(std::abs(first.sum - first_loss) <= reordering * first.sum);
+    CHECK(std::abs(first.sum + second.sum - sum.sum) <= reordering * sum.sum);
+    CHECK(relative_error(all(chunks), all(whole)) <= reordering);
+    CHECK(relative_error(values(begin), values(middle)) <= reordering);
     CHECK(after.length() == 13);
   }
 

@@ -25,7 +25,7 @@ struct Problem {
       : logits(ctx, rows * V, 1, 24),
         options(on_device(std::vector<SamplerOptions>{how})),
         random(on_device(std::vector<Random>(static_cast<std::size_t>(rows), Random(Seed{1})))),
-        seen(on_device(std::vector<std::uint32_t>(static_cast<std::size_t>(rows * ceil_div(V, 32))), 0x10101010u))),
+        seen(on_device(std::vector<std::uint32_t>(static_cast<std::size_t>(rows * ceil_div(V, 32)), 0x10101010u))),
         left(on_device(std::vector<Index>(static_cast<std::size_t>(rows), 1))),
         drawn(on_device(std::vector<Drawn>(static_cast<std::size_t>(rows), Drawn{-1, Drawn::drawn}))),
         rows(rows),

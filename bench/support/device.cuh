@@ -12,6 +12,7 @@
 #include <zamba/context.cuh>
 #include <zamba/kernel/elementwise.cuh>
 #include <zamba/number.hpp>
+#include <zamba/sequences.hpp>
 #include <zamba/tensor.hpp>
 
 namespace zamba::bench {

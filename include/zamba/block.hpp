@@ -21,30 +21,16 @@
 #include <string_view>
 #include <type_traits>
 
+#include <zamba/block/check.hpp>
 #include <zamba/context.hpp>
 #include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/parameter.hpp>
+#include <zamba/residual_io.hpp>
 #include <zamba/sequences.hpp>
 #include <zamba/tensor.hpp>
 
 namespace zamba {
-
-/// The residual stream around a block, (tokens, d) each. out may be x itself unless the block says otherwise.
-template <class A>
-struct ResidualIO {
-  Matrix<const A> x;
-  Matrix<const A> t;  // optional
-  Matrix<A> out;
-};
-
-/// What forward keeps for backward. Kept memory stays taken from the context's arena; whoever asked for it rewinds the
-/// arena.
-enum class Keep {
-  nothing,       // inference
-  layer_inputs,  // a stack keeps what enters each layer and computes the rest again: one layer's activations at a time
-  everything,
-};
 
 /// What visit_state calls: f(name, tensor, rows_per_sequence, width), where a tensor that grows with the sequence has
 /// rows_per_sequence = per_position.
@@ -81,13 +67,6 @@ template <class B, class S, class F>
 constexpr void visit_state(S& s, F&& f) {
   B::visit_state(s, StateVisitor<std::remove_reference_t<F>>(f));
 }
-
-namespace detail {
-
-template <class B, bool Shared>
-struct BlockCheck;  // block/check.hpp
-
-}  // namespace detail
 
 /// What is a layer of a stack: the members above, with those arguments, and listings whose tensors have the ranks,
 /// extents and element types that they must. Whether they compute what they should is checked by
@@ -154,7 +133,7 @@ struct CountStateBytes {
 /// Count: what the sum is taken in, double where it may exceed every Index.
 template <class B, class T, class Count>
 constexpr Count state_bytes(Count batch, Count length) {
-  typename B::template State<T, compute_t<T>> state;
+  typename B::template State<cache_t<T>, compute_t<T>> state;
   CountStateBytes<Count> counter{batch, length};
   visit_state<B>(state, counter);
   return counter.bytes;
@@ -211,7 +190,7 @@ inline constexpr double init_std = [] {
 template <class B>
 inline constexpr Index flops_per_token = 2 * active_parameter_count<B>;
 
-/// Bytes of the state of `batch` sequences with room for `length` positions each, caches stored as T. Throws where they
+/// Bytes of the state of `batch` sequences with room for `length` positions each, in a model of T. Throws where they
 /// are none or more than can be addressed.
 template <class B, class T>
 constexpr Index state_bytes(Index batch, Index length) {
@@ -222,5 +201,3 @@ constexpr Index state_bytes(Index batch, Index length) {
 }
 
 }  // namespace zamba
-
-#include <zamba/block/check.hpp>

@@ -64,10 +64,10 @@ struct LanguageModel {
 
   template <class W, class F>
   struct Parameters {
-    Matrix<W> embedding;  // (V, d)
+    Weight<W> embedding;  // (V, d)
     typename Stack::template Parameters<W, F> stack;
     Vector<F> final_norm;  // (d)
-    Matrix<W> head;        // (V, d), Head::own
+    Weight<W> head;        // (V, d), Head::own
   };
 
   template <class P, class Visit>
@@ -153,7 +153,7 @@ struct LanguageModel {
 
  private:
   template <class W, class F>
-  static Matrix<W> head_of(const Parameters<W, F>& p) {
+  static Weight<W> head_of(const Parameters<W, F>& p) {
     return tied ? p.embedding : p.head;
   }
 };

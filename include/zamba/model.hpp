@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Model<Net, T, Device>: an architecture with weights, stored as T on a device.
+// Model<Net, T, Device>: an architecture with weights on a device, stored as T: a number, or Types<W, A, C>, which says
+// those of activations and caches too.
 //
 // A const Model may be used by several threads at once; each computes with a Context of its own, and a State, like a
 // Context, belongs to one thread. Members are defined below the class, so that `extern template class zamba::Model<Net,
@@ -91,6 +92,10 @@ class Model {
                 "zamba::Model: a block of this network does not say that it runs on this device: it computes by "
                 "operators only and says 'static constexpr bool by_operators = true', or has kernels of its own and "
                 "says 'template <class Device> static constexpr bool runs_on'");
+  static_assert(detail::types_fit<T, Device>,
+                "zamba::Model: T is double, float, bf16, or Types<W, A, C>: with activations A of float or double on "
+                "the CPU, of bf16 too on CUDA, and caches C of double where A is double, else of float or bf16; a "
+                "weight type that is no plain number is a W");
 
  public:
   using F = compute_t<T>;
@@ -99,7 +104,7 @@ class Model {
   using DeviceType = Device;
   using StateGradients = State<Net, F, Device>;
   using GradientsType = Gradients<Net, T, Device>;
-  using Views = typename Net::template Parameters<const T, const F>;
+  using Views = typename Net::template Parameters<const weight_t<T>, const F>;
 
   /// Weights drawn as each block's listing says.
   explicit Model(Seed seed);
@@ -183,15 +188,13 @@ class Model {
   /// The elements of one parameter, as double, in row-major order; and their replacement (rounded to the stored type).
   std::vector<double> read(const ParameterEntry& entry) const;
   void write(const ParameterEntry& entry, std::span<const double> values);
-  /// The bytes of one parameter, of type T or, where entry.precise, compute_t<T>.
+  /// The bytes of one parameter, stored as weight_t<T> or, where entry.precise, compute_t<T>.
   std::byte* data(const ParameterEntry& entry) {
     mark_.set_fingerprint(0);
     return buffer_.data() + entry.byte_offset;
   }
   const std::byte* data(const ParameterEntry& entry) const { return buffer_.data() + entry.byte_offset; }
-  std::size_t bytes(const ParameterEntry& entry) const {
-    return static_cast<std::size_t>(entry.size) * (entry.precise ? sizeof(F) : sizeof(T));
-  }
+  std::size_t bytes(const ParameterEntry& entry) const { return entry.bytes; }
 
  private:
   Matrix<const A> step(Context<Device>& ctx, StateType& state, std::span<const Token> tokens) const;

@@ -14,7 +14,7 @@ namespace zamba {
 struct ModelFacts {
   std::string name;            // what its owner calls it
   std::string model_type;      // of its checkpoints; empty where there are none
-  DType storage = DType::F32;  // of its weights
+  DType storage = DType::F32;  // of its weights; of float, where they are no plain numbers
   std::string_view device;     // DeviceTraits::name
   Index vocabulary = 0;
   Index d_model = 0;
@@ -37,7 +37,7 @@ ModelFacts ModelFacts::of(std::string name, std::string model_type) {
   ModelFacts facts;
   facts.name = std::move(name);
   facts.model_type = std::move(model_type);
-  facts.storage = dtype_of<T>();
+  facts.storage = dtype_of<std::conditional_t<Number<weight_t<T>>, weight_t<T>, float>>();
   facts.device = DeviceTraits<Device>::name;
   facts.vocabulary = Net::vocabulary;
   facts.d_model = Net::d_model;
@@ -47,7 +47,7 @@ ModelFacts ModelFacts::of(std::string name, std::string model_type) {
   facts.active_parameters = active_parameter_count<Net>;
   facts.flops_per_token = zamba::flops_per_token<Net>;
   for (const ParameterEntry& entry : detail::list_parameters<Net, T>())
-    facts.weight_bytes += entry.size * static_cast<Index>(entry.precise ? sizeof(compute_t<T>) : sizeof(T));
+    facts.weight_bytes += static_cast<Index>(entry.bytes);
   facts.state_bytes = &zamba::state_bytes<Net, T>;
   if constexpr (by_operators<Net>)
     facts.workspace_bytes = [](Index batch, Index length) {

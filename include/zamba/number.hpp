@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Storage types of weights, the type in which their arithmetic is done, and what is no number.
+// The types of a model's numbers: of weights, of activations and caches, and of arithmetic; and what is no number.
 #pragma once
 
 #include <bit>
@@ -72,13 +72,59 @@ struct f16 {
   }
 };
 
-/// The type of sums, norms, softmax, recurrent state, gradients and optimiser state for weights stored as T:
+/// What activations and caches are stored as, and weights unless their type is one of its own (weight.hpp).
+template <class T>
+concept Number = std::is_same_v<T, double> || std::is_same_v<T, float> || std::is_same_v<T, bf16>;
+
+/// The types of a model one by one, in the place of T in Model<Net, T, Device>: of weights, of activations between
+/// operators, and of key/value caches.
+template <class Weights, class Activations, class Caches = Activations>
+struct Types {};
+
+namespace detail {
+
+/// What T stands for in Model<Net, T, Device>: a number for all three, but activations on the CPU are of the type of
+/// arithmetic.
+template <class T>
+struct TypesOf {
+  using Weights = T;
+  using Caches = T;
+  using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  template <class Device>
+  using Activations = std::conditional_t<std::is_same_v<Device, cpu>, Compute, T>;
+};
+template <class W, class A, class C>
+struct TypesOf<Types<W, A, C>> {
+  using Weights = W;
+  using Caches = C;
+  using Compute = typename TypesOf<A>::Compute;
+  template <class Device>
+  using Activations = A;
+};
+
+}  // namespace detail
+
+/// The type of sums, norms, softmax, recurrent state, gradients and optimiser state where activations are stored as T:
 /// double for double, float for everything else.
 template <class T>
-using compute_t = std::conditional_t<std::is_same_v<std::remove_const_t<T>, double>, double, float>;
+using compute_t = typename detail::TypesOf<std::remove_const_t<T>>::Compute;
 
-/// The type of activations between operators: compute_t<T> on the CPU, T itself on CUDA.
+/// The types of a model of T on Device, where T is a number or Types<W, A, C>: of activations between operators, by
+/// default compute_t<T> on the CPU and T itself on CUDA; of weights; and of key/value caches.
 template <class T, class Device>
-using activation_t = std::conditional_t<std::is_same_v<Device, cpu>, compute_t<T>, std::remove_const_t<T>>;
+using activation_t = typename detail::TypesOf<std::remove_const_t<T>>::template Activations<Device>;
+template <class T>
+using weight_t = typename detail::TypesOf<T>::Weights;
+template <class T>
+using cache_t = typename detail::TypesOf<T>::Caches;
+
+namespace detail {
+
+/// Whether operators have these types of activations and caches together; those of weights are between Linear and them.
+template <class T, class Device, class A = activation_t<T, Device>, class C = cache_t<T>>
+inline constexpr bool types_fit = Number<A>&& Number<C>&& std::is_same_v<compute_t<C>, compute_t<A>> &&
+                                  (!std::is_same_v<Device, cpu> || std::is_same_v<A, compute_t<A>>);
+
+}  // namespace detail
 
 }  // namespace zamba

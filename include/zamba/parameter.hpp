@@ -3,7 +3,7 @@
 // optimiser follow.
 //
 //   template <class W, class F>
-//   struct Parameters { Matrix<W> in_proj; Vector<F> D; };
+//   struct Parameters { Weight<W> in_proj; Vector<F> D; };
 //
 //   template <class P, class Visit>
 //   static constexpr void visit_parameters(P& p, Visit visit) {
@@ -11,7 +11,8 @@
 //     visit("D", p.D, {D}, constant(1), Decay::no);
 //   }
 //
-// W is the storage type of weights, F that of parameters kept in float32 or better (A_log, D, biases, norms).
+// W is the storage type of weights that products multiply by (weight.hpp), F that of parameters kept in float32 or
+// better (A_log, D, biases, norms).
 #pragma once
 
 #include <cmath>
@@ -21,6 +22,7 @@
 
 #include <zamba/random.hpp>
 #include <zamba/tensor.hpp>
+#include <zamba/weight.hpp>
 
 namespace zamba {
 
@@ -118,8 +120,16 @@ class ParameterVisitor {
   template <class T, int Rank>
   constexpr void operator()(std::string_view name, Tensor<T, Rank>& tensor, std::type_identity_t<Shape<Rank>> shape,
                             Initializer initializer, Decay decay = Decay::yes) const {
-    if (initializer.writes > 0) initializer.writes = writes_;
-    (*f_)(Name{&prefix_, name}, tensor, shape, initializer, decay);
+    static_assert(std::is_same_v<Weight<T, Rank>, Tensor<T, Rank>>,
+                  "zamba: Parameters hold a Matrix<W> or Tensor<W, 3>, which are for plain numbers, and the weights' "
+                  "type is none: say Weight<W> or Weight<W, 3>");
+    take(name, tensor, shape, initializer, decay);
+  }
+  /// A Weight that is no Tensor.
+  template <class View>
+  constexpr void operator()(std::string_view name, View& view, std::type_identity_t<Shape<View::rank>> shape,
+                            Initializer initializer, Decay decay = Decay::yes) const {
+    take(name, view, shape, initializer, decay);
   }
 
   /// The visitor for a part called `name`, or the number-th of several. Valid while this visitor is.
@@ -132,6 +142,13 @@ class ParameterVisitor {
 
  private:
   constexpr ParameterVisitor(F& f, Name prefix, Index writes) : f_(&f), prefix_(prefix), writes_(writes) {}
+
+  template <class View, int Rank>
+  constexpr void take(std::string_view name, View& view, Shape<Rank> shape, Initializer initializer,
+                      Decay decay) const {
+    if (initializer.writes > 0) initializer.writes = writes_;
+    (*f_)(Name{&prefix_, name}, view, shape, initializer, decay);
+  }
 
   F* f_;
   Name prefix_;

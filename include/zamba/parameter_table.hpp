@@ -12,6 +12,7 @@
 #include <zamba/block.hpp>
 #include <zamba/buffer.hpp>
 #include <zamba/number.hpp>
+#include <zamba/weight.hpp>
 
 namespace zamba {
 
@@ -22,9 +23,15 @@ struct ParameterEntry {
   Index size = 0;
   Initializer initializer{};
   Decay decay = Decay::yes;
-  bool precise = false;         // stored in compute_t<T>, not in T
+  bool precise = false;         // stored in compute_t<T>, not in weight_t<T>
   Index offset = 0;             // of its first element among all elements; a multiple of 64 bytes in every type
   std::size_t byte_offset = 0;  // of its first byte in the model's memory
+  std::size_t bytes = 0;        // there
+
+  /// Elements of a row, as WeightTraits counts them: its last extent.
+  Index cols() const { return shape.back(); }
+  /// Bytes at one position of its first extent.
+  Index row_bytes() const { return static_cast<Index>(bytes) / shape.front(); }
 };
 
 namespace detail {
@@ -32,7 +39,7 @@ namespace detail {
 struct WeightTag {};
 struct PreciseTag {};
 
-/// The parameters of Net with their places in memory, where weights are stored as T.
+/// The parameters of Net with their places in memory, in a model of T.
 template <class Net, class T>
 std::vector<ParameterEntry> list_parameters() {
   constexpr Index granule = static_cast<Index>(alignment) / 2;  // elements of the smallest type in `alignment` bytes
@@ -43,16 +50,19 @@ std::vector<ParameterEntry> list_parameters() {
   visit_parameters<Net>(
       parameters, [&](const Name& name, auto& tensor, auto shape, Initializer initializer, Decay decay) {
         constexpr bool precise = std::is_same_v<std::remove_pointer_t<decltype(tensor.data)>, PreciseTag>;
-        entries.push_back({name.str(),
-                           {std::begin(shape.extent), std::end(shape.extent)},
-                           shape.size(),
-                           initializer,
-                           decay,
-                           precise,
-                           offset,
-                           bytes});
-        offset += ceil_div(shape.size(), granule) * granule;
-        bytes += align_up(static_cast<std::size_t>(shape.size()) * (precise ? sizeof(compute_t<T>) : sizeof(T)));
+        using Stored = std::conditional_t<precise, compute_t<T>, weight_t<T>>;
+        const ParameterEntry& entry =
+            entries.emplace_back(ParameterEntry{name.str(),
+                                                {std::begin(shape.extent), std::end(shape.extent)},
+                                                shape.size(),
+                                                initializer,
+                                                decay,
+                                                precise,
+                                                offset,
+                                                bytes,
+                                                weight_bytes<Stored>(shape.size(), *std::rbegin(shape.extent))});
+        offset += ceil_div(entry.size, granule) * granule;
+        bytes += align_up(entry.bytes);
       });
   return entries;
 }
@@ -70,10 +80,9 @@ inline std::vector<double> initial_values(const ParameterEntry& entry, std::size
 template <class Net, class P, class F>
 void bind_parameters(P& parameters, F&& first_byte) {
   std::size_t i = 0;
-  visit_parameters<Net>(parameters, [&](const Name&, auto& tensor, auto shape, Initializer, Decay) {
-    using Element = std::remove_pointer_t<decltype(tensor.data)>;
-    Element* data = reinterpret_cast<Element*>(first_byte(i++));
-    std::apply([&](auto... extents) { tensor = {data, extents...}; }, std::to_array(shape.extent));
+  visit_parameters<Net>(parameters, [&](const Name&, auto& view, auto shape, Initializer, Decay) {
+    const auto data = reinterpret_cast<decltype(view.data)>(first_byte(i++));
+    std::apply([&](auto... extents) { view = {data, extents...}; }, std::to_array(shape.extent));
   });
 }
 

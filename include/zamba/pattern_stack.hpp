@@ -113,7 +113,7 @@ struct PatternStack {
     detail::Array<typename Mixer::template Parameters<W, F>, layers> mixers;
     detail::Array<typename Shared::template Parameters<W, F>, copies> shared;
     detail::Array<typename Use::template UseParameters<W, F>, uses> use;
-    detail::Array<Matrix<W>, uses> linear;  // (d, d) of each hybrid layer
+    detail::Array<Weight<W>, uses> linear;  // (d, d) of each hybrid layer
   };
 
   template <class Params, class Visit>

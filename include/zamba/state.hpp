@@ -132,7 +132,7 @@ auto all_or_none(const char* what, StateType& state, F&& f) {
 template <class Net, class T, class Device>
 class State {
  public:
-  using Views = typename Net::template State<T, compute_t<T>>;
+  using Views = typename Net::template State<cache_t<T>, compute_t<T>>;
 
   explicit State(StateOptions options) : batch_(options.batch), max_length_(options.max_length) {
     check("new_state", options);
@@ -286,7 +286,7 @@ class State {
     return hash.value();
   }
 
-  static std::uint64_t layout() { return architecture_hash<Net>() ^ sizeof(T); }
+  static std::uint64_t layout() { return architecture_hash<Net>() ^ sizeof(cache_t<T>); }
 
   std::size_t checked(Index row) const {
     require(row >= 0 && row < batch_, "State: row ", row, " of a batch of ", batch_);
@@ -364,7 +364,7 @@ std::vector<std::byte> State<Net, T, Device>::to_bytes() const {
   Header header{{},
                 architecture_hash<Net>(),
                 weights_.fingerprint,
-                static_cast<Index>(sizeof(T)),
+                static_cast<Index>(sizeof(cache_t<T>)),
                 batch_,
                 max_length_,
                 hash_of_sizes(batch_, max_length_, lengths_)};
@@ -409,8 +409,8 @@ State<Net, T, Device> State<Net, T, Device>::from_bytes(std::span<const std::byt
   require(header.architecture == architecture_hash<Net>(),
           "State::from_bytes: the state belongs to an architecture of hash ", header.architecture, ", this one's is ",
           architecture_hash<Net>());
-  require(header.element_size == sizeof(T), "State::from_bytes: the caches hold elements of ", header.element_size,
-          " bytes, this state's of ", sizeof(T));
+  require(header.element_size == sizeof(cache_t<T>), "State::from_bytes: the caches hold elements of ",
+          header.element_size, " bytes, this state's of ", sizeof(cache_t<T>));
   require(header.batch > 0 && header.max_length > 0 && header.batch <= static_cast<Index>(bytes.size() / sizeof(Index)),
           "State::from_bytes: impossible batch ", header.batch, " or max_length ", header.max_length);
   std::vector<Index> lengths;

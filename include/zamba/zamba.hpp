@@ -8,7 +8,11 @@
 #include <zamba/blocks/shared_attention.hpp>
 #include <zamba/blocks/transformer_block.hpp>
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
 #include <zamba/checkpoints/registry.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/eval/multiple_choice.hpp>
 #include <zamba/eval/perplexity.hpp>
 #include <zamba/generate/generator.hpp>

@@ -11,23 +11,23 @@ using namespace zamba;
 
 namespace {
 
-using Full = TransformerBlock<TransformerConfig{.d_model = 12, .n_heads = 3, .d_ff = 10}>;
+using FullTransformer = TransformerBlock<TransformerConfig{.d_model = 12, .n_heads = 3, .d_ff = 10}>;
 /// Four query heads on two key heads, odd sizes, angles that turn fast, eps large so that a gradient without it would
 /// show.
-using Grouped = TransformerBlock<TransformerConfig{
+using GroupedTransformer = TransformerBlock<TransformerConfig{
     .d_model = 24, .n_heads = 4, .n_kv_heads = 2, .d_ff = 11, .rope_theta = 7, .norm_eps = 0.2}>;
 /// The smallest head that rope can turn.
-using Pairs = TransformerBlock<TransformerConfig{.d_model = 6, .n_heads = 3, .n_kv_heads = 1}>;
+using PairTransformer = TransformerBlock<TransformerConfig{.d_model = 6, .n_heads = 3, .n_kv_heads = 1}>;
 
 }  // namespace
 
 TEST_SUITE("transformer_block") {
   TEST_CASE("conformance") {
-    const auto report = testing::conformance<Grouped>();
+    const auto report = testing::conformance<GroupedTransformer>();
     CHECK_MESSAGE(report.passed(), report.text());
     CHECK(report.lines().size() > 15);
   }
-  TEST_CASE_TEMPLATE("conformance of other sizes", B, Full, Pairs) {
+  TEST_CASE_TEMPLATE("conformance of other sizes", B, FullTransformer, PairTransformer) {
     const auto report = testing::conformance<B, testing::Passes::float64_alone>();
     CHECK_MESSAGE(report.passed(), report.text());
     CHECK(report.lines().size() > 15);
@@ -45,7 +45,7 @@ TEST_SUITE("transformer_block") {
     CHECK(TransformerConfig{.d_model = 8}.ff() == 32);
     CHECK(TransformerConfig{.d_model = 8, .n_heads = 4}.kv_heads() == 4);
     // norms 24 each, q and o 24 * 24, k and v 12 * 24, three matrices of 11 * 24
-    CHECK(parameter_count<Grouped> == 2 * 24 + 2 * 576 + 2 * 288 + 3 * 264);
-    CHECK(state_bytes<Grouped, bf16>(2, 100) == 2 * 100 * 2 * 12 * 2);
+    CHECK(parameter_count<GroupedTransformer> == 2 * 24 + 2 * 576 + 2 * 288 + 3 * 264);
+    CHECK(state_bytes<GroupedTransformer, bf16>(2, 100) == 2 * 100 * 2 * 12 * 2);
   }
 }

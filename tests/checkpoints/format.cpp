@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // CheckpointFormat: a family of a test's own, whose files hold some parameters in several tensors.
 #include <zamba/checkpoints/format.hpp>
+#include <zamba/checkpoints/mamba.hpp>
 
 #include <doctest/doctest.h>
 
@@ -28,10 +29,6 @@ CheckpointParameter split_parameter(const ParameterEntry& entry) {
   }
   if (entry.name == "layers.0.in_proj.bias") return {{{"0.u_proj.bias", {40}}, {"0.z_proj.bias", {40}}}};
   return CheckpointTensor{entry.name, entry.shape};
-}
-
-const ParameterEntry& entry_of(const std::vector<ParameterEntry>& entries, const std::string& name) {
-  return *std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
 }
 
 std::vector<std::vector<double>> all_values(const Model<SplitNet, double>& model) {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Checkpoints in the Hugging Face layout: what is loaded, what is saved, and what is refused with which message.
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 
 #include <iterator>
 #include <limits>
@@ -22,12 +25,6 @@ std::vector<std::byte> all_bytes(const Model<Net, T>& model) {
   for (const ParameterEntry& entry : model.entries())
     bytes.insert(bytes.end(), model.data(entry), model.data(entry) + model.bytes(entry));
   return bytes;
-}
-
-const ParameterEntry& entry_of(const std::vector<ParameterEntry>& entries, const std::string& name) {
-  const auto at = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
-  REQUIRE(at != entries.end());
-  return *at;
 }
 
 /// What loading a case as ZambaCase says after `damage`, having checked that the model stayed as it was.

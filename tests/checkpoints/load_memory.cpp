@@ -2,6 +2,9 @@
 // Loading a model takes its own memory and little more, whatever its file is: at most a tenth. What is beyond the model
 // is one piece of a file, converted and not, and the pages around it.
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
 
 #include <cstring>
 #include <fstream>

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Registry: which type a folder is of, and what is said where none fits.
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
 #include <zamba/checkpoints/registry.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 
 #include <csignal>
 #include <set>

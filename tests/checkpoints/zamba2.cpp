@@ -42,7 +42,7 @@ std::string refusal_of_published(const json& config) {
 }
 
 /// What loading the case with two blocks says after an edit of its tensors; the edited weights where nothing.
-std::string refusal_of_tensors(const std::function<void(HeldTensors&)>& edit) {
+std::string refusal_of_two_blocks(const std::function<void(HeldTensors&)>& edit) {
   const CaseCopy copy("zamba2-two-blocks");
   copy.edit("model.safetensors", edit);
   return message_of([&] { load_huggingface<Zamba2TwoBlocksCase>(copy.path()); });
@@ -329,8 +329,8 @@ TEST_CASE("zamba2_checkpoint: shared weights and adapters may be repeated under 
     tensors.add_copy("model.layers.1" + adapter + "2.0.weight", "model.layers.5" + adapter + "2.0.weight");
     tensors.add_copy("model.layers.1" + adapter + "0.1.weight", "model.layers.5" + adapter + "0.1.weight");
   };
-  CHECK(refusal_of_tensors(repeated) == "");
-  const std::string differing = refusal_of_tensors([&](HeldTensors& tensors) {
+  CHECK(refusal_of_two_blocks(repeated) == "");
+  const std::string differing = refusal_of_two_blocks([&](HeldTensors& tensors) {
     repeated(tensors);
     tensors["model.layers.8" + q].element<float>(5) += 1;
     tensors["model.layers.5" + adapter + "2.0.weight"].element<float>(0) += 1;
@@ -339,12 +339,12 @@ TEST_CASE("zamba2_checkpoint: shared weights and adapters may be repeated under 
   CHECK(contains(differing, "model.layers.5" + adapter + "2.0.weight: wanted the same values"));
 
   // Layer 8 is of the other block.
-  const std::string of_other =
-      refusal_of_tensors([&](HeldTensors& tensors) { tensors.add_copy("model.layers.1" + q, "model.layers.8" + q); });
+  const std::string of_other = refusal_of_two_blocks(
+      [&](HeldTensors& tensors) { tensors.add_copy("model.layers.1" + q, "model.layers.8" + q); });
   CHECK(contains(of_other, "model.layers.8" + q + ": wanted the same values"));
 
   // Under a plain layer they are surplus, and so are adapters under the other block or of a use that is not there.
-  const std::string surplus = refusal_of_tensors([&](HeldTensors& tensors) {
+  const std::string surplus = refusal_of_two_blocks([&](HeldTensors& tensors) {
     tensors.add_copy("model.layers.1" + q, "model.layers.2" + q);
     tensors.add_copy("model.layers.1" + adapter + "0.0.weight", "model.layers.3" + adapter + "0.0.weight");
     tensors.add_copy("model.layers.1" + adapter + "0.0.weight", "model.layers.1" + adapter + "4.0.weight");
@@ -354,7 +354,7 @@ TEST_CASE("zamba2_checkpoint: shared weights and adapters may be repeated under 
   CHECK(contains(surplus, "'model.layers.1" + adapter + "4.0.weight': surplus"));
 
   CHECK(
-      contains(refusal_of_tensors([&](HeldTensors& tensors) {
+      contains(refusal_of_two_blocks([&](HeldTensors& tensors) {
                  tensors.erase("model.layers.3" + self_attn + "linear_v_adapter_list.3.1.weight");
                }),
                "model.layers.3" + self_attn + "linear_v_adapter_list.3.1.weight: missing, wanted with shape (64, 4)"));

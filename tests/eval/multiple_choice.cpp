@@ -4,16 +4,11 @@
 #include <doctest/doctest.h>
 #include <zamba/any_model.hpp>
 
-#include "tests/support/nets.hpp"
+#include "tests/support/judge.hpp"
 
 namespace {
 
 using namespace zamba_test;
-
-const Model<Hybrid, double>& model() {
-  static const auto model = random_model<Hybrid, double>();
-  return model;
-}
 
 /// Letters and four other characters; "th", as an example of tokens that several characters share, is one.
 std::vector<Token> encode(std::string_view text) {
@@ -47,8 +42,6 @@ double direct(const std::string& prompt, const std::string& choice, std::optiona
   if (begin) all.insert(all.begin(), *begin);
   return direct(all, encode(prompt).size() + (begin ? 1 : 0));
 }
-
-doctest::Approx near(double value) { return doctest::Approx(value).epsilon(1e-11); }  // sums of tens of terms
 
 std::vector<MultipleChoiceItem> questions() {
   return {{.name = "first", .context = "what is near", .choices = {{"sea"}, {"the far land"}, {"o"}}, .answer = 0},

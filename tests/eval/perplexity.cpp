@@ -6,17 +6,12 @@
 #include <doctest/doctest.h>
 #include <zamba/any_model.hpp>
 
-#include "tests/support/nets.hpp"
+#include "tests/support/judge.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace {
 
 using namespace zamba_test;
-
-const Model<Hybrid, double>& model() {
-  static const auto model = random_model<Hybrid, double>();
-  return model;
-}
 
 /// -log p(token | before), from a state of its own, by the definition.
 double loss_after(const std::vector<Token>& before, Token token) {
@@ -26,9 +21,6 @@ double loss_after(const std::vector<Token>& before, Token token) {
   for (Index v = 0; v < vocabulary; ++v) sum += std::exp(logits(0, v));
   return std::log(sum) - logits(0, token);
 }
-
-// Sums of about a hundred terms of float64, each of which depends on how its sequence is split, to 1e-13.
-doctest::Approx near(double value) { return doctest::Approx(value).epsilon(1e-11); }
 
 }  // namespace
 

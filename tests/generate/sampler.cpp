@@ -50,32 +50,32 @@ std::vector<double> logs(std::vector<double> probabilities) {
   return probabilities;
 }
 
-constexpr Index draws = 200'000;
+constexpr Index many = 200'000;
 
 }  // namespace
 
 TEST_SUITE("generate/sampler") {
   TEST_CASE("the plain distribution, by counting") {
     Sampler sampler({}, Seed{1}, 5);
-    check_distribution(count(sampler, logs({0.5, 0.25, 0.125, 0.1, 0.025}), draws), {0.5, 0.25, 0.125, 0.1, 0.025});
+    check_distribution(count(sampler, logs({0.5, 0.25, 0.125, 0.1, 0.025}), many), {0.5, 0.25, 0.125, 0.1, 0.025});
     // A wrong distribution is seen: 0.5 against 0.51 is 9 deviations of 200,000 draws.
-    const auto counts = count(sampler, logs({0.5, 0.5, 1e-300, 1e-300, 1e-300}), draws);
-    CHECK(std::abs(static_cast<double>(counts[0]) / draws - 0.5) < 4 * 0.5 / std::sqrt(double{draws}));
-    CHECK(counts[0] + counts[1] == draws);
+    const auto counts = count(sampler, logs({0.5, 0.5, 1e-300, 1e-300, 1e-300}), many);
+    CHECK(std::abs(static_cast<double>(counts[0]) / many - 0.5) < 4 * 0.5 / std::sqrt(double{many}));
+    CHECK(counts[0] + counts[1] == many);
   }
 
   TEST_CASE("temperature") {
     // T = 0.5 squares probabilities: 16, 4, 1, out of 21; T = 2 takes roots: 4, 2, 1 out of 7 of 16, 4, 1.
     Sampler cold({.temperature = 0.5}, Seed{2}, 3), hot({.temperature = 2}, Seed{2}, 3);
-    check_distribution(count(cold, logs({4, 2, 1}), draws), {16. / 21, 4. / 21, 1. / 21});
-    check_distribution(count(hot, logs({16, 4, 1}), draws), {4. / 7, 2. / 7, 1. / 7});
+    check_distribution(count(cold, logs({4, 2, 1}), many), {16. / 21, 4. / 21, 1. / 21});
+    check_distribution(count(hot, logs({16, 4, 1}), many), {4. / 7, 2. / 7, 1. / 7});
   }
 
   TEST_CASE("top-k keeps exactly k, of equal ones the lowest ids") {
     Sampler sampler({.top_k = 3}, Seed{3}, 6);
-    check_distribution(count(sampler, logs({1, 4, 2, 2, 2, 0.5}), draws), {0, 0.5, 0.25, 0.25, 0, 0});
+    check_distribution(count(sampler, logs({1, 4, 2, 2, 2, 0.5}), many), {0, 0.5, 0.25, 0.25, 0, 0});
     Sampler wide({.top_k = 10}, Seed{3}, 3);
-    check_distribution(count(wide, logs({1, 2, 1}), draws), {0.25, 0.5, 0.25});
+    check_distribution(count(wide, logs({1, 2, 1}), many), {0.25, 0.5, 0.25});
     Sampler one({.top_k = 1}, Seed{3}, 4);
     for (const Index c : {0, 1, 2})
       CHECK(count(one, {1, 7, 7, 3}, 100)[static_cast<std::size_t>(c)] == (c == 1 ? 100 : 0));
@@ -84,13 +84,13 @@ TEST_SUITE("generate/sampler") {
   TEST_CASE("top-p keeps the smallest set that holds p, at least one token") {
     const auto logits = logs({0.1, 0.4, 0.3, 0.15, 0.05});
     Sampler two({.top_p = 0.69}, Seed{4}, 5), three({.top_p = 0.71}, Seed{4}, 5), one({.top_p = 1e-9}, Seed{4}, 5);
-    check_distribution(count(two, logits, draws), {0, 4. / 7, 3. / 7, 0, 0});
-    check_distribution(count(three, logits, draws), {0, 40. / 85, 30. / 85, 15. / 85, 0});
+    check_distribution(count(two, logits, many), {0, 4. / 7, 3. / 7, 0, 0});
+    check_distribution(count(three, logits, many), {0, 40. / 85, 30. / 85, 15. / 85, 0});
     CHECK(count(one, logits, 1000)[1] == 1000);
     // Exact in binary: half the mass is in one token, and the set of one holds p = 0.5. Of equal ones, the lowest id.
     Sampler half({.top_p = 0.5}, Seed{4}, 3), half_of_equals({.top_p = 0.5}, Seed{4}, 5);
     CHECK(count(half, {0, 0, std::log(2.0)}, 1000)[2] == 1000);
-    check_distribution(count(half_of_equals, {-inf, 3, 3, 3, 3}, draws), {0, 0.5, 0.5, 0, 0});
+    check_distribution(count(half_of_equals, {-inf, 3, 3, 3, 3}, many), {0, 0.5, 0.5, 0, 0});
   }
 
   TEST_CASE("top-p looks at the probabilities left by top-k") {
@@ -98,18 +98,18 @@ TEST_SUITE("generate/sampler") {
     const auto logits = logs({0.4, 0.3, 0.2, 0.1});
     Sampler both({.top_k = 2, .top_p = 0.5}, Seed{5}, 4), alone({.top_p = 0.5}, Seed{5}, 4);
     CHECK(count(both, logits, 1000)[0] == 1000);
-    check_distribution(count(alone, logits, draws), {4. / 7, 3. / 7, 0, 0});
+    check_distribution(count(alone, logits, many), {4. / 7, 3. / 7, 0, 0});
   }
 
   TEST_CASE("min-p is relative to the largest") {
     const auto logits = logs({0.5, 0.26, 0.16, 0.08});
     Sampler half({.min_p = 0.5}, Seed{6}, 4), third({.min_p = 0.3}, Seed{6}, 4), all({.min_p = 1}, Seed{6}, 4);
-    check_distribution(count(half, logits, draws), {0.5 / 0.76, 0.26 / 0.76, 0, 0});
-    check_distribution(count(third, logits, draws), {0.5 / 0.92, 0.26 / 0.92, 0.16 / 0.92, 0});
-    check_distribution(count(all, {2, 1, 2, 2}, draws), {1. / 3, 0, 1. / 3, 1. / 3});
+    check_distribution(count(half, logits, many), {0.5 / 0.76, 0.26 / 0.76, 0, 0});
+    check_distribution(count(third, logits, many), {0.5 / 0.92, 0.26 / 0.92, 0.16 / 0.92, 0});
+    check_distribution(count(all, {2, 1, 2, 2}, many), {1. / 3, 0, 1. / 3, 1. / 3});
     // After the temperature: at T = 2 the ratio 0.26 becomes 0.51.
     Sampler hot({.temperature = 2, .min_p = 0.5}, Seed{6}, 2);
-    check_distribution(count(hot, logs({1, 0.26}), draws),
+    check_distribution(count(hot, logs({1, 0.26}), many),
                        {1 / (1 + std::sqrt(0.26)), std::sqrt(0.26) / (1 + std::sqrt(0.26))});
   }
 
@@ -117,7 +117,7 @@ TEST_SUITE("generate/sampler") {
     // Token 0: 2 / 2 = 1; token 1: -1 * 2 = -2; token 2: 0 stays; token 3 is not in the history.
     const double a = std::exp(1.0), b = std::exp(-2.0), sum = a + b + 2;
     Sampler sampler({.repetition_penalty = 2}, Seed{7}, 4);
-    check_distribution(count(sampler, {2, -1, 0, 0}, draws, {0, 1, 0, 0, 2}), {a / sum, b / sum, 1 / sum, 1 / sum});
+    check_distribution(count(sampler, {2, -1, 0, 0}, many, {0, 1, 0, 0, 2}), {a / sum, b / sum, 1 / sum, 1 / sum});
     Sampler greedy({.temperature = 0, .repetition_penalty = 2}, Seed{7}, 2);
     CHECK(greedy.sample(std::vector<double>{3, 2}, std::vector<Token>{0}) == 1);
     CHECK(greedy.sample(std::vector<double>{3, 2}) == 0);  // nothing is remembered from the call before
@@ -136,11 +136,11 @@ TEST_SUITE("generate/sampler") {
 
   TEST_CASE("infinities and extreme values") {
     Sampler sampler({.top_p = 0.99}, Seed{9}, 4);
-    check_distribution(count(sampler, {inf, 0, inf, 1e308}, draws), {0.5, 0, 0.5, 0});
-    check_distribution(count(sampler, {-inf, 1000, -inf, 1000}, draws), {0, 0.5, 0, 0.5});
+    check_distribution(count(sampler, {inf, 0, inf, 1e308}, many), {0.5, 0, 0.5, 0});
+    check_distribution(count(sampler, {-inf, 1000, -inf, 1000}, many), {0, 0.5, 0, 0.5});
     check_distribution(count(sampler, {-1e308, -1e308, 1e308, -inf}, 1000), {0, 0, 1, 0});
     Sampler tiny({.temperature = 1e-300}, Seed{9}, 3);
-    check_distribution(count(tiny, {1e300, 1, 1e300}, draws), {0.5, 0, 0.5});
+    check_distribution(count(tiny, {1e300, 1, 1e300}, many), {0.5, 0, 0.5});
     CHECK_THROWS_WITH(sampler.sample(std::vector<double>(4, -inf)), "zamba: argmax: every logit is -inf");
   }
 
@@ -149,9 +149,9 @@ TEST_SUITE("generate/sampler") {
     Sampler plain({}, Seed{10}, 5, 0, excluded), two({.top_k = 2}, Seed{10}, 5, 0, excluded);
     Sampler greedy({.temperature = 0}, Seed{10}, 5, 0, excluded), half({.min_p = 0.5}, Seed{10}, 5, 0, excluded);
     const auto logits = logs({1, 8, 2, 4, 64});
-    check_distribution(count(plain, logits, draws), {1. / 7, 0, 2. / 7, 4. / 7, 0});
-    check_distribution(count(two, logits, draws), {0, 0, 1. / 3, 2. / 3, 0});
-    check_distribution(count(half, logits, draws), {0, 0, 1. / 3, 2. / 3, 0});
+    check_distribution(count(plain, logits, many), {1. / 7, 0, 2. / 7, 4. / 7, 0});
+    check_distribution(count(two, logits, many), {0, 0, 1. / 3, 2. / 3, 0});
+    check_distribution(count(half, logits, many), {0, 0, 1. / 3, 2. / 3, 0});
     CHECK(greedy.sample(logits) == 3);
     CHECK(greedy.sample(std::vector<double>{1, std::nan(""), 3, 2, inf}) == 2);
     CHECK_THROWS_WITH(greedy.sample(std::vector<double>{-inf, 1, -inf, -inf, 1}), "zamba: argmax: every logit is -inf");

@@ -12,7 +12,7 @@ namespace {
 
 using namespace zamba_test;
 
-const Model<Hybrid, double, TestDevice>& model() {
+const Model<Hybrid, double, TestDevice>& target_model() {
   static const auto model = random_model<Hybrid, double, TestDevice>();
   return model;
 }
@@ -20,7 +20,7 @@ const Model<Hybrid, double, TestDevice>& model() {
 /// The model with every weight moved a little: a draft that is often right.
 const Model<Hybrid, double, TestDevice>& near_model() {
   static const auto near = [] {
-    auto near = model().to<double>();
+    auto near = target_model().to<double>();
     for (std::size_t i = 0; i < near.entries().size(); ++i) {
       std::vector<double> values = near.read(near.entries()[i]);
       Random random(Seed{4}, i);
@@ -37,30 +37,30 @@ const Model<Plain, float, TestDevice>& other_model() {
   return model;
 }
 
-std::vector<Token> greedy(const std::vector<Token>& prompt, Index count, const std::vector<Token>& stops = {},
-                          Index max_length = 256) {
-  auto state = model().new_state({.max_length = max_length});
-  return generate(model(), state, prompt,
+std::vector<Token> greedy_tokens(const std::vector<Token>& prompt, Index count, const std::vector<Token>& stops = {},
+                                 Index max_length = 256) {
+  auto state = target_model().new_state({.max_length = max_length});
+  return generate(target_model(), state, prompt,
                   {.sampling = {.temperature = 0}, .max_new_tokens = count, .stop_tokens = stops});
 }
 
 template <class Draft>
 SpeculativeOutput run(const Draft& draft, const std::vector<Token>& prompt, const SpeculativeOptions& options,
                       Index max_length = 256) {
-  auto state = model().new_state({.max_length = max_length});
+  auto state = target_model().new_state({.max_length = max_length});
   auto draft_state = draft.new_state({.max_length = max_length});
-  return generate_speculatively(model(), state, draft, draft_state, prompt, options);
+  return generate_speculatively(target_model(), state, draft, draft_state, prompt, options);
 }
 
 }  // namespace
 
 TEST_SUITE("generate/speculative") {
   TEST_CASE("the tokens of greedy decoding, whatever the draft") {
-    const std::vector<Token> wanted = greedy({3, 1, 4}, 100);
+    const std::vector<Token> wanted = greedy_tokens({3, 1, 4}, 100);
     for (const Index k : {0, 1, 2, 4, 7, 40}) {
       CAPTURE(k);
       const SpeculativeOptions options{.max_new_tokens = 100, .draft_tokens = k};
-      const auto itself = run(model(), {3, 1, 4}, options), near = run(near_model(), {3, 1, 4}, options),
+      const auto itself = run(target_model(), {3, 1, 4}, options), near = run(near_model(), {3, 1, 4}, options),
                  other = run(other_model(), {3, 1, 4}, options);
       CHECK(itself.tokens == wanted);
       CHECK(near.tokens == wanted);
@@ -76,24 +76,24 @@ TEST_SUITE("generate/speculative") {
   }
 
   TEST_CASE("it ends as generate() does, and both states go on from there") {
-    const std::vector<Token> whole = greedy({3, 1, 4}, 40);
+    const std::vector<Token> whole = greedy_tokens({3, 1, 4}, 40);
     for (const std::vector<Token>& stops : {std::vector<Token>{}, {whole[5], whole[9]}, {whole[0]}}) {
       for (const Index count : {0, 1, 2, 17}) {
         for (const Index k : {1, 3, 6}) {
           CAPTURE(count);
           CAPTURE(k);
-          auto state = model().new_state({.max_length = 256});
+          auto state = target_model().new_state({.max_length = 256});
           auto draft_state = near_model().new_state({.max_length = 256});
           const auto output =
-              generate_speculatively(model(), state, near_model(), draft_state, {3, 1, 4},
+              generate_speculatively(target_model(), state, near_model(), draft_state, {3, 1, 4},
                                      {.max_new_tokens = count, .draft_tokens = k, .stop_tokens = stops});
-          const auto wanted = greedy({3, 1, 4}, count, stops);
+          const auto wanted = greedy_tokens({3, 1, 4}, count, stops);
           CHECK(output.tokens == wanted);
           const Index held = 3 + static_cast<Index>(wanted.size()) - 1;
           CHECK(state.length() == held);
           CHECK(draft_state.length() == held);
           const Token last = wanted.empty() ? 4 : wanted.back();
-          const auto more = generate_speculatively(model(), state, near_model(), draft_state, {last},
+          const auto more = generate_speculatively(target_model(), state, near_model(), draft_state, {last},
                                                    {.max_new_tokens = 10, .draft_tokens = k});
           std::vector<Token> all = wanted;
           all.insert(all.end(), more.tokens.begin(), more.tokens.end());
@@ -103,20 +103,20 @@ TEST_SUITE("generate/speculative") {
     }
     for (const Index max_length : {3, 4, 5, 9, 20})
       CHECK(run(near_model(), {3, 1, 4}, {.max_new_tokens = 40}, max_length).tokens ==
-            greedy({3, 1, 4}, 40, {}, max_length));
+            greedy_tokens({3, 1, 4}, 40, {}, max_length));
   }
 
   TEST_CASE("excluded tokens are neither given nor proposed") {
-    const std::vector<Token> free = greedy({3, 1, 4}, 12);
+    const std::vector<Token> free = greedy_tokens({3, 1, 4}, 12);
     const std::vector<Token> excluded(free.begin(), free.begin() + 3);
-    auto alone = model().new_state({.max_length = 64});
-    const auto wanted = generate(model(), alone, std::vector<Token>{3, 1, 4},
+    auto alone = target_model().new_state({.max_length = 64});
+    const auto wanted = generate(target_model(), alone, std::vector<Token>{3, 1, 4},
                                  {.sampling = {.temperature = 0}, .max_new_tokens = 12, .excluded_tokens = excluded});
     for (const Index k : {0, 1, 4}) {
-      auto state = model().new_state({.max_length = 64});
+      auto state = target_model().new_state({.max_length = 64});
       auto draft_state = near_model().new_state({.max_length = 64});
       const auto output =
-          generate_speculatively(model(), state, near_model(), draft_state, {3, 1, 4},
+          generate_speculatively(target_model(), state, near_model(), draft_state, {3, 1, 4},
                                  {.max_new_tokens = 12, .draft_tokens = k, .excluded_tokens = excluded});
       CHECK(output.tokens == wanted);
       CHECK((k == 0 || output.accepted > 0));
@@ -159,19 +159,20 @@ TEST_SUITE("generate/speculative") {
   }
 
   TEST_CASE("models whose types are chosen at run time") {
-    const AnyModel any(model().to<double>(), "any"), draft(near_model().to<float>(), "draft");
+    const AnyModel any(target_model().to<double>(), "any"), draft(near_model().to<float>(), "draft");
     auto state = any.new_state({.max_length = 64});
     auto draft_state = draft.new_state({.max_length = 64});
     CHECK(generate_speculatively(any, state, draft, draft_state, {3, 1, 4}, {.max_new_tokens = 40}).tokens ==
-          greedy({3, 1, 4}, 40));
+          greedy_tokens({3, 1, 4}, 40));
   }
 
   TEST_CASE("wrong input is refused by name") {
-    auto state = model().new_state({.max_length = 8}), two = model().new_state({.batch = 2, .max_length = 8});
+    auto state = target_model().new_state({.max_length = 8}),
+         two = target_model().new_state({.batch = 2, .max_length = 8});
     auto draft_state = near_model().new_state({.max_length = 8});
     const auto refused = [&](auto& of_model, const std::vector<Token>& prompt, const SpeculativeOptions& options,
                              const char* message) {
-      CHECK_THROWS_WITH_AS(generate_speculatively(model(), of_model, near_model(), draft_state, prompt, options),
+      CHECK_THROWS_WITH_AS(generate_speculatively(target_model(), of_model, near_model(), draft_state, prompt, options),
                            message, Error);
       CHECK(state.length() == 0);
     };

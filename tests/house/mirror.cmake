@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # cmake -P mirror.cmake <root>: fails, naming what is missing, unless every operator has a test and a benchmark, every
-# block a test, and every kernel file its CPU sibling.
+# block a test, and an operator with kernels its CPU version and both of these on CUDA.
 set(root ${CMAKE_ARGV3})
 set(missing)
 
@@ -26,7 +26,10 @@ endforeach()
 file(GLOB kernels RELATIVE ${root}/include/zamba/ops ${root}/include/zamba/ops/*.cuh)
 foreach(header IN LISTS kernels)
   string(REPLACE ".cuh" ".hpp" file ${header})
-  expect(include/zamba/ops/${file} "every kernel has its CPU sibling")
+  expect(include/zamba/ops/${file} "every operator has a CPU version")
+  string(REPLACE ".cuh" ".cu" file ${header})
+  expect(tests/ops/${file} "every operator with kernels is tested on CUDA")
+  expect(bench/ops/${file} "every operator with kernels is measured on CUDA")
 endforeach()
 
 if(missing)

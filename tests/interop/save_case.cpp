@@ -11,6 +11,10 @@
 #include <vector>
 
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 
 #include <tests/support/cases.hpp>
 

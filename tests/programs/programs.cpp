@@ -2,6 +2,8 @@
 // The programs as functions of their arguments: what they print, what they write, and with which status they end.
 #include <sstream>
 
+#include <zamba/checkpoints/zamba.hpp>
+
 #include <doctest/doctest.h>
 #include <apps/eval.hpp>
 #include <apps/generate.hpp>

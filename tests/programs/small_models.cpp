@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "small_models.hpp"
 
+#include <zamba/checkpoints/zamba.hpp>
+
 #include <apps/models.hpp>
 
 zamba::Registry zamba_apps::compiled_models() {

@@ -16,6 +16,7 @@
 #include <zamba/error.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/language_model.hpp>
+#include <zamba/parameter_table.hpp>
 #include <zamba/pattern_stack.hpp>
 
 #include <tests/support/temporary_folder.hpp>
@@ -74,6 +75,13 @@ inline std::string message_of(const std::function<void()>& f) {
 }
 
 inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+/// The parameter of this name.
+inline const ParameterEntry& entry_of(const std::vector<ParameterEntry>& entries, const std::string& name) {
+  const auto at = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
+  require(at != entries.end(), "no parameter ", name);
+  return *at;
+}
 
 /// The tensors of a file, held in memory.
 class HeldTensors {

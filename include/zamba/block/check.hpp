@@ -10,7 +10,11 @@
 #include <string_view>
 #include <type_traits>
 
-#include <zamba/block.hpp>
+#include <zamba/context.hpp>
+#include <zamba/parameter.hpp>
+#include <zamba/residual_io.hpp>
+#include <zamba/sequences.hpp>
+#include <zamba/tensor.hpp>
 
 namespace zamba::detail {
 

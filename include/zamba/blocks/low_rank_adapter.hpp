@@ -20,8 +20,8 @@ struct LowRankAdapter {
 
   template <class W>
   struct Parameters {
-    Matrix<W> a;  // (rank, in)
-    Matrix<W> b;  // (out, rank)
+    Weight<W> a;  // (rank, in)
+    Weight<W> b;  // (out, rank)
   };
 
   template <class P, class Visit>

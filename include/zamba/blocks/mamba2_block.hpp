@@ -70,7 +70,7 @@ struct Mamba2Block {
   template <class W, class F>
   struct Parameters {
     Vector<F> norm;           // (d)
-    Matrix<W> in_proj;        // (2 D + 2 G N + H, d): z; u, B, C; delta
+    Weight<W> in_proj;        // (2 D + 2 G N + H, d): z; u, B, C; delta
     Vector<F> in_proj_bias;   // (2 D + 2 G N + H)
     Matrix<F> conv_weight;    // (D + 2 G N, K)
     Vector<F> conv_bias;      // (D + 2 G N)
@@ -78,7 +78,7 @@ struct Mamba2Block {
     Vector<F> A_log;          // (H)
     Vector<F> skip;           // (H): D in the papers
     Vector<F> gated_norm;     // (D)
-    Matrix<W> out_proj;       // (d, D)
+    Weight<W> out_proj;       // (d, D)
     Vector<F> out_proj_bias;  // (d)
   };
 

@@ -60,16 +60,16 @@ struct MambaBlock {
   template <class W, class F>
   struct Parameters {
     Vector<F> norm;           // (d)
-    Matrix<W> in_proj;        // (2 D, d): u, then z
+    Weight<W> in_proj;        // (2 D, d): u, then z
     Vector<F> in_proj_bias;   // (2 D)
     Matrix<F> conv_weight;    // (D, K)
     Vector<F> conv_bias;      // (D)
-    Tensor<W, 3> x_proj;      // (H, R + 2 N, P)
-    Tensor<W, 3> dt_proj;     // (H, P, R)
+    Weight<W, 3> x_proj;      // (H, R + 2 N, P)
+    Weight<W, 3> dt_proj;     // (H, P, R)
     Matrix<F> dt_bias;        // (H, P)
     Tensor<F, 3> A_log;       // (H, P, N)
     Matrix<F> skip;           // (H, P): D in the papers
-    Matrix<W> out_proj;       // (d, D)
+    Weight<W> out_proj;       // (d, D)
     Vector<F> out_proj_bias;  // (d)
   };
 

@@ -79,13 +79,13 @@ struct SharedAttention {
   template <class W, class F>
   struct Parameters {
     Vector<F> input_norm;   // (2d)
-    Matrix<W> q_proj;       // (heads head_dim, 2d)
-    Matrix<W> k_proj;       // (kv_heads head_dim, 2d)
-    Matrix<W> v_proj;       // (kv_heads head_dim, 2d)
-    Matrix<W> o_proj;       // (d, heads head_dim)
+    Weight<W> q_proj;       // (heads head_dim, 2d)
+    Weight<W> k_proj;       // (kv_heads head_dim, 2d)
+    Weight<W> v_proj;       // (kv_heads head_dim, 2d)
+    Weight<W> o_proj;       // (d, heads head_dim)
     Vector<F> pre_ff_norm;  // (d)
-    Matrix<W> gate_up;      // (2 d_ff, d): gate, then up
-    Matrix<W> down_proj;    // (d, d_ff)
+    Weight<W> gate_up;      // (2 d_ff, d): gate, then up
+    Weight<W> down_proj;    // (d, d_ff)
   };
 
   template <class Params, class Visit>

@@ -56,13 +56,13 @@ struct TransformerBlock {
   template <class W, class F>
   struct Parameters {
     Vector<F> norm;       // (d)
-    Matrix<W> q_proj;     // (d, d)
-    Matrix<W> k_proj;     // (kv_heads head_dim, d)
-    Matrix<W> v_proj;     // (kv_heads head_dim, d)
-    Matrix<W> o_proj;     // (d, d)
+    Weight<W> q_proj;     // (d, d)
+    Weight<W> k_proj;     // (kv_heads head_dim, d)
+    Weight<W> v_proj;     // (kv_heads head_dim, d)
+    Weight<W> o_proj;     // (d, d)
     Vector<F> ff_norm;    // (d)
-    Matrix<W> gate_up;    // (2 d_ff, d): gate, then up
-    Matrix<W> down_proj;  // (d, d_ff)
+    Weight<W> gate_up;    // (2 d_ff, d): gate, then up
+    Weight<W> down_proj;  // (d, d_ff)
   };
 
   template <class Params, class Visit>

@@ -5,7 +5,7 @@
 //   *.safetensors      one tensor a parameter, or several whose rows follow each other in it, under the family's names
 //                      and in its order of rows
 //
-// A family is one header in models/, which specialises CheckpointFormat for the networks it describes:
+// A family is one header in checkpoints/, which specialises CheckpointFormat for the networks it describes:
 //
 //   template <MyNetwork Net>
 //   struct CheckpointFormat<Net> {
@@ -91,9 +91,10 @@ struct CheckpointLayout {
 
 template <class Net>
 struct CheckpointFormat {
-  static_assert(detail::no_version_for<Net>,
-                "zamba::CheckpointFormat: no checkpoint format is known for this network; include the header of its "
-                "family in <zamba/models/>, or specialise CheckpointFormat as <zamba/checkpoints/format.hpp> says");
+  static_assert(
+      detail::no_version_for<Net>,
+      "zamba::CheckpointFormat: no checkpoint format is known for this network; include the header of its "
+      "family in <zamba/checkpoints/>, or specialise CheckpointFormat as <zamba/checkpoints/format.hpp> says");
 };
 
 namespace detail {

@@ -9,7 +9,8 @@
 // and nothing else. An Error lists all keys that differ, else all tensors that do not fit, else all values that do not.
 // Values are converted once, to nearest; where the types are equal they are copied bit by bit. Files are mapped, read
 // once, and let go of piece by piece, so a load takes the memory of the model and little more.
-// Saving writes weights in the model's storage type and parameters kept in higher precision in theirs. Tensors,
+// Saving writes weights in the model's storage type, or as float where that is no plain number, and parameters kept in
+// higher precision in theirs. Tensors,
 // config.json and other texts of the folder are replaced at one moment: a load while a save runs, or after one that was
 // killed, has all of the old model or all of the new one (sharded_safetensors.hpp says how, and on which file systems).
 #pragma once
@@ -31,11 +32,7 @@
 
 #include <zamba/checkpoints/format.hpp>
 #include <zamba/checkpoints/huggingface/folder.hpp>
-#include <zamba/checkpoints/llama.hpp>
-#include <zamba/checkpoints/mamba.hpp>
 #include <zamba/checkpoints/weight_reader.hpp>
-#include <zamba/checkpoints/zamba.hpp>
-#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/io/file.hpp>
 #include <zamba/io/json.hpp>
 #include <zamba/io/problems.hpp>
@@ -127,10 +124,9 @@ Model<Net, T, Device> load_model(const CheckpointSource& source, const LoadOptio
   Problems problems;
   for (const MatchedPart& match : matched) {
     const ParameterEntry& entry = *match.part.entry;
-    const Index first = match.part.first * match.part.cols;
-    std::byte* to = model.data(entry) + first * static_cast<Index>(entry.precise ? sizeof(F) : sizeof(T));
-    const Index non_finite =
-        entry.precise ? reader.template read<F, Device>(match, to) : reader.template read<T, Device>(match, to);
+    std::byte* to = model.data(entry) + match.part.first * entry.row_bytes();
+    const Index non_finite = entry.precise ? reader.template read<F, Device>(match, to)
+                                           : reader.template read<weight_t<T>, Device>(match, to);
     if (non_finite > 0 && !options.allow_non_finite)
       problems.add(match.tensor->name + ": " + std::to_string(non_finite) + " of " +
                    std::to_string(match.tensor->count()) + " values are NaN or infinite, wanted none");
@@ -140,6 +136,15 @@ Model<Net, T, Device> load_model(const CheckpointSource& source, const LoadOptio
   problems.check(source.origin + " does not fit this model:");
   model.set_checkpoint_config(source.config_text);
   return model;
+}
+
+/// `size` weights in rows of `cols`, as they are stored, to numbers of type Saved in their place.
+template <class W, class Saved>
+void to_numbers(std::vector<std::byte>& weights, Index size, Index cols) {
+  std::vector<double> values(static_cast<std::size_t>(size));
+  decode_rows<W>(weights.data(), size, cols, values.data());
+  weights.resize(weight_bytes<Saved>(size, cols));
+  encode_rows<Saved>(values.data(), size, cols, weights.data());
 }
 
 /// The rows of a part, `row_bytes` each, from our order to that of the file.
@@ -181,11 +186,13 @@ template <class Net, class T, class Device>
 void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem::path& directory,
                       const SaveOptions& options = {}) {
   using F = compute_t<T>;
+  using W = weight_t<T>;
+  using Saved = std::conditional_t<Number<W>, W, F>;
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(model.entries());
   const auto parts = detail::parameter_parts(model.entries(), layout);
-  constexpr std::string_view dtype = std::is_same_v<T, double>  ? "float64"
-                                     : std::is_same_v<T, float> ? "float32"
-                                                                : "bfloat16";
+  constexpr std::string_view dtype = std::is_same_v<Saved, double>  ? "float64"
+                                     : std::is_same_v<Saved, float> ? "float32"
+                                                                    : "bfloat16";
   const std::string config = detail::config_text(layout, dtype, model.checkpoint_config(), options.config);
   std::error_code error;
   std::filesystem::create_directories(directory, error);
@@ -194,12 +201,15 @@ void save_huggingface(const Model<Net, T, Device>& model, const std::filesystem:
   std::vector<std::byte> staged, reordered;  // one tensor at a time
   std::vector<TensorSource> sources;
   for (const detail::ParameterPart& part : parts) {
-    const DType type = part.entry->precise ? dtype_of<F>() : dtype_of<T>();
+    const DType type = part.entry->precise ? dtype_of<F>() : dtype_of<Saved>();
     const auto bytes = [&, part, type] {
-      const Index row_bytes = part.cols * static_cast<Index>(size_of(type));
-      staged.resize(static_cast<std::size_t>(part.rows * row_bytes));
-      Memory<Device>::copy_to_host(staged.data(), model.data(*part.entry) + part.first * row_bytes, staged.size());
+      const ParameterEntry& entry = *part.entry;
+      staged.resize(static_cast<std::size_t>(part.rows * entry.row_bytes()));
+      Memory<Device>::copy_to_host(staged.data(), model.data(entry) + part.first * entry.row_bytes(), staged.size());
+      if constexpr (!std::is_same_v<W, Saved>)
+        if (!entry.precise) detail::to_numbers<W, Saved>(staged, part.rows * part.cols, entry.cols());
       if (!part.tensor->interleaved) return std::span<const std::byte>(staged);
+      const Index row_bytes = part.cols * static_cast<Index>(size_of(type));
       reordered.resize(staged.size());
       detail::to_file_order(part, staged.data(), reordered.data(), row_bytes);
       return std::span<const std::byte>(reordered);

@@ -126,10 +126,11 @@ Registry& Registry::add(const std::string& name) {
   std::string model_type;
   for (const ConfigKey& key : layout.config)
     if (key.key == "model_type") model_type = key.wanted.template get<std::string>();
+  const ModelFacts added = ModelFacts::of<Net, T, Device>(name, model_type);
   for (const ModelFacts& other : models_)
-    require(other.name != name || other.storage != dtype_of<T>() || other.device != DeviceTraits<Device>::name,
+    require(other.name != name || other.storage != added.storage || other.device != added.device,
             "Registry: ", detail::model_text(other), " is there already");
-  models_.push_back(ModelFacts::of<Net, T, Device>(name, model_type));
+  models_.push_back(added);
   types_.push_back({std::move(layout.config), [](const Source& source, const auto& options, const auto& facts) {
                       return AnyModel(detail::load_model<Net, T, Device>(source, options), facts.name,
                                       facts.model_type);

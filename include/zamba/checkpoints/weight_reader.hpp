@@ -10,6 +10,7 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <zamba/buffer.hpp>
@@ -17,6 +18,7 @@
 #include <zamba/io/problems.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/io/sharded_safetensors.hpp>
+#include <zamba/weight.hpp>
 
 namespace zamba::detail {
 
@@ -103,10 +105,13 @@ class WeightReader {
     tell();
   }
 
-  /// Writes the values of a part to `to`, converted and with the rows in our order. Returns how many are not finite.
-  template <class Stored, class Device>
+  /// Writes the values of a part of a parameter of W to `to`, where its first row is, converted and with the rows in
+  /// our order. Returns how many are not finite. Numbers are staged as they are stored, others as double.
+  template <class W, class Device>
   Index read(const MatchedPart& match, std::byte* to) {
+    using Stored = std::conditional_t<Number<W>, W, double>;
     const auto& [place, entry, before, rows, cols] = match.part;
+    const Index row_bytes = entry->row_bytes();
     const TensorEntry& tensor = *match.tensor;
     // Rows that alternate in the file are two blocks of ours.
     const Index blocks = place->interleaved ? 2 : 1;
@@ -123,10 +128,9 @@ class WeightReader {
           read_values(tensor, (first + row) * cols, cols, staged + (row % blocks * of_block + row / blocks) * cols);
       non_finite += count_non_finite(staged, count * cols);
       for (Index block = 0; block < blocks; ++block) {
-        const Index target = (block * (rows / blocks) + first / blocks) * cols;
-        Memory<Device>::copy_from_host(to + target * static_cast<Index>(sizeof(Stored)),
-                                       staged + block * of_block * cols,
-                                       static_cast<std::size_t>(of_block * cols) * sizeof(Stored));
+        const Index target = block * (rows / blocks) + first / blocks;
+        const auto* const ready = stored<W>(staged + block * of_block * cols, of_block * cols, entry->cols());
+        Memory<Device>::copy_from_host(to + target * row_bytes, ready, static_cast<std::size_t>(of_block * row_bytes));
       }
       advance(tensor, first * cols, count * cols);
     }
@@ -155,6 +159,18 @@ class WeightReader {
     return tensor.bytes.subspan(static_cast<std::size_t>(first) * size, static_cast<std::size_t>(count) * size);
   }
 
+  /// The values as they are stored, in rows of `cols`.
+  template <class W, class Staged>
+  const void* stored(const Staged* values, Index count, Index cols) {
+    if constexpr (std::is_same_v<W, Staged>) {
+      return values;
+    } else {
+      encoded_.resize(weight_bytes<W>(count, cols));
+      encode_rows<W>(values, count, cols, encoded_.data());
+      return encoded_.data();
+    }
+  }
+
   void advance(const TensorEntry& tensor, Index first, Index count) {
     const auto piece = piece_of(tensor, first, count);
     files_.release(piece);
@@ -172,7 +188,7 @@ class WeightReader {
   const Progress& progress_;
   const std::string& origin_;
   std::uint64_t done_ = 0, told_ = 0, total_ = 0;
-  std::vector<std::byte> staged_;
+  std::vector<std::byte> staged_, encoded_;
 };
 
 }  // namespace zamba::detail

@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: MIT
-// Generation where the device draws the tokens and makes the next step's input of them; included by generator.hpp.
+// Generation where the device draws the tokens and makes the next step's input of them.
 //
 // All that a step reads and writes lies at the same place for every call with the same state, whatever the options, so
 // a recorded step serves them all.
 #pragma once
 
-#include <zamba/generate/generator.hpp>
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <zamba/array.hpp>
+#include <zamba/generate/generation_error.hpp>
+#include <zamba/generate/generation_options.hpp>
+#include <zamba/generate/sampler.hpp>
+#include <zamba/model.hpp>
 
 namespace zamba {
 

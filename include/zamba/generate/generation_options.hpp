@@ -2,6 +2,7 @@
 // GenerationOptions: how far generation goes and how it draws; and what is wrong with them or with prompts.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct GenerationOptions {
 };
 
 namespace detail {
+
+/// How many tokens a row gets room for before it has them: its end may be as far away as numbers go.
+inline constexpr std::size_t most_reserved = 1 << 20;
 
 template <class StateType>
 void check_generation(const StateType& state, std::span<const std::vector<Token>> prompts, Index vocabulary,

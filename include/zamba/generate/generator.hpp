@@ -28,6 +28,7 @@
 #include <utility>
 #include <vector>
 
+#include <zamba/generate/device_loop.hpp>
 #include <zamba/generate/generation_options.hpp>
 #include <zamba/generate/sampler.hpp>
 #include <zamba/host_logits.hpp>
@@ -47,9 +48,6 @@ struct RunOn {
 };
 
 namespace detail {
-
-/// How many tokens a row gets room for before it has them: its end may be as far away as numbers go.
-inline constexpr std::size_t most_reserved = 1 << 20;
 
 /// generate, where extend(tokens) appends to the state and returns logits on Device.
 template <class Device, class Extend, class StateType, class Callback>
@@ -177,5 +175,3 @@ std::vector<Token> generate(Context<Device>& ctx, const Model<Net, T, Device>& m
 }
 
 }  // namespace zamba
-
-#include <zamba/generate/device_loop.hpp>

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
 #pragma unroll 2
     for (int i = threadIdx.x * width; i < V; i += Traits::threads * width) {
       F values[width];
-      piece_at<width>(logits + i).values(values);
+      load_vector<width>(logits + i).unpack(values);
 #pragma unroll
       for (int k = 0; k < width; ++k) mine.add(score(i + k, values[k]), i + k);
     }
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(Traits::threads) best_token_kernel(Draw<typena
 #pragma unroll 4
     for (int i = threadIdx.x * width; i < V; i += Traits::threads * width) {
       F values[width];
-      piece_at<width>(logits + i).values(values);
+      load_vector<width>(logits + i).unpack(values);
 #pragma unroll
       for (int k = 0; k < width; ++k) plain.add(values[k], i + k);
     }
@@ -235,8 +235,8 @@ struct SampleRows<cuda> {
   static void sample(Context<cuda>& ctx, const BatchSampler& samplers, Index rows, Matrix<const A> logits,
                      bool greedy) {
     if (rows == 0) return;
-    if (kernel::in_pieces(logits))
-      launch<kernel::DrawTraits<A, kernel::wide<A>>>(ctx, samplers, rows, logits, greedy);
+    if (kernel::in_vectors(logits))
+      launch<kernel::DrawTraits<A, kernel::vector_width<A>>>(ctx, samplers, rows, logits, greedy);
     else
       launch<kernel::DrawTraits<A, 1>>(ctx, samplers, rows, logits, greedy);
   }

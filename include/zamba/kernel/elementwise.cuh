@@ -28,30 +28,30 @@ void for_elements(Context<cuda>& ctx, Index rows, Index cols, const F& f, const 
   check_launch(name);
 }
 
-/// Blocks across: pieces of a row; down: rows, a grid at a time.
+/// Blocks across: vectors of a row; down: rows, a grid at a time.
 template <class Width, class F>
-__global__ void __launch_bounds__(elementwise_threads) piecewise_kernel(Index rows, Index cols, F f) {
+__global__ void __launch_bounds__(elementwise_threads) vectorized_kernel(Index rows, Index cols, F f) {
   launch_dependents();
   grid_dependency_wait();
   const Index col = (Index{blockIdx.x} * elementwise_threads + threadIdx.x) * Width::value;
   if (col >= cols) return;
-  for (Index row = blockIdx.y; row < rows; row += gridDim.y) f.template piece<Width::value>(row, col);
+  for (Index row = blockIdx.y; row < rows; row += gridDim.y) f.template vector<Width::value>(row, col);
 }
 
-/// f.piece<Width>(row, first column of Width) on the device for every piece of the rows: of 16 bytes of A where `whole`
-/// says that all matrices are in such pieces, of one element where not.
+/// f.vector<N>(row, first column of N) on the device for every N elements of the rows: 16 bytes of A where `whole`
+/// says that all matrices are in such vectors, one element where not.
 template <class A, class F>
-void for_pieces(Context<cuda>& ctx, bool whole, Index rows, Index cols, const F& f, const char* name) {
+void for_vectors(Context<cuda>& ctx, bool whole, Index rows, Index cols, const F& f, const char* name) {
   if (rows == 0 || cols == 0) return;
   const auto down = static_cast<unsigned>(std::min<Index>(rows, 65535));
   if (whole) {
-    using Width = std::integral_constant<int, wide<A>>;
+    using Width = std::integral_constant<int, vector_width<A>>;
     const dim3 grid(blocks_for(cols / Width::value, elementwise_threads), down);
-    launch(ctx, overlap_for(rows), name, piecewise_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
+    launch(ctx, overlap_for(rows), name, vectorized_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
   } else {
     using Width = std::integral_constant<int, 1>;
     const dim3 grid(blocks_for(cols, elementwise_threads), down);
-    launch(ctx, overlap_for(rows), name, piecewise_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
+    launch(ctx, overlap_for(rows), name, vectorized_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
   }
 }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-// The instructions of warpgroups: products of four warps together, copies of boxes of a tensor by one thread, and the
-// barriers in shared memory that such copies arrive at (PTX ISA: wgmma, cp.async.bulk.tensor, mbarrier, setmaxnreg).
-// They belong to one architecture, sm_90a; code compiled for another has none of them.
+// The instructions of sm_90a: wgmma, products of a warpgroup of four warps; TMA loads, copies of boxes of a tensor by
+// one thread; mbarriers in shared memory, at which such copies arrive; setmaxnreg (PTX ISA: wgmma,
+// cp.async.bulk.tensor, mbarrier, setmaxnreg). They belong to one architecture; code compiled for another has none of
+// them.
 //
-// Matrices in shared memory are made of atoms: rows of 64 bf16, 128 bytes, whose eight 16-byte pieces are permuted by
-// the row, piece p of row r lying at p ^ (r % 8), so that no two of eight neighbouring rows meet in a bank. An atom
-// starts at a multiple of 1024 bytes; a box of 64 columns is copied into one atom.
+// Matrices in shared memory are made of atoms: rows of 64 bf16, 128 bytes, with 128-byte swizzle: of a row's eight
+// 16-byte pieces, piece p of row r lies at p ^ (r % 8), so that no two of eight neighbouring rows meet in a bank. An
+// atom starts at a multiple of 1024 bytes; a box of 64 columns is loaded into one atom.
 //
-// Sums (64 x N) of a warpgroup: warp w has rows 16w to 16w + 15, laid out like c in tensor_core.cuh, eight columns
-// after the other: sums[4n + 2h + c] is row g + 8h, column 8n + 2t + c.
+// Sums (64 x N) of a warpgroup: warp w has rows 16w to 16w + 15 as a Fragment<1, N / 8> (fragment.cuh).
 #pragma once
 
 #include <cstdint>
@@ -98,11 +98,11 @@ __device__ inline void named_barrier_arrive(int index, int threads) {
 
 /// Gives registers of each thread of the warpgroup back, or takes free ones: Count remain.
 template <int Count>
-__device__ void shrink_registers() {
+__device__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
 }
 template <int Count>
-__device__ void grow_registers() {
+__device__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
 }
 
@@ -133,9 +133,9 @@ __device__ inline void tma_load_multicast(std::uint16_t blocks, void* to, const 
 /// Names an operand of products, rows of whole atoms: 16 columns of it as a or b, or, where its rows are those of the
 /// sum, 16 rows of it as b, then with the bytes from one atom of columns to the next. Adding descriptor_step moves it.
 __device__ inline std::uint64_t shared_descriptor(const void* at, int next_atom = 16) {
-  constexpr std::uint64_t eight_rows = 8 * atom_row_bytes, permuted_128_bytes = 1;
+  constexpr std::uint64_t eight_rows = 8 * atom_row_bytes, swizzle_128_bytes = 1;
   return (shared_address(at) & 0x3ffff) >> 4 | static_cast<std::uint64_t>(next_atom) >> 4 << 16 |
-         eight_rows >> 4 << 32 | permuted_128_bytes << 62;
+         eight_rows >> 4 << 32 | swizzle_128_bytes << 62;
 }
 __device__ constexpr std::uint64_t descriptor_step(int bytes) { return static_cast<std::uint64_t>(bytes) >> 4; }
 
@@ -162,8 +162,8 @@ __device__ __forceinline__ void fence_operand(unsigned (&registers)[Count][4]) {
     for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(registers[i][j])::"memory");
 }
 
-/// sums (64 x N) of products over 16: of two operands in shared memory, a b^T; or += a b with a in registers, laid out
-/// like a in tensor_core.cuh, and the rows of b being those of the sum.
+/// sums (64 x N) of products over 16. ss: sums = or += a b^T of two operands in shared memory; rs: sums += a b with a
+/// in registers, laid out like a in mma.cuh, and the rows of b being those of the sum.
 template <int N>
 struct Wgmma;
 
@@ -182,22 +182,22 @@ struct Wgmma;
 #define ZAMBA_SUMS_64 ZAMBA_SUMS_48, ZAMBA_SUMS_AT(48), ZAMBA_SUMS_AT(56)
 
 // n, the registers of the sums, and the numbers of the six operands after them.
-#define ZAMBA_WGMMA(n, count, n0, n1, n2, n3, n4)                                                               \
-  template <>                                                                                                   \
-  struct Wgmma<n> {                                                                                             \
-    static __device__ __forceinline__ void of_shared(float* sums, std::uint64_t a, std::uint64_t b, bool add) { \
-      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #n2 ", 0;\n wgmma.mma_async.sync.aligned.m64n" #n     \
-                   "k16.f32.bf16.bf16 {" ZAMBA_NAMES_##count "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, 0;\n}"         \
-                   : ZAMBA_SUMS_##count                                                                         \
-                   : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                               \
-    }                                                                                                           \
-    static __device__ __forceinline__ void add(float* sums, const unsigned (&a)[4], std::uint64_t b) {          \
-      asm volatile("{\n .reg .pred p;\n setp.eq.u32 p, 0, 0;\n wgmma.mma_async.sync.aligned.m64n" #n            \
-                   "k16.f32.bf16.bf16 {" ZAMBA_NAMES_##count "}, {%" #n0 ",%" #n1 ",%" #n2 ",%" #n3 "}, %" #n4  \
-                                                             ", p, 1, 1, 1;\n}"                                 \
-                   : ZAMBA_SUMS_##count                                                                         \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                       \
-    }                                                                                                           \
+#define ZAMBA_WGMMA(n, count, n0, n1, n2, n3, n4)                                                              \
+  template <>                                                                                                  \
+  struct Wgmma<n> {                                                                                            \
+    static __device__ __forceinline__ void ss(float* sums, std::uint64_t a, std::uint64_t b, bool add) {       \
+      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #n2 ", 0;\n wgmma.mma_async.sync.aligned.m64n" #n    \
+                   "k16.f32.bf16.bf16 {" ZAMBA_NAMES_##count "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, 0;\n}"        \
+                   : ZAMBA_SUMS_##count                                                                        \
+                   : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                              \
+    }                                                                                                          \
+    static __device__ __forceinline__ void rs(float* sums, const unsigned (&a)[4], std::uint64_t b) {          \
+      asm volatile("{\n .reg .pred p;\n setp.eq.u32 p, 0, 0;\n wgmma.mma_async.sync.aligned.m64n" #n           \
+                   "k16.f32.bf16.bf16 {" ZAMBA_NAMES_##count "}, {%" #n0 ",%" #n1 ",%" #n2 ",%" #n3 "}, %" #n4 \
+                                                             ", p, 1, 1, 1;\n}"                                \
+                   : ZAMBA_SUMS_##count                                                                        \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                      \
+    }                                                                                                          \
   };
 
 ZAMBA_WGMMA(16, 8, 8, 9, 10, 11, 12)

@@ -70,7 +70,7 @@ std::size_t scratch_bytes(const Views& parameters, int threads, StateOptions opt
   if constexpr (by_operators<Net>) {
     using A = activation_t<T, Device>;
     Context<DryRun<Device>> ctx(threads);
-    typename Net::template State<T, compute_t<T>> state;
+    typename Net::template State<cache_t<T>, compute_t<T>> state;
     visit_state<Net>(state, [&]<class Element>(const Name&, Tensor<Element, 3>& tensor, Index rows, Index width) {
       tensor = {reinterpret_cast<Element*>(alignment), options.batch, rows == per_position ? options.max_length : rows,
                 width};

@@ -40,27 +40,26 @@ Model<Net, U, OtherDevice> Model<Net, T, Device>::to() const {
 
 template <class Net, class T, class Device>
 std::vector<double> Model<Net, T, Device>::read(const ParameterEntry& entry) const {
-  const auto copy = [&](auto zero) {
-    using Stored = decltype(zero);
-    std::vector<Stored> stored(static_cast<std::size_t>(entry.size));
-    Memory<Device>::copy_to_host(stored.data(), data(entry), bytes(entry));
-    return std::vector<double>(stored.begin(), stored.end());
-  };
-  return detail::or_out_of_memory("Model::read", [&] { return entry.precise ? copy(F{}) : copy(T{}); });
+  return detail::or_out_of_memory("Model::read", [&] {
+    std::vector<std::byte> stored(bytes(entry));
+    std::vector<double> values(static_cast<std::size_t>(entry.size));
+    Memory<Device>::copy_to_host(stored.data(), data(entry), stored.size());
+    const auto decode = entry.precise ? &detail::decode_rows<F> : &detail::decode_rows<weight_t<T>>;
+    decode(stored.data(), entry.size, entry.cols(), values.data());
+    return values;
+  });
 }
 
 template <class Net, class T, class Device>
 void Model<Net, T, Device>::write(const ParameterEntry& entry, std::span<const double> values) {
   require(static_cast<Index>(values.size()) == entry.size, "Model::write: ", entry.name, " has ", entry.size,
           " elements, got ", values.size());
-  const auto copy = [&](auto zero) {
-    using Stored = decltype(zero);
-    std::vector<Stored> stored(values.size());
-    for (std::size_t i = 0; i < values.size(); ++i)
-      stored[i] = static_cast<Stored>(static_cast<compute_t<Stored>>(values[i]));
-    Memory<Device>::copy_from_host(data(entry), stored.data(), bytes(entry));
-  };
-  detail::or_out_of_memory("Model::write", [&] { entry.precise ? copy(F{}) : copy(T{}); });
+  detail::or_out_of_memory("Model::write", [&] {
+    std::vector<std::byte> stored(bytes(entry));
+    const auto encode = entry.precise ? &detail::encode_rows<F> : &detail::encode_rows<weight_t<T>>;
+    encode(values.data(), entry.size, entry.cols(), stored.data());
+    Memory<Device>::copy_from_host(data(entry), stored.data(), stored.size());
+  });
 }
 
 template <class Net, class T, class Device>

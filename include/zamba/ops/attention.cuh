@@ -98,9 +98,9 @@ struct Attention<cuda> {
                            "attention: append");
     };
     if constexpr (std::is_same_v<A, S>)
-      if (kernel::in_pieces(own.k) && kernel::in_pieces(own.v) && kernel::in_pieces(own.cache_k) &&
-          kernel::in_pieces(own.cache_v))
-        return with(std::integral_constant<int, kernel::wide<A>>{});
+      if (kernel::in_vectors(own.k) && kernel::in_vectors(own.v) && kernel::in_vectors(own.cache_k) &&
+          kernel::in_vectors(own.cache_v))
+        return with(std::integral_constant<int, kernel::vector_width<A>>{});
     with(std::integral_constant<int, 1>{});
   }
 
@@ -115,10 +115,10 @@ struct Attention<cuda> {
     if (sequences.longest <= few_tokens) return;
     const kernel::AttentionRows longer{few_tokens + 1, sequences.longest};
     if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-      if (kernel::AttentionTiles::fit(ctx, shape, q, keys, out)) {
-        if (kernel::AttentionWarpgroups::fit(ctx, shape, keys))
-          return kernel::AttentionWarpgroups::launch(ctx, shape, q, keys, sequences, longer, out, lse);
-        return kernel::AttentionTiles::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+      if (kernel::PrefillSm80::fit(ctx, shape, q, keys, out)) {
+        if (kernel::PrefillSm90::fit(ctx, shape, keys))
+          return kernel::PrefillSm90::launch(ctx, shape, q, keys, sequences, longer, out, lse);
+        return kernel::PrefillSm80::launch(ctx, shape, q, keys, sequences, longer, out, lse);
       }
     choose(ctx, shape, q, keys, New<A, S>{}, sequences, {0, longer}, out, lse);
   }
@@ -127,10 +127,11 @@ struct Attention<cuda> {
   static void choose(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> q,
                      const kernel::AttentionKeys<S>& keys, const New<A, S>& own, const Sequences& sequences,
                      const kernel::AttentionPlaces& places, Matrix<A> out, Matrix<F> lse) {
-    constexpr int wide = kernel::wide<S>;
-    const bool in_pieces = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::wide<A>) &&
+    constexpr int wide = kernel::vector_width<S>;
+    const bool in_pieces = shape.head_dim % wide == 0 && kernel::aligned(q, kernel::vector_width<A>) &&
                            kernel::aligned(keys.k, wide) && kernel::aligned(keys.v, wide) &&
-                           kernel::aligned(own.k, kernel::wide<A>) && kernel::aligned(own.v, kernel::wide<A>);
+                           kernel::aligned(own.k, kernel::vector_width<A>) &&
+                           kernel::aligned(own.v, kernel::vector_width<A>);
     const Index group = shape.heads / shape.kv_heads;
     const auto with =
         [&]<int Heads, int Lanes, int Width, int Pieces>(kernel::AttentionTraits<A, S, Heads, Lanes, Width, Pieces>) {

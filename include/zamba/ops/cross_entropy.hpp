@@ -23,6 +23,7 @@
 #include <zamba/op.hpp>
 #include <zamba/ops/linear.hpp>
 #include <zamba/tensor.hpp>
+#include <zamba/weight.hpp>
 
 namespace zamba {
 
@@ -38,8 +39,8 @@ ZAMBA_DECLARE_OPERATOR(CrossEntropy, "cross_entropy.cuh");
 
 template <>
 struct CrossEntropy<cpu> {
-  template <class A, class W>
-  static LossSum forward(Context<cpu>& ctx, Matrix<const A> h, Matrix<const W> head, const Token* targets) {
+  template <class A, class Weights>
+  static LossSum forward(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets) {
     return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
       ctx.parallel_for(logits.rows(), [&](Index t, int) {
         const Token target = targets[first + t];
@@ -48,9 +49,9 @@ struct CrossEntropy<cpu> {
     });
   }
 
-  template <class A, class W>
-  static LossSum backward(Context<cpu>& ctx, Matrix<const A> h, Matrix<const W> head, const Token* targets,
-                          double scale, Matrix<A> d_h, Matrix<A> d_head) {
+  template <class A, class Weights>
+  static LossSum backward(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, double scale,
+                          Matrix<A> d_h, Matrix<A> d_head) {
     return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
       ctx.parallel_for(logits.rows(), [&](Index t, int) {
         const Token target = targets[first + t];
@@ -80,8 +81,8 @@ struct CrossEntropy<cpu> {
   };
 
   /// Calls f(first position, logits, losses to fill) tile by tile.
-  template <class A, class W, class F>
-  static LossSum over_tiles(Context<cpu>& ctx, Matrix<const A> h, Matrix<const W> head, const Token* targets, F&& f) {
+  template <class A, class Weights, class F>
+  static LossSum over_tiles(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, F&& f) {
     LossSum total;
     const Index n = h.rows();
     if (n == 0) return total;
@@ -116,19 +117,18 @@ struct CrossEntropy<cpu> {
 };
 
 /// The loss only. A negative target means no loss at this position.
-template <class D, class A, class W>
-LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, Tensor<W, 2> head, const Token* targets) {
+template <class D, class A, class Weights>
+LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, const Weights& head, const Token* targets) {
   if constexpr (checked) {
     const kernel::Door door{"cross_entropy"};
     door.shape("h", h, h.rows(), head.cols());
   }
-  return CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h),
-                                  Matrix<const std::remove_const_t<W>>(head), targets);
+  return CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h), detail::read_only(head), targets);
 }
 
 /// The loss, d_h = d(scale * sum) / dh, and d_head += d(scale * sum) / dhead.
-template <class D, class A, class W>
-LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, Tensor<W, 2> head,
+template <class D, class A, class Weights>
+LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, const Weights& head,
                                const Token* targets, double scale, Matrix<A> d_h,
                                std::type_identity_t<Matrix<compute_t<A>>> d_head) {
   if constexpr (checked) {
@@ -137,7 +137,7 @@ LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<cons
     door.shape("d_h", d_h, h.rows(), head.cols());
     door.shape("d_head", d_head, head.rows(), head.cols());
   }
-  return CrossEntropy<D>::backward(ctx, h, Matrix<const std::remove_const_t<W>>(head), targets, scale, d_h, d_head);
+  return CrossEntropy<D>::backward(ctx, h, detail::read_only(head), targets, scale, d_h, d_head);
 }
 
 }  // namespace zamba

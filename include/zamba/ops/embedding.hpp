@@ -15,9 +15,10 @@
 
 #include <zamba/context.hpp>
 #include <zamba/kernel/door.hpp>
-#include <zamba/number.hpp>
+#include <zamba/kernel/load_weights.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
+#include <zamba/weight.hpp>
 
 namespace zamba {
 
@@ -25,14 +26,14 @@ ZAMBA_DECLARE_OPERATOR(Embedding, "embedding.cuh");
 
 template <>
 struct Embedding<cpu> {
-  template <class A, class W>
-  static void forward(Context<cpu>& ctx, const Token* tokens, Index count, Matrix<const W> table, Matrix<A> out) {
+  template <class A, class Weights>
+  static void forward(Context<cpu>& ctx, const Token* tokens, Index count, const Weights& table, Matrix<A> out) {
     constexpr Index rows = 16;  // of one task
     ctx.parallel_for(ceil_div(count, rows), [&](Index i, int) {
-      for (Index t = i * rows; t < std::min(count, (i + 1) * rows); ++t) {
-        const W* from = table.data + tokens[t] * table.stride[0];
-        std::transform(from, from + table.cols(), &out(t, 0), [](W w) { return static_cast<A>(w); });
-      }
+      for (Index t = i * rows; t < std::min(count, (i + 1) * rows); ++t)
+        kernel::for_packs<A>(table.cols(), [&](Index k, auto n) {
+          kernel::store<A>(&out(t, k), kernel::load_weights<A>(table, Index{tokens[t]}, k, n), n);
+        });
     });
   }
 
@@ -50,14 +51,14 @@ struct Embedding<cpu> {
   }
 };
 
-/// out_t = table[tokens_t] for `count` tokens; `tokens` is readable by the device.
-template <class D, class A, class W>
-void embedding(Context<D>& ctx, const Token* tokens, Index count, Tensor<W, 2> table, Matrix<A> out) {
+/// out_t = table[tokens_t] for `count` tokens; `tokens` is readable by the device, `table` any Weight.
+template <class D, class A, class Weights>
+void embedding(Context<D>& ctx, const Token* tokens, Index count, const Weights& table, Matrix<A> out) {
   if constexpr (checked) {
     const kernel::Door door{"embedding"};
     door.shape("out", out, count, table.cols());
   }
-  Embedding<D>::forward(ctx, tokens, count, Matrix<const std::remove_const_t<W>>(table), out);
+  Embedding<D>::forward(ctx, tokens, count, detail::read_only(table), out);
 }
 
 /// d_table[tokens_t] += d_out_t.

@@ -20,7 +20,7 @@ namespace zamba {
 namespace kernel {
 
 template <class A>
-struct GatePiece {
+struct GatedActivationElements {
   using F = compute_t<A>;
   Activation activation;
   Matrix<const A> gate, up;
@@ -43,11 +43,11 @@ struct GatePiece {
   }
 
   template <int Width>
-  __device__ void piece(Index t, Index j) const {
-    const auto gates = piece_once_at<Width>(&gate(t, j)), ups = piece_once_at<Width>(&up(t, j));
+  __device__ void vector(Index t, Index j) const {
+    const auto gates = load_vector_streaming<Width>(&gate(t, j)), ups = load_vector_streaming<Width>(&up(t, j));
     F x[Width], by[Width];
-    gates.values(x);
-    ups.values(by);
+    gates.unpack(x);
+    ups.unpack(by);
     if (activation == Activation::gelu) {
 #pragma unroll
       for (int i = 0; i < Width; ++i) x[i] = x[i] * gelu_share(x[i]) * by[i];
@@ -55,7 +55,7 @@ struct GatePiece {
 #pragma unroll
       for (int i = 0; i < Width; ++i) x[i] = silu(x[i]) * by[i];
     }
-    store_piece<Width>(&out(t, j), x);
+    store_vector(&out(t, j), x);
   }
 };
 
@@ -66,9 +66,9 @@ struct GatedActivation<cuda> {
   template <class A>
   static void forward(Context<cuda>& ctx, Activation activation, Matrix<const A> gate, Matrix<const A> up,
                       Matrix<A> out) {
-    const bool whole = kernel::in_pieces(gate) && kernel::in_pieces(up) && kernel::in_pieces(out);
-    kernel::for_pieces<A>(ctx, whole, out.rows(), out.cols(), kernel::GatePiece<A>{activation, gate, up, out},
-                          "gated_activation");
+    const bool whole = kernel::in_vectors(gate) && kernel::in_vectors(up) && kernel::in_vectors(out);
+    kernel::for_vectors<A>(ctx, whole, out.rows(), out.cols(),
+                           kernel::GatedActivationElements<A>{activation, gate, up, out}, "gated_activation");
   }
 };
 

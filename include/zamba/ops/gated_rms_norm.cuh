@@ -32,14 +32,14 @@ struct GatedInput {
     bring(1, &z(i, c));
   }
   template <class Brought>
-  __device__ void values(Brought&& piece, F (&to)[wide<A>]) const {
-    F gate[wide<A>];
-    piece(0).values(to);
-    piece(1).values(gate);
+  __device__ void values(Brought&& piece, F (&to)[vector_width<A>]) const {
+    F gate[vector_width<A>];
+    piece(0).unpack(to);
+    piece(1).unpack(gate);
 #pragma unroll
-    for (int k = 0; k < wide<A>; ++k) to[k] *= silu(gate[k]);
+    for (int k = 0; k < vector_width<A>; ++k) to[k] *= silu(gate[k]);
   }
-  bool in_pieces() const { return kernel::in_pieces(x) && kernel::in_pieces(z); }
+  bool in_vectors() const { return kernel::in_vectors(x) && kernel::in_vectors(z); }
 };
 
 }  // namespace kernel

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
 // linear on CUDA, forward; equations and shapes in linear.hpp.
 //
-//   1 to 4 tokens      a block takes four rows of the weight, 16 bytes a lane; its threads share the columns. Of short
-//                      rows a warp takes four. In float and double it is for 1 to 8 tokens
+//   1 to 4 tokens      products of a matrix and vectors, see ops/linear/gemv.cuh; in float and double 1 to 8 tokens
 //   5 to 32, bf16      tensor cores, see ops/linear/few_tokens.cuh; of large weights from 3 tokens on
 //   more               cuBLAS, all heads in one call; also where rows are no multiples of 16 bytes
 //
-// The first two read the weight once, bound by memory bandwidth.
-//
-// With few tokens the first pieces of the weight are read while what was queued before still runs, see launch.cuh: a
-// kernel that is queued just before must not write the weight.
+// The first two read the weight once, bound by memory bandwidth. With few tokens the first pieces of the weight are
+// read while what was queued before still runs, see launch.cuh: a kernel that is queued just before must not write the
+// weight.
 //
 // Numeric contract: products and sums in compute_t, rounded once when written, except that with cuBLAS a bias joins in
 // a second rounding. With each of the first two ways a row of y is the same whichever rows it is computed with: the
@@ -25,103 +23,20 @@
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/linear.hpp>
 #include <zamba/ops/linear/few_tokens.cuh>
+#include <zamba/ops/linear/gemv.cuh>
 
 namespace zamba {
 
 namespace kernel {
 
-/// Weights of A_ for up to Tokens_ tokens: Team_ warps together take four rows, whose columns they share.
-template <class A_, int Tokens_, int Team_>
-struct LinearTraits {
-  using A = A_;
-  using F = compute_t<A>;
-  static constexpr int rows = 4, tokens = Tokens_, team = Team_;
-  static constexpr int threads = 256, warps = threads / 32, teams = warps / team;
-  static constexpr int width = wide<A>;  // elements of one load
-  // Loads of each row on their way before the first is used; the order of a sum does not depend on it.
-  static constexpr int ahead = tokens <= 4 ? 2 : 1;
-  // Blocks of a multiprocessor, at least, as far as registers allow it without spills.
-  static constexpr int blocks = std::is_same_v<A, double> ? 1 : tokens == 1 ? 4 : tokens == 2 ? 3 : 2;
+/// What Linear<cuda> calls for a view `Weights` of another type than the activations A: a weight type with kernels of
+/// its own specialises it, with Linear<cuda>'s forward, forward_heads and, where they take scratch, scratch.
+template <class A, class Weights>
+struct LinearKernels {
+  static_assert(zamba::detail::no_version_for<Weights>,
+                "zamba::Linear has no kernels on CUDA for weights of this type with activations of that: Types<W, A, "
+                "C> wants the same number for both there, or a W with a specialisation of kernel::LinearKernels");
 };
-
-/// Blocks across: rows of the weight; down: heads. Wide: rows begin at multiples of 16 bytes and are whole numbers of
-/// them.
-template <class Traits, bool Wide>
-__global__ void __launch_bounds__(Traits::threads, Traits::blocks)
-    linear_kernel(Tensor<const typename Traits::A, 3> x_heads, Tensor<const typename Traits::A, 3> weight_heads,
-                  Tensor<typename Traits::A, 3> y_heads, Matrix<const typename Traits::A> residual,
-                  Vector<const typename Traits::F> bias) {
-  using A = typename Traits::A;
-  using F = typename Traits::F;
-  launch_dependents();
-  const Index head = blockIdx.y;
-  const auto x = head_of(x_heads, head), weight = weight_heads[head];
-  const auto y = head_of(y_heads, head);
-  constexpr int rows = Traits::rows, tokens = Traits::tokens, width = Wide ? Traits::width : 1;
-  constexpr int team_threads = 32 * Traits::team, values = rows * tokens;  // a team's sums
-  __shared__ F of_warps[Traits::teams][Traits::team][values];
-  const int warp = threadIdx.x / 32, team = warp / Traits::team;
-  const Index first = Index{blockIdx.x} * Traits::teams * rows, first_of_team = first + team * rows;
-  const A* const w = weight.data + first_of_team * weight.stride[0];
-  int at[rows];  // where a row begins, the last one's place for those beyond it
-  const A* in[tokens];
-#pragma unroll
-  for (int r = 0; r < rows; ++r)
-    at[r] = static_cast<int>((::min(first_of_team + r, weight.rows() - 1) - first_of_team) * weight.stride[0]);
-#pragma unroll
-  for (int s = 0; s < tokens; ++s) in[s] = x.data + ::min(Index{s}, x.rows() - 1) * x.stride[0];
-
-  constexpr int step = team_threads * width, ahead = Traits::ahead;
-  const int cols = static_cast<int>(x.cols());
-  int first_k = static_cast<int>(threadIdx.x) % team_threads * width;
-  Piece<width, A> pieces[ahead][rows];
-  const auto load = [&] {
-#pragma unroll
-    for (int i = 0; i < ahead; ++i)
-#pragma unroll
-      for (int r = 0; r < rows; ++r)
-        if (first_k + i * step < cols) pieces[i][r] = piece_once_at<width>(w + (at[r] + first_k + i * step));
-  };
-  load();
-  grid_dependency_wait();
-  F sum[rows][tokens] = {};
-  while (first_k < cols) {
-#pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      const int k = first_k + i * step;
-      if (k >= cols) break;
-      F weights[rows][width];
-#pragma unroll
-      for (int r = 0; r < rows; ++r) pieces[i][r].values(weights[r]);
-#pragma unroll
-      for (int s = 0; s < tokens; ++s) {
-        F inputs[width];
-        piece_at<width>(in[s] + k).values(inputs);
-#pragma unroll
-        for (int r = 0; r < rows; ++r)
-#pragma unroll
-          for (int j = 0; j < width; ++j) sum[r][s] += weights[r][j] * inputs[j];
-      }
-    }
-    first_k += ahead * step;
-    load();
-  }
-#pragma unroll
-  for (int r = 0; r < rows; ++r)
-#pragma unroll
-    for (int s = 0; s < tokens; ++s) {
-      for (int distance = 16; distance > 0; distance /= 2)
-        sum[r][s] += __shfl_xor_sync(0xffffffffu, sum[r][s], distance);
-      if (threadIdx.x % 32 == 0) of_warps[team][warp % Traits::team][r * tokens + s] = sum[r][s];
-    }
-  __syncthreads();
-  const Index out = first + threadIdx.x / tokens, token = threadIdx.x % tokens;
-  if (threadIdx.x >= Traits::teams * values || out >= weight.rows() || token >= y.rows()) return;
-  F total = bias ? bias[out] : F(0);
-#pragma unroll
-  for (int part = 0; part < Traits::team; ++part) total += of_warps[threadIdx.x / values][part][threadIdx.x % values];
-  y(token, out) = A(residual ? total + F(residual(token, out)) : total);
-}
 
 template <class A>
 struct AddBias {
@@ -135,19 +50,27 @@ struct AddBias {
 
 template <>
 struct Linear<cuda> {
-  template <class A, class W, class F>
-  static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
+  template <class A, class F>
+  static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> weight, Matrix<A> y,
                       Matrix<const A> residual, Vector<const F> bias) {
-    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
     if (y.rows() == 0 || y.cols() == 0) return;
     any_number<A>(ctx, split_heads(x, 1), one_head(weight), split_heads(y, 1), residual, bias);
   }
 
-  template <class A, class W>
-  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
-    static_assert(std::is_same_v<A, W>, "zamba: on CUDA activations are of the type of the weights");
+  template <class A, class Weights, class F>
+  static void forward(Context<cuda>& ctx, Matrix<const A> x, const Weights& weight, Matrix<A> y,
+                      Matrix<const A> residual, Vector<const F> bias) {
+    kernel::LinearKernels<A, Weights>::forward(ctx, x, weight, y, residual, bias);
+  }
+
+  template <class A>
+  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
     if (y.size() == 0) return;
     any_number<A>(ctx, x, weight, y, {}, Vector<const compute_t<A>>{});
+  }
+  template <class A, class Weights>
+  static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, const Weights& weight, Tensor<A, 3> y) {
+    kernel::LinearKernels<A, Weights>::forward_heads(ctx, x, weight, y);
   }
 
   template <class Ctx, class A, class F>
@@ -159,6 +82,13 @@ struct Linear<cuda> {
   static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y) {
     if constexpr (std::is_same_v<A, bf16>)
       if (on_tensor_cores(x, weight, y.rows())) kernel::LinearTiles::scratch(ctx, weight, y.rows());
+  }
+  template <class Ctx, class A, int Rank, class Weights, class... Rest>
+  static void scratch(Ctx& ctx, Tensor<const A, Rank> x, const Weights& weight, Tensor<A, Rank> y,
+                      const Rest&... rest) {
+    using Kernels = kernel::LinearKernels<A, Weights>;
+    if constexpr (requires { Kernels::scratch(ctx, x, weight, y, rest...); })
+      Kernels::scratch(ctx, x, weight, y, rest...);
   }
 
  private:
@@ -208,10 +138,10 @@ struct Linear<cuda> {
   template <class A, int Tokens, class F>
   static void launch(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                      Matrix<const A> residual, Vector<const F> bias) {
-    if (x.cols() <= 2 * 32 * kernel::wide<A>)
-      launch_teams<kernel::LinearTraits<A, Tokens, 1>>(ctx, x, weight, y, residual, bias);
+    if (x.cols() <= 2 * 32 * kernel::vector_width<A>)
+      launch_teams<kernel::LinearGemvTraits<A, Tokens, 1>>(ctx, x, weight, y, residual, bias);
     else
-      launch_teams<kernel::LinearTraits<A, Tokens, 8>>(ctx, x, weight, y, residual, bias);
+      launch_teams<kernel::LinearGemvTraits<A, Tokens, 8>>(ctx, x, weight, y, residual, bias);
   }
 
   template <class Traits, class A, class F>
@@ -219,9 +149,9 @@ struct Linear<cuda> {
                            Matrix<const A> residual, Vector<const F> bias) {
     constexpr Index rows = Traits::rows * Traits::teams;
     const dim3 grid(static_cast<unsigned>(ceil_div(weight.shape[1], rows)), static_cast<unsigned>(weight.shape[0]));
-    const bool wide = kernel::in_pieces(x) && kernel::in_pieces(weight);
+    const bool wide = kernel::in_vectors(x) && kernel::in_vectors(weight);
     kernel::launch(ctx, kernel::overlap_for(y.rows()), "linear",
-                   wide ? kernel::linear_kernel<Traits, true> : kernel::linear_kernel<Traits, false>, grid,
+                   wide ? kernel::linear_gemv_kernel<Traits, true> : kernel::linear_gemv_kernel<Traits, false>, grid,
                    Traits::threads, 0, x, weight, y, residual, bias);
   }
 

@@ -7,11 +7,13 @@
 //
 // Kept for the backward pass: x.
 //
+// The weight is any Weight (weight.hpp): a Matrix, or the view of a type of its own.
+//
 // Two ways on the CPU:
 //   few tokens (decode)    every weight is read once, in storage order, by the thread that owns its row; the
 //                          dot products stay in registers. Bound by memory bandwidth; needs no scratch.
 //   many tokens            Eigen products of tiles of y, spread over the threads. Weights stored in another type than
-//                          the activations (bf16) are converted tile by tile.
+//                          the activations (bf16, or one of its own) are converted tile by tile.
 //
 // Numeric contract: products and sums in the activation type (float; double for double), bf16 weights converted
 // exactly. The relative error of a dot product of length k is at most about k epsilon, and near sqrt(k) epsilon as met.
@@ -25,10 +27,12 @@
 #include <zamba/context.hpp>
 #include <zamba/kernel/door.hpp>
 #include <zamba/kernel/eigen.hpp>
+#include <zamba/kernel/load_weights.hpp>
 #include <zamba/kernel/simd.hpp>
 #include <zamba/number.hpp>
 #include <zamba/op.hpp>
 #include <zamba/tensor.hpp>
+#include <zamba/weight.hpp>
 
 namespace zamba {
 
@@ -39,9 +43,9 @@ ZAMBA_DECLARE_OPERATOR(Linear, "linear.cuh");
 
 template <>
 struct Linear<cpu> {
-  template <class A, class W>
-  static void forward(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
-                      Matrix<const A> residual, Vector<const A> bias) {
+  template <class A, class Weights>
+  static void forward(Context<cpu>& ctx, Matrix<const A> x, Weights weight, Matrix<A> y, Matrix<const A> residual,
+                      Vector<const A> bias) {
     if (y.rows() == 0 || y.cols() == 0) return;
     if (y.rows() <= few_tokens)
       forward_few(ctx, x, weight, y, residual, bias);
@@ -55,18 +59,18 @@ struct Linear<cpu> {
     Matrix<A> products;   // scratch of Eigen's products
     Matrix<A> converted;  // a piece of weights; nothing where they need no converting
   };
-  template <class Ctx, class A, class W>
-  static Room<A> scratch(Ctx& ctx, Matrix<const A> x, Matrix<const W>, Matrix<A> y, Matrix<const A>, Vector<const A>) {
+  template <class Ctx, class A, class Weights>
+  static Room<A> scratch(Ctx& ctx, Matrix<const A> x, const Weights&, Matrix<A> y, Matrix<const A>, Vector<const A>) {
     if (y.rows() <= few_tokens) return {};
-    return room<A, W>(ctx, x.cols(), piece_size(y.cols(), tile_cols));
+    return room<A, Weights>(ctx, x.cols(), piece_size(y.cols(), tile_cols));
   }
-  template <class Ctx, class A, class W>
-  static void scratch(Ctx& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
+  template <class Ctx, class A, class Weights>
+  static void scratch(Ctx& ctx, Tensor<const A, 3> x, const Weights& weight, Tensor<A, 3> y) {
     scratch(ctx, head_of(x, 0), weight[0], head_of(y, 0), Matrix<const A>{}, Vector<const A>{});
   }
 
-  template <class A, class W>
-  static void backward(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const A> x, Matrix<const W> weight, Matrix<A> d_x,
+  template <class A, class Weights>
+  static void backward(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const A> x, Weights weight, Matrix<A> d_x,
                        Accumulate accumulate, Matrix<A> d_weight, Vector<A> d_bias) {
     if (d_x) backward_input(ctx, d_y, weight, d_x, accumulate);
     if (d_weight && d_y.rows() > 0) {
@@ -87,16 +91,17 @@ struct Linear<cpu> {
     }
   }
 
-  template <class A, class W>
-  static void forward_heads(Context<cpu>& ctx, Tensor<const A, 3> x, Tensor<const W, 3> weight, Tensor<A, 3> y) {
-    for (Index h = 0; h < weight.shape[0]; ++h) forward<A, W>(ctx, head_of(x, h), weight[h], head_of(y, h), {}, {});
+  template <class A, class Weights>
+  static void forward_heads(Context<cpu>& ctx, Tensor<const A, 3> x, Weights weight, Tensor<A, 3> y) {
+    for (Index h = 0; h < weight.rows(); ++h)
+      forward(ctx, head_of(x, h), weight[h], head_of(y, h), Matrix<const A>{}, Vector<const A>{});
   }
 
-  template <class A, class W>
-  static void backward_heads(Context<cpu>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, Tensor<const W, 3> weight,
+  template <class A, class Weights>
+  static void backward_heads(Context<cpu>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, Weights weight,
                              Tensor<A, 3> d_x, Accumulate accumulate, Tensor<A, 3> d_weight) {
-    for (Index h = 0; h < weight.shape[0]; ++h)
-      backward<A, W>(ctx, head_of(d_y, h), head_of(x, h), weight[h], head_of(d_x, h), accumulate, d_weight[h], {});
+    for (Index h = 0; h < weight.rows(); ++h)
+      backward(ctx, head_of(d_y, h), head_of(x, h), weight[h], head_of(d_x, h), accumulate, d_weight[h], Vector<A>{});
   }
 
  private:
@@ -113,8 +118,8 @@ struct Linear<cpu> {
   /// Extent of a product's sum taken at a time: it bounds the scratch for converted weights.
   static constexpr Index depth = 1024;
 
-  template <class T>
-  static Matrix<T> block(Matrix<T> m, Range rows, Range cols) {
+  template <class View>
+  static View block(const View& m, Range rows, Range cols) {
     return m.slice(rows.first, rows.count).columns(cols.first, cols.count);
   }
 
@@ -143,9 +148,9 @@ struct Linear<cpu> {
     return std::max<Index>(16, ceil_div(ceil_div(extent, pieces), 16) * 16);
   }
 
-  template <class A, class W>
-  static void forward_many(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
-                           Matrix<const A> residual, Vector<const A> bias) {
+  template <class A, class Weights>
+  static void forward_many(Context<cpu>& ctx, Matrix<const A> x, Weights weight, Matrix<A> y, Matrix<const A> residual,
+                           Vector<const A> bias) {
     ArenaScope scope(ctx.arena());
     const Room<A> room = scratch(ctx, x, weight, y, residual, bias);
     for_tiles(ctx, y.rows(), y.cols(), [&](Range tokens, Range out, int worker) {
@@ -163,11 +168,11 @@ struct Linear<cpu> {
     });
   }
 
-  template <class A, class W>
-  static void backward_input(Context<cpu>& ctx, Matrix<const A> d_y, Matrix<const W> weight, Matrix<A> d_x,
+  template <class A, class Weights>
+  static void backward_input(Context<cpu>& ctx, Matrix<const A> d_y, Weights weight, Matrix<A> d_x,
                              Accumulate accumulate) {
     ArenaScope scope(ctx.arena());
-    const Room<A> room = Linear::room<A, W>(ctx, d_y.cols(), piece_size(d_x.cols(), tile_cols));
+    const Room<A> room = Linear::room<A, Weights>(ctx, d_y.cols(), piece_size(d_x.cols(), tile_cols));
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
       const Matrix<A> tile = block(d_x, tokens, in);
       if (accumulate == Accumulate::no) kernel::map(tile).setZero();
@@ -185,39 +190,36 @@ struct Linear<cpu> {
   }
 
   /// For sums over `extent`, in tiles of up to `width` columns.
-  template <class A, class W, class Ctx>
+  template <class A, class Weights, class Ctx>
   static Room<A> room(Ctx& ctx, Index extent, Index width) {
     const Index threads = ctx.threads(), most = std::min(extent, depth);
     Room<A> room;
     room.products = ctx.arena().template tensor<A>(threads, kernel::product_scratch<A>(most_tile_rows, most, width));
-    if constexpr (!std::is_same_v<A, W>) room.converted = ctx.arena().template tensor<A>(threads, most * width);
+    if constexpr (!std::is_same_v<Matrix<const A>, Weights>)
+      room.converted = ctx.arena().template tensor<A>(threads, most * width);
     return room;
   }
 
-  template <class A, class W>
-  static Matrix<const A> converted(Matrix<const W> weight, Matrix<A> scratch, int worker) {
-    if constexpr (std::is_same_v<A, W>) {
+  template <class A, class Weights>
+  static Matrix<const A> converted(Weights weight, Matrix<A> scratch, int worker) {
+    if constexpr (std::is_same_v<Matrix<const A>, Weights>) {
       return weight;
     } else {
       const Matrix<A> to(&scratch(worker, 0), weight.rows(), weight.cols());
-      for (Index o = 0; o < weight.rows(); ++o) convert_row(&weight(o, 0), &to(o, 0), weight.cols());
+      for (Index o = 0; o < weight.rows(); ++o)
+        kernel::for_packs<A>(weight.cols(), [&](Index k, auto count) {
+          kernel::store<A>(&to(o, k), kernel::load_weights<A>(weight, o, k, count), count);
+        });
       return to;
     }
-  }
-
-  template <class W, class A>
-  static void convert_row(const W* from, A* to, Index count) {
-    constexpr Index step = kernel::lanes<A>;
-    for (Index k = 0; k < count; k += step)
-      kernel::store<A>(to + k, kernel::load_as<A>(from + k, count - k), count - k);
   }
 
   /// Rows of weights and tokens whose dot products are summed together: as many accumulators as registers allow.
   static constexpr Index rows_at_once = 4, tokens_at_once = kernel::register_bytes == 64 ? 4 : 2;
 
-  template <class A, class W>
-  static void forward_few(Context<cpu>& ctx, Matrix<const A> x, Matrix<const W> weight, Matrix<A> y,
-                          Matrix<const A> residual, Vector<const A> bias) {
+  template <class A, class Weights>
+  static void forward_few(Context<cpu>& ctx, Matrix<const A> x, Weights weight, Matrix<A> y, Matrix<const A> residual,
+                          Vector<const A> bias) {
     constexpr Index least_work = 1 << 15;  // weights of a piece: below, starting a thread costs more than it saves
     const Index pieces = std::clamp<Index>(weight.size() / least_work, 1, 8 * ctx.threads());
     const Index groups = ceil_div(weight.rows(), rows_at_once);
@@ -231,9 +233,9 @@ struct Linear<cpu> {
   }
 
   /// Columns [o, o + Rows) of y.
-  template <Index Rows, class A, class W>
-  static void all_tokens(Matrix<const A> x, Matrix<const W> weight, Matrix<A> y, Matrix<const A> residual,
-                         Vector<const A> bias, Index o) {
+  template <Index Rows, class A, class Weights>
+  static void all_tokens(Matrix<const A> x, Weights weight, Matrix<A> y, Matrix<const A> residual, Vector<const A> bias,
+                         Index o) {
     Index t = 0;
     for (; t + tokens_at_once <= y.rows(); t += tokens_at_once)
       dot_products<Rows, tokens_at_once>(x, weight, y, residual, bias, o, t);
@@ -249,17 +251,15 @@ struct Linear<cpu> {
 
   /// Elements [t, t + Tokens) x [o, o + Rows) of y. Each is summed over k in one register, whatever Rows and Tokens
   /// are.
-  template <Index Rows, Index Tokens, class A, class W>
-  static void dot_products(Matrix<const A> x, Matrix<const W> weight, Matrix<A> y, Matrix<const A> residual,
+  template <Index Rows, Index Tokens, class A, class Weights>
+  static void dot_products(Matrix<const A> x, Weights weight, Matrix<A> y, Matrix<const A> residual,
                            Vector<const A> bias, Index o, Index t) {
     constexpr Index step = kernel::lanes<A>;
     kernel::Pack<A> sums[std::size_t{Rows}][std::size_t{Tokens}] = {};
     const auto add = [&](Index k, Index count) __attribute__((always_inline)) {
       kernel::Pack<A> weights[std::size_t{Rows}];
       kernel::unrolled<Rows>([&](auto r) __attribute__((always_inline)) {
-        const W* from = weight.data + (o + r) * weight.stride[0] + k;
-        __builtin_prefetch(from + Rows * weight.stride[0], 0, 2);  // of the next rows, into the second-level cache
-        weights[r] = kernel::load_as<A>(from, count);
+        weights[r] = kernel::load_weights<A, Rows>(weight, o + r, k, count);
       });
       kernel::unrolled<Tokens>([&](auto s) __attribute__((always_inline)) {
         const A* from = x.data + (t + s) * x.stride[0] + k;
@@ -284,8 +284,8 @@ struct Linear<cpu> {
 };
 
 /// y = x W^T + bias + residual; `residual` may be the same memory as y.
-template <class D, class A, class W>
-void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> y,
+template <class D, class A, class Weights>
+void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, const Weights& weight, Matrix<A> y,
             std::type_identity_t<Matrix<const A>> residual = {},
             std::type_identity_t<Vector<const compute_t<A>>> bias = {}) {
   if constexpr (checked) {
@@ -295,14 +295,14 @@ void linear(Context<D>& ctx, std::type_identity_t<Matrix<const A>> x, Tensor<W, 
     door.optional("residual", residual, y.rows(), weight.rows());
     door.optional("bias", bias, weight.rows());
   }
-  Linear<D>::forward(ctx, x, Matrix<const std::remove_const_t<W>>(weight), y, residual, bias);
+  Linear<D>::forward(ctx, x, detail::read_only(weight), y, residual, bias);
 }
 
 /// d_x = or += d_y W, d_weight += d_y^T x, d_bias += column sums of d_y; empty views of these are not wanted.
-template <class D, class A, class W>
+template <class D, class A, class Weights>
 void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
-                     std::type_identity_t<Matrix<const A>> x, Tensor<W, 2> weight, Matrix<A> d_x, Accumulate accumulate,
-                     std::type_identity_t<Matrix<compute_t<A>>> d_weight,
+                     std::type_identity_t<Matrix<const A>> x, const Weights& weight, Matrix<A> d_x,
+                     Accumulate accumulate, std::type_identity_t<Matrix<compute_t<A>>> d_weight,
                      std::type_identity_t<Vector<compute_t<A>>> d_bias = {}) {
   if constexpr (checked) {
     const kernel::Door door{"linear_backward"};
@@ -312,33 +312,34 @@ void linear_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> d_y,
     door.optional("d_weight", d_weight, weight.rows(), weight.cols());
     door.optional("d_bias", d_bias, weight.rows());
   }
-  Linear<D>::backward(ctx, d_y, x, Matrix<const std::remove_const_t<W>>(weight), d_x, accumulate, d_weight, d_bias);
+  Linear<D>::backward(ctx, d_y, x, detail::read_only(weight), d_x, accumulate, d_weight, d_bias);
 }
 
 /// y_h = x_h W_h^T for every head: x (n, heads, in), weight (heads, out, in), y (n, heads, out).
-template <class D, class A, class W>
-void linear_heads(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> y) {
+template <class D, class A, class Weights>
+void linear_heads(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> x, const Weights& weight, Tensor<A, 3> y) {
   if constexpr (checked) {
     const kernel::Door door{"linear_heads"};
-    door.shape("x", x, y.rows(), weight.shape[0], weight.shape[2]);
-    door.shape("y", y, y.rows(), weight.shape[0], weight.shape[1]);
+    door.shape("x", x, y.rows(), weight.rows(), weight.cols());
+    door.shape("y", y, y.rows(), weight.rows(), weight[0].rows());
   }
-  Linear<D>::forward_heads(ctx, x, Tensor<const std::remove_const_t<W>, 3>(weight), y);
+  Linear<D>::forward_heads(ctx, x, detail::read_only(weight), y);
 }
 
 /// d_x_h = or += d_y_h W_h, d_weight_h += d_y_h^T x_h.
-template <class D, class A, class W>
+template <class D, class A, class Weights>
 void linear_heads_backward(Context<D>& ctx, std::type_identity_t<Tensor<const A, 3>> d_y,
-                           std::type_identity_t<Tensor<const A, 3>> x, Tensor<W, 3> weight, Tensor<A, 3> d_x,
+                           std::type_identity_t<Tensor<const A, 3>> x, const Weights& weight, Tensor<A, 3> d_x,
                            Accumulate accumulate, Tensor<compute_t<A>, 3> d_weight) {
   if constexpr (checked) {
     const kernel::Door door{"linear_heads_backward"};
-    door.shape("d_y", d_y, d_y.rows(), weight.shape[0], weight.shape[1]);
-    door.shape("x", x, d_y.rows(), weight.shape[0], weight.shape[2]);
-    door.optional("d_x", d_x, d_y.rows(), weight.shape[0], weight.shape[2]);
-    door.optional("d_weight", d_weight, weight.shape[0], weight.shape[1], weight.shape[2]);
+    const Index heads = weight.rows(), out = weight[0].rows(), in = weight.cols();
+    door.shape("d_y", d_y, d_y.rows(), heads, out);
+    door.shape("x", x, d_y.rows(), heads, in);
+    door.optional("d_x", d_x, d_y.rows(), heads, in);
+    door.optional("d_weight", d_weight, heads, out, in);
   }
-  Linear<D>::backward_heads(ctx, d_y, x, Tensor<const std::remove_const_t<W>, 3>(weight), d_x, accumulate, d_weight);
+  Linear<D>::backward_heads(ctx, d_y, x, detail::read_only(weight), d_x, accumulate, d_weight);
 }
 
 }  // namespace zamba

@@ -44,15 +44,15 @@ struct SummedInput {
     if (t) bring(1, &t(i, c));
   }
   template <class Brought>
-  __device__ void values(Brought&& piece, F (&to)[wide<A>]) const {
-    piece(0).values(to);
+  __device__ void values(Brought&& piece, F (&to)[vector_width<A>]) const {
+    piece(0).unpack(to);
     if (!t) return;
-    F more[wide<A>];
-    piece(1).values(more);
+    F more[vector_width<A>];
+    piece(1).unpack(more);
 #pragma unroll
-    for (int k = 0; k < wide<A>; ++k) to[k] += more[k];
+    for (int k = 0; k < vector_width<A>; ++k) to[k] += more[k];
   }
-  bool in_pieces() const { return kernel::in_pieces(x) && (!t || kernel::in_pieces(t)); }
+  bool in_vectors() const { return kernel::in_vectors(x) && (!t || kernel::in_vectors(t)); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     d_x(i, c) = A(F(d_x(i, c)) + d_v);
     if (d_t) d_t(i, c) = A(d_v);
@@ -75,10 +75,10 @@ struct ConcatenatedInput {
     bring(0, c < a.cols() ? &a(i, c) : &b(i, c - a.cols()));
   }
   template <class Brought>
-  __device__ void values(Brought&& piece, F (&to)[wide<A>]) const {
-    piece(0).values(to);
+  __device__ void values(Brought&& piece, F (&to)[vector_width<A>]) const {
+    piece(0).unpack(to);
   }
-  bool in_pieces() const { return kernel::in_pieces(a) && kernel::in_pieces(b); }
+  bool in_vectors() const { return kernel::in_vectors(a) && kernel::in_vectors(b); }
   __device__ void add_gradient(Index i, Index c, F d_v) const {
     A& d = c < a.cols() ? d_a(i, c) : d_b(i, c - a.cols());
     d = A(F(d) + d_v);
@@ -103,9 +103,10 @@ struct NormTraits {
   using A = typename Input::A;
   using F = typename Input::F;
   static constexpr int threads = Few ? 256 : 512, blocks = (sizeof(A) == 2 ? 1024 : 512) / threads;
-  static constexpr int width = wide<A>, pieces = sizeof(A) == 2 ? 2 : 4;  // elements of a piece, pieces of a thread
-  static constexpr int ahead = sizeof(A) == 2 ? 2 : 1;                    // positions that are on their way
-  static constexpr int most = threads * width * pieces;                   // elements of a position
+  static constexpr int width = vector_width<A>;          // elements of a vector
+  static constexpr int pieces = sizeof(A) == 2 ? 2 : 4;  // vectors of a thread
+  static constexpr int ahead = sizeof(A) == 2 ? 2 : 1;   // positions that are on their way
+  static constexpr int most = threads * width * pieces;  // elements of a position
   static constexpr std::size_t shared = 16 * threads * pieces * Input::pieces * ahead;
 };
 
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   F weights[pieces][width];
 #pragma unroll
   for (int p = 0; p < pieces; ++p)
-    if (mine + p * step < all) load_values<width>(&weight[first + p * step], weights[p]);
+    if (mine + p * step < all) load_vector_readonly<width>(&weight[first + p * step]).unpack(weights[p]);
   grid_dependency_wait();
 
   // A thread reads what it has brought itself, so only the sums meet at a barrier.
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
     for (int p = 0; p < pieces; ++p)
       if (mine + p * step < all) {
-        in.values([&](int k) { return Piece<width, A>{place(slot, p, k)}; }, v[p]);
+        in.values([&](int k) { return AlignedVector<A, width>{place(slot, p, k)}; }, v[p]);
 #pragma unroll
         for (int k = 0; k < width; ++k) squares += v[p][k] * v[p][k];
       }
@@ -184,7 +185,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
       if (mine + p * step < all) {
 #pragma unroll
         for (int k = 0; k < width; ++k) v[p][k] = weights[p][k] * (v[p][k] * scale);
-        store_piece<width>(&out(i, first + p * step), v[p]);
+        store_vector(&out(i, first + p * step), v[p]);
       }
   }
 }
@@ -228,7 +229,8 @@ void launch_norm(Context<cuda>& ctx, const Input& in, Vector<const F> weight, do
                  const char* name) {
   if (out.rows() == 0) return;
   const Index width = out.cols() / rstd.cols();
-  const bool whole = in.in_pieces() && width % wide<A> == 0 && in_pieces(out) && aligned(weight, wide<F>);
+  const bool whole =
+      in.in_vectors() && width % vector_width<A> == 0 && in_vectors(out) && aligned(weight, vector_width<F>);
   const auto queue = [&](auto kernel, Index blocks, int threads, std::size_t shared) {
     const Index each = ceil_div(out.rows(), blocks);  // about equally many positions a block
     const dim3 grid(static_cast<unsigned>(ceil_div(out.rows(), each)), static_cast<unsigned>(rstd.cols()));

@@ -54,16 +54,16 @@ __global__ void __launch_bounds__(Traits::threads)
       const int head = task / pieces, i = task % pieces * width;
       A *const first = &x(t, head * shape.head_dim + i), *const second = first + half;
       F a[width], b[width];
-      piece_at<width>(first).values(a);
-      piece_at<width>(second).values(b);
+      load_vector<width>(first).unpack(a);
+      load_vector<width>(second).unpack(b);
 #pragma unroll
       for (int k = 0; k < width; ++k) {
         const F a_k = a[k], b_k = b[k], cosine = cosines[i + k], sine = sines[i + k];
         a[k] = a_k * cosine - b_k * sine;
         b[k] = b_k * cosine + a_k * sine;
       }
-      store_piece<width>(first, a);
-      store_piece<width>(second, b);
+      store_vector(first, a);
+      store_vector(second, b);
     }
     __syncthreads();  // the angles have been read
   }
@@ -76,7 +76,7 @@ struct Rope<cuda> {
   template <class A>
   static void turn(Context<cuda>& ctx, const RopeShape& shape, const Sequences& sequences, Matrix<A> x, int direction) {
     if (sequences.tokens == 0) return;
-    constexpr int wide = kernel::wide<A>;
+    constexpr int wide = kernel::vector_width<A>;
     if (shape.head_dim / 2 % wide == 0 && kernel::aligned(x, wide))
       launch<wide>(ctx, shape, sequences, x, direction);
     else

@@ -86,7 +86,8 @@ struct SelectiveScan<cuda> {
   static void launch_tokens(Context<cuda>& ctx, const SelectiveScanInputs<A, float>& in, const Sequences& sequences,
                             Tensor<float, 3> state, Matrix<A> y) {
     const Index across = tiles(in, Traits::channels), room = Traits::blocks * ctx.multiprocessors();
-    const Index rows_each = std::clamp<Index>(ceil_div(sequences.rows * across, room), 1, Traits::most_rows);
+    const Index rows_each =
+        std::clamp<Index>(ceil_div(sequences.rows * across, room), 1, kernel::SingleTokens::most_rows);
     const Index blocks = ceil_div(sequences.rows, rows_each) * across;
     kernel::launch(ctx, kernel::overlap_for(sequences.rows), "selective_scan: single tokens",
                    kernel::selective_scan_token_kernel<Traits>, static_cast<unsigned>(blocks), Traits::threads, 0, in,

@@ -46,6 +46,10 @@
 #include <vector>
 
 #include <zamba/checkpoints/huggingface.hpp>
+#include <zamba/checkpoints/llama.hpp>
+#include <zamba/checkpoints/mamba.hpp>
+#include <zamba/checkpoints/zamba.hpp>
+#include <zamba/checkpoints/zamba2.hpp>
 #include <zamba/context.hpp>
 #include <zamba/io/safetensors.hpp>
 #include <zamba/model.hpp>
@@ -191,7 +195,7 @@ class ReferenceCheck {
     extend({length_}, "extend");
     extend({1, 3, length_ - 1, length_}, "extend in chunks");
     greedy();
-    if constexpr (trains<Device>) {
+    if constexpr (trains<Device> && Number<weight_t<T>>) {
       gradients(false);
       gradients(true);
       train();

@@ -17,7 +17,7 @@ struct LinearParts {
 
   template <class W, class F>
   struct Parameters {
-    Matrix<W> weight;
+    Weight<W> weight;
   };
   template <class P, class Visit>
   static constexpr void visit_parameters(P& p, Visit visit) {

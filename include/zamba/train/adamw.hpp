@@ -42,6 +42,10 @@ struct AdamWOptions {
 
 template <class Net, class T, class Device>
 class AdamW {
+  static_assert(Number<weight_t<T>>,
+                "zamba::AdamW: weights that are no plain numbers are not trained: train a model of float or bf16 and "
+                "convert it with to<Types<W, A, C>>()");
+
  public:
   using F = compute_t<T>;
   using ModelType = Model<Net, T, Device>;
@@ -70,7 +74,8 @@ class AdamW {
   const AdamWOptions& options() const { return options_; }
 
   /// What a checkpoint holds: the moments and the master copy, in the device's memory, at the offsets of
-  /// ParameterEntry, and the number of steps taken. No master copy is needed, and its view is empty, where T is F.
+  /// ParameterEntry, and the number of steps taken. No master copy is needed, and its view is empty, where weights are
+  /// stored as F.
   Vector<F> first_moments() const { return part(0); }
   Vector<F> second_moments() const { return part(1); }
   Vector<F> master() const { return has_master ? part(2) : Vector<F>{}; }
@@ -82,7 +87,7 @@ class AdamW {
   }
 
  private:
-  static constexpr bool has_master = !std::is_same_v<T, F>;
+  static constexpr bool has_master = !std::is_same_v<weight_t<T>, F>;
 
   [[noreturn]] void fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const;
 
@@ -188,7 +193,7 @@ void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const G
     if (entry.precise || !has_master)
       run(reinterpret_cast<F*>(model.data(entry)), {});
     else
-      run(reinterpret_cast<T*>(model.data(entry)), of(master()));
+      run(reinterpret_cast<weight_t<T>*>(model.data(entry)), of(master()));
   }
 }
 

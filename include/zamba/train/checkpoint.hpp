@@ -61,7 +61,7 @@ std::vector<CheckpointPart> checkpoint_parts(Model<Net, T, Device>& model, const
                        reinterpret_cast<std::byte*>(values.data + entry.offset),
                        static_cast<std::size_t>(entry.size) * sizeof(F)});
     };
-    parts.push_back({"weights." + entry.name, entry.precise ? dtype_of<F>() : dtype_of<T>(), entry.shape,
+    parts.push_back({"weights." + entry.name, entry.precise ? dtype_of<F>() : dtype_of<weight_t<T>>(), entry.shape,
                      model.data(entry), model.bytes(entry)});
     if (optimiser.master() && !entry.precise) add("master.", optimiser.master());
     add("first_moments.", optimiser.first_moments());
@@ -240,9 +240,10 @@ template <class Net, class T, class Device>
 void load_weights(const std::filesystem::path& path, Model<Net, T, Device>& model,
                   AdamW<Net, T, Device>* optimiser = nullptr) {
   using F = compute_t<T>;
+  using W = weight_t<T>;
   const Safetensors file = Safetensors::open(path);
   detail::check_architecture<Net>(file);
-  std::vector<T> room(1 << 16);
+  std::vector<W> room(1 << 16);
   std::vector<F> precise_room(1 << 16);
   std::vector<const TensorEntry*> tensors;
   detail::Problems problems;
@@ -266,7 +267,7 @@ void load_weights(const std::filesystem::path& path, Model<Net, T, Device>& mode
     if (entry.precise)
       detail::for_pieces(*tensors[i], precise_room, copy_to(reinterpret_cast<F*>(model.data(entry))));
     else
-      detail::for_pieces(*tensors[i], room, copy_to(reinterpret_cast<T*>(model.data(entry))));
+      detail::for_pieces(*tensors[i], room, copy_to(reinterpret_cast<W*>(model.data(entry))));
     if (optimiser && optimiser->master() && !entry.precise)
       detail::for_pieces(*tensors[i], precise_room, copy_to(optimiser->master().data + entry.offset));
   }

@@ -373,7 +373,7 @@ Metadata Trainer<Net, T, Device>::arithmetic() const {
                 {"adamw.eps", detail::number_text(o.adamw.eps)},
                 {"adamw.weight_decay", detail::number_text(o.adamw.weight_decay)},
                 {"adamw.clip_norm", detail::number_text(o.adamw.clip_norm)},
-                {"storage", std::string(name_of(dtype_of<T>()))}};
+                {"storage", std::string(name_of(dtype_of<weight_t<T>>()))}};
   for (std::size_t i = 0; i < phases_.size() && (i == 0 || phase_ends_[i - 1] < step_); ++i) {
     const std::string key = "phase " + std::to_string(i + 1) + ".";
     text[key + "name"] = phases_[i].name;

@@ -61,7 +61,7 @@ struct AppendPieces {
     if constexpr (width == 1)
       to(row, position, c) = S(compute_t<A>(from(t, c)));
     else
-      store_piece(&to(row, position, c), piece_at<width>(&from(t, c)));
+      store_vector(&to(row, position, c), load_vector<width>(&from(t, c)));
   }
 };
 
@@ -72,10 +72,10 @@ struct AttentionTraits {
   using A = A_;
   using S = S_;
   using F = compute_t<A>;
-  using Stored = Piece<Width_, S>;
+  using Stored = AlignedVector<S, Width_>;
   using Append = AppendPieces<A, S, std::is_same_v<A, S> ? Width_ : 1>;
   static constexpr int heads = Heads_, lanes = Lanes_, width = Width_, pieces = Pieces_;
-  static constexpr int query_width = std::min(width, wide<A>);  // of a piece of the query
+  static constexpr int query_width = std::min(width, vector_width<A>);  // of a piece of the query
   static constexpr int threads = 128, teams = threads / lanes;
   // A stage is the keys that all teams take at once, and their values.
   static constexpr int at_once = std::max(4 / pieces, 1);  // keys of a team
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
               Stored* const there = to + ((i * at_once + b) * pieces + p) * threads;
               if (!held(p)) continue;
               if constexpr (width == 1)
-                there->raw = valid ? *piece : S(0);
+                there->words[0] = valid ? *piece : S(0);
               else
                 copy_async_prefetch(there, piece, valid);
             }
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
 #pragma unroll
         for (int j = 0; j < width / each; ++j) {
           F values[each];
-          piece_at<each>(from + j * each).values(values);
+          load_vector<each>(from + j * each).unpack(values);
 #pragma unroll
           for (int i = 0; i < each; ++i) query[h][p][j * each + i] = values[i] * F(shape.scale);
         }
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
         for (int p = 0; p < pieces; ++p) {
           if (!held(p)) continue;
           F values[width];
-          key[(b * pieces + p) * threads].values(values);
+          key[(b * pieces + p) * threads].unpack(values);
 #pragma unroll
           for (int h = 0; h < heads; ++h)
 #pragma unroll
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
         for (int p = 0; p < pieces; ++p) {
           if (!held(p)) continue;
           F values[width];
-          value[(b * pieces + p) * threads].values(values);
+          value[(b * pieces + p) * threads].unpack(values);
 #pragma unroll
           for (int h = 0; h < heads; ++h)
 #pragma unroll

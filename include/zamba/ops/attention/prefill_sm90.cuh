@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT
-// attention of bf16 by warpgroups, for rows of several tokens; equations and shapes in ops/attention.hpp. It does what
-// attention_tiles.cuh does for every GPU with tensor cores, where the code is compiled for sm_90a and runs there.
+// Prefill: attention of bf16 for rows of several tokens by warpgroups, as FlashAttention-3 (Shah et al., arXiv
+// 2407.08608): wgmma, TMA, warps specialised as producer and consumers. Equations and shapes in ops/attention.hpp. It
+// does what prefill_sm80.cuh does for every GPU with tensor cores, where the code is compiled for sm_90a and runs
+// there.
 //
-// Some threads only copy: boxes of keys and of values go through two rings of stages in shared memory; a barrier of
-// each stage says that it is full, another that it was read. The other warpgroups compute. Two kernels:
-//   whole heads   of at most 256 dimensions. A warpgroup holds 64 queries with all their dimensions in registers. It
-//                 queues the products for the scores of a tile with those of the probabilities of the tile before, and
-//                 the two warpgroups of a block take turns, so that one exponentiates while the other multiplies.
-//   split heads   of more, 64 queries a block. One warpgroup computes scores and probabilities, which pass through
-//                 shared memory to two that hold the sums: 256 dimensions the first, the rest the second. Two blocks of
-//                 neighbouring queries are a cluster: each copies half of every stage, to both.
+// Producer warps load boxes of keys and of values by TMA into two rings of stages in shared memory; an mbarrier of each
+// stage says that it is full, another that it was read. Consumer warpgroups compute. Two kernels:
+//   prefill_sm90_narrow.cuh   narrow heads, of at most 256 dimensions: a consumer has 64 queries with all their
+//                             dimensions in registers
+//   prefill_sm90_wide.cuh     wide heads: one consumer computes scores and probabilities, two the sums
 // A box that leaves the tensor is filled with zeros. What it holds of other rows of the batch, or of a cache beyond the
 // last key, does not count: such scores are masked, such values set to zero.
 //
-// Numeric contract: that of attention_tiles.cuh.
+// Numeric contract: that of prefill_sm80.cuh.
 #pragma once
 
 #include <zamba/context.cuh>
@@ -26,8 +25,8 @@
 
 namespace zamba::kernel {
 
-/// Which of what AttentionTiles takes goes to warpgroups, and their launch. A is bf16; templates, as there.
-class AttentionWarpgroups {
+/// Which of what PrefillSm80 takes these kernels do, and their launch. A is bf16; templates, as there.
+class PrefillSm90 {
  public:
   /// Whether what this GPU runs of the program was compiled for warpgroups.
   template <class A>
@@ -46,9 +45,9 @@ class AttentionWarpgroups {
     with_kernel(shape.head_dim, [&]<class Traits>(Traits, auto* kernel) {
       Tensor<const A, 3> all_q(q.data, 1, q.rows(), q.cols());
       all_q.stride[1] = q.stride[0];
-      const AttentionBoxes boxes{tensor_map_of_heads(all_q, shape.head_dim, Traits::box_queries),
-                                 tensor_map_of_heads(keys.k, shape.head_dim, Traits::box_keys),
-                                 tensor_map_of_heads(keys.v, shape.head_dim, Traits::box_values)};
+      const AttentionTensorMaps maps{tensor_map_of_heads(all_q, shape.head_dim, Traits::box_queries),
+                                     tensor_map_of_heads(keys.k, shape.head_dim, Traits::box_keys),
+                                     tensor_map_of_heads(keys.v, shape.head_dim, Traits::box_values)};
       const Index tiles = (sequences.tokens / Traits::queries + sequences.rows) * shape.heads;
       allow_shared(kernel, Traits::shared_bytes, "attention");
       cudaLaunchAttribute cluster{};
@@ -61,23 +60,27 @@ class AttentionWarpgroups {
       config.stream = ctx.stream();
       config.attrs = &cluster;
       config.numAttrs = 1;
-      check_cuda(cudaLaunchKernelEx(&config, kernel, boxes, shape, q, keys, sequences, rows, out, lse), "attention");
+      check_cuda(cudaLaunchKernelEx(&config, kernel, maps, shape, q, keys, sequences, rows, out, lse), "attention");
     });
   }
 
  private:
   template <class F>
   static auto with_kernel(Index head_dim, F&& f) {
-    const auto whole = [&]<class Traits>(Traits traits) { return f(traits, whole_head_attention_kernel<Traits>); };
-    const auto split = [&]<class Traits>(Traits traits) { return f(traits, split_head_attention_kernel<Traits>); };
-    if (head_dim <= 64) return whole(WholeHeadTraits<64, 128>{});
-    if (head_dim <= 80) return whole(WholeHeadTraits<80, 128>{});
-    if (head_dim <= 128) return whole(WholeHeadTraits<128, 128>{});
-    if (head_dim <= 160) return whole(WholeHeadTraits<160, 96>{});
-    if (head_dim <= 224) return whole(WholeHeadTraits<224, 64>{});
-    if (head_dim <= 256) return whole(WholeHeadTraits<256, 64>{});
-    if (head_dim <= 464) return split(SplitHeadTraits<464>{});
-    return split(SplitHeadTraits<512>{});
+    const auto narrow = [&]<class Traits>(Traits traits) {
+      return f(traits, attention_prefill_sm90_narrow_kernel<Traits>);
+    };
+    const auto wide = [&]<class Traits>(Traits traits) {
+      return f(traits, attention_prefill_sm90_wide_kernel<Traits>);
+    };
+    if (head_dim <= 64) return narrow(PrefillSm90NarrowTraits<64, 128>{});
+    if (head_dim <= 80) return narrow(PrefillSm90NarrowTraits<80, 128>{});
+    if (head_dim <= 128) return narrow(PrefillSm90NarrowTraits<128, 128>{});
+    if (head_dim <= 160) return narrow(PrefillSm90NarrowTraits<160, 96>{});
+    if (head_dim <= 224) return narrow(PrefillSm90NarrowTraits<224, 64>{});
+    if (head_dim <= 256) return narrow(PrefillSm90NarrowTraits<256, 64>{});
+    if (head_dim <= 464) return wide(PrefillSm90WideTraits<464>{});
+    return wide(PrefillSm90WideTraits<512>{});
   }
 };
 

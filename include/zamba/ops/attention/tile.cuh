@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// What the ways of attention share: where a block's queries, keys and values are, and tiles of them in shared memory
-// with the fragments of tensor cores, see tensor_core.cuh.
+// What the kernels of attention share: where a block's queries, keys and values are, and tiles of them in shared
+// memory, copied ahead by cp.async.
 #pragma once
 
-#include <zamba/kernel/launch.cuh>
-#include <zamba/kernel/mma.cuh>
+#include <zamba/kernel/async_copy.cuh>
+#include <zamba/kernel/fragment.cuh>
 #include <zamba/number.hpp>
 #include <zamba/ops/attention.hpp>
 
@@ -69,6 +69,25 @@ struct QueryTile {
     tile.v = source.value(row, begin) + column;
     return tile;
   }
+
+  /// Writes lse of the rows of a fragment whose row 0 is row `first` of the tile. total: the sums of the softmax.
+  template <int Rows>
+  __device__ void store_lse(const OnlineSoftmax<Rows>& softmax, const RowValues<Rows>& total, int first, float scale,
+                            Matrix<float> lse) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const int of_tile = first + 8 * r + lane / 4;
+      if (lane % 4 == 0 && of_tile < tokens) lse(token + of_tile, head) = softmax.row[r].max * scale + ::log(total[r]);
+    }
+  }
+
+  /// Writes a fragment whose first element is (row, column) of the tile's output, every row times its factor.
+  template <int RowTiles, int ColumnTiles>
+  __device__ void store(const Fragment<RowTiles, ColumnTiles>& o, const RowValues<2 * RowTiles>& factor, int row,
+                        int column, int head_dim, Matrix<bf16> out) const {
+    o.store(&out(token + row, head * head_dim + column), out.stride[0], tokens - row, head_dim - column, factor);
+  }
 };
 
 /// Begins to copy Rows rows of Pieces times 8 elements; zeros at and after `rows` and `columns`. Not unrolled: the
@@ -92,80 +111,17 @@ __device__ void copy_tile(bf16* to, const bf16* from, Index stride, int rows, in
   }
 }
 
-/// The place in a 16 x 16 tile, row by row, that this lane names for ldmatrix: as a of a product, or as b of two
+/// Where this lane's row of a 16 x 16 tile begins, row by row, for ldmatrix: as a of a product, or as b of two
 /// neighbouring ones from a matrix that is stored transposed.
 template <int Stride>
-__device__ int place_of_a() {
+__device__ int ldmatrix_offset_of_a() {
   const int lane = threadIdx.x % 32;
   return lane % 16 * Stride + lane / 16 * 8;
 }
 template <int Stride>
-__device__ int place_of_b() {
+__device__ int ldmatrix_offset_of_b() {
   const int lane = threadIdx.x % 32;
   return (lane / 16 * 8 + lane % 8) * Stride + lane / 8 % 2 * 8;
-}
-
-/// The greatest, or the sum, over the four lanes that share a row of c.
-__device__ inline float row_max(float x) {
-  x = ::max(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return ::max(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ inline float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-/// Scores (16 RowTiles x 8 ColumnTiles) of keys after the query become -infinity. `query` and `key` are the positions
-/// of the first row and column.
-template <int RowTiles, int ColumnTiles>
-__device__ void mask(float (&scores)[RowTiles][ColumnTiles][4], int query, int key) {
-  if (key + 8 * ColumnTiles - 1 <= query) return;
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int m = 0; m < RowTiles; ++m)
-#pragma unroll
-    for (int n = 0; n < ColumnTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (key + 8 * n + lane % 4 * 2 + i % 2 > query + 16 * m + lane / 4 + i / 2 * 8) scores[m][n][i] = -INFINITY;
-}
-
-/// sums *= factor, row by row; factor (rows g and g + 8 of every tile). Most often no row has a greater score than
-/// before, and nothing is to do.
-template <int RowTiles, int ColumnTiles>
-__device__ void scale_rows(float (&sums)[RowTiles][ColumnTiles][4], const float (&factor)[RowTiles][2]) {
-  bool any = false;
-#pragma unroll
-  for (int m = 0; m < RowTiles; ++m) any |= factor[m][0] != 1 || factor[m][1] != 1;
-  if (!__any_sync(0xffffffffu, any)) return;
-#pragma unroll
-  for (int m = 0; m < RowTiles; ++m)
-#pragma unroll
-    for (int n = 0; n < ColumnTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][n][i] *= factor[m][i / 2];
-}
-
-/// Writes rows from `row` on and columns from `column` on of a tile's output.
-template <int RowTiles, int ColumnTiles>
-__device__ void write_sums(const QueryTile& tile, const float (&sums)[RowTiles][ColumnTiles][4],
-                           const float (&factor)[RowTiles][2], int row, int column, int head_dim, Matrix<bf16> out) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int m = 0; m < RowTiles; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + 16 * m + 8 * half + lane / 4;
-      if (r >= tile.tokens) continue;
-      bf16* to = &out(tile.token + r, tile.head * head_dim);
-#pragma unroll
-      for (int n = 0; n < ColumnTiles; ++n) {
-        const int c = column + 8 * n + lane % 4 * 2;
-        if (c >= head_dim) continue;
-        *reinterpret_cast<unsigned*>(to + c) =
-            pack_bf16(sums[m][n][2 * half] * factor[m][half], sums[m][n][2 * half + 1] * factor[m][half]);
-      }
-    }
 }
 
 /// The ring of stages: one group of copies a stage, of which all but one are under way.

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of selective_scan on CUDA share: the arithmetic of a step in float, four neighbouring activations at
-// once, and which channels a block takes.
+// What the kernels of selective_scan on CUDA share: the arithmetic of a step in float, and which channels a block
+// takes.
 #pragma once
 
-#include <zamba/kernel/mma.cuh>
-#include <zamba/number.hpp>
+#include <zamba/kernel/math.cuh>
 #include <zamba/tensor.hpp>
 
 namespace zamba::kernel {
@@ -50,59 +49,6 @@ __device__ float scan_step(float dt, float dt_u, const float (&B)[States], const
 #pragma unroll
     for (int i = 0; i < States / 4; i += 2 * half) sums[i] += sums[i + half];
   return sums[0];
-}
-
-/// Four neighbouring activations as they lie in memory.
-template <class A>
-struct alignas(4 * sizeof(A)) FourActivations {
-  unsigned words[sizeof(A)];
-
-  __device__ float operator[](int i) const {
-    if constexpr (std::is_same_v<A, bf16>)
-      return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
-    else
-      return __uint_as_float(words[i]);
-  }
-};
-
-/// The first `count` of four elements, at most four; zeros for the others. Wide: from an aligned address, all or none.
-template <bool Wide, class A>
-__device__ FourActivations<A> load_four(const A* from, int count) {
-  FourActivations<A> four{};
-  if constexpr (Wide) {
-    if (count > 0) four = *reinterpret_cast<const FourActivations<A>*>(from);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < count) {
-        if constexpr (std::is_same_v<A, bf16>)
-          four.words[i / 2] |= static_cast<unsigned>(from[i].bits) << i % 2 * 16;
-        else
-          four.words[i] = __float_as_uint(from[i]);
-      }
-  }
-  return four;
-}
-
-/// The first `count` of four values, rounded.
-template <bool Wide, class A>
-__device__ void store_four(A* to, const float (&values)[4], int count) {
-  if constexpr (Wide) {
-    if (count <= 0) return;
-    FourActivations<A> four;
-    if constexpr (std::is_same_v<A, bf16>) {
-      four.words[0] = pack_bf16(values[0], values[1]);
-      four.words[1] = pack_bf16(values[2], values[3]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) four.words[i] = __float_as_uint(values[i]);
-    }
-    *reinterpret_cast<FourActivations<A>*>(to) = four;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < count) to[i] = A(values[i]);
-  }
 }
 
 /// `width` neighbouring channels of a head.

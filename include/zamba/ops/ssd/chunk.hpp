@@ -50,6 +50,11 @@ T* take_line(T*& memory, Index count) {
   return taken;
 }
 
+template <class From, class To>
+void copy_rows(Matrix<From> from, Matrix<To> to) {
+  for (Index i = 0; i < from.rows(); ++i) std::copy_n(&from(i, 0), from.cols(), &to(i, 0));
+}
+
 /// 0 in place of what is too small to matter beside 1, before products with it are subnormal and slow.
 template <class T>
 [[gnu::always_inline]] inline Pack<T> vanishing(const Pack<T>& x) {

@@ -1,46 +1,56 @@
 // SPDX-License-Identifier: MIT
-// What comes before ssd_products_kernel() where its blocks take segments of rows: the states before these.
+// State passing between the segments of ssd's rows, before the chunk scan, where that takes segments of rows side by
+// side: one kernel makes of 0 what each segment's own tokens make of it, another goes through these in order and
+// leaves in their places the states before the segments. The same arithmetic, bit by bit, as of one block that goes
+// through the whole row.
 #pragma once
 
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/mma.cuh>
 #include <zamba/ops/ssd.hpp>
-#include <zamba/ops/ssd/chunk_scan.cuh>
+#include <zamba/ops/ssd/chunk_state.cuh>
 
 namespace zamba::kernel {
 
-/// Before ssd_products_kernel() by segments: the state before a row; and what each segment but the last makes of 0, to
-/// where the state before the next one belongs.
+/// What the kernels below hand to the chunk scan. Nothing where its blocks take whole rows.
+struct SsdSegments {
+  Tensor<float, 3> states;  // (parts of all rows, count, P N) the state before each segment, as threads have them
+  Matrix<float> decays;     // (parts of all rows, count) the logarithm of the decay in the segment before
+  int count = 1;            // blocks for a part of a row
+};
+
+/// The state before a row; and what each segment but the last makes of 0, to where the state before the next one
+/// belongs. All warps are both producers and consumers; the first also computes the decays.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
-    ssd_segments_kernel(SsdInputs<bf16, float> in, Sequences sequences, Tensor<float, 3> state, SsdSegments segments,
-                        Index few_tokens) {
+    ssd_segment_state_kernel(SsdInputs<bf16, float> in, Sequences sequences, Tensor<float, 3> state,
+                             SsdSegments segments, Index few_tokens) {
   extern __shared__ __align__(128) unsigned char ssd_memory[];
   const SsdShared<Traits> shared{reinterpret_cast<bf16*>(ssd_memory)};
   launch_dependents();
   grid_dependency_wait();
   const SsdPart<Traits> part(in, sequences, segments.count - 1);
   if (part.of_row <= few_tokens) return;
-  SsdStateWarp<Traits> own;
+  SsdState<Traits> own;
   if (part.segment == 0)
     own.begin_row(part, sequences.start(part.row) > 0 ? state : Tensor<float, 3>{}, &segments.states(part.index, 0, 0));
   constexpr int chunks = Traits::segment;
   if (part.of_row <= (part.segment + 1) * Index{chunks * Traits::Q}) return;
-  SsdCarrier<Traits> carrier(in, part, shared);
-  SsdClock<Traits> clock(in, part, shared);
-  const bool keeps_time = threadIdx.x < 32;
-  const auto keep_time = [&](int chunk) {  // and ask for the next one
-    if (!keeps_time) return;
-    clock.keep(chunk);
-    clock.ask(chunk + 1);
+  SsdLoader<Traits> loader(in, part, shared);
+  SsdDecay<Traits> decay(in, part, shared);
+  const bool decays = threadIdx.x < 32;
+  const auto store_decay = [&](int chunk) {  // and read what that of the next one is made of
+    if (!decays) return;
+    decay.store(chunk);
+    decay.load(chunk + 1);
   };
-  if (keeps_time) clock.ask(0);
-  carrier.begin();
-  keep_time(0);
+  if (decays) decay.load(0);
+  loader.begin();
+  store_decay(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    carrier.wait_for(chunk);
+    loader.wait_for(chunk);
     own.advance(shared, chunk);
-    keep_time(chunk + 1);
+    store_decay(chunk + 1);
   }
 #pragma unroll
   for (int j = 0; j < own.pieces; ++j)
@@ -49,10 +59,10 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   if (threadIdx.x == 0) segments.decays(part.index, part.segment + 1) = own.decay;
 }
 
-/// Between those two: the states before the segments, in order, four elements a thread.
+/// The states before the segments, in order: S = s + 2^decay S. A thread takes four elements of a state.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
-    ssd_carry_kernel(Sequences sequences, SsdSegments segments, Index parts_of_row, Index few_tokens) {
+    ssd_state_passing_kernel(Sequences sequences, SsdSegments segments, Index parts_of_row, Index few_tokens) {
   launch_dependents();
   grid_dependency_wait();
   constexpr int across = Traits::N * Traits::P / 4 / Traits::threads;  // blocks of a part
@@ -64,7 +74,7 @@ __global__ void __launch_bounds__(Traits::threads)
   const auto at = [&](int segment) -> float4& {
     return *reinterpret_cast<float4*>(&segments.states(part, segment, element));
   };
-  float4 carried = at(0);
+  float4 passed = at(0);
   constexpr int ahead = 4;  // segments read at once
   for (int first = 1; first < count; first += ahead) {
     float4 own[ahead];
@@ -76,9 +86,9 @@ __global__ void __launch_bounds__(Traits::threads)
     for (int i = 0; i < ahead; ++i)
       if (first + i < count) {
         const float left = exp2_approximate(decay[i]);
-        carried = make_float4(::fmaf(left, carried.x, own[i].x), ::fmaf(left, carried.y, own[i].y),
-                              ::fmaf(left, carried.z, own[i].z), ::fmaf(left, carried.w, own[i].w));
-        at(first + i) = carried;
+        passed = make_float4(::fmaf(left, passed.x, own[i].x), ::fmaf(left, passed.y, own[i].y),
+                             ::fmaf(left, passed.z, own[i].z), ::fmaf(left, passed.w, own[i].w));
+        at(first + i) = passed;
       }
   }
 }
