@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A Registry holds a model on two devices, in a .cpp: ../model.cu instantiates the one on CUDA.
 #include <zamba/checkpoints/registry.hpp>
+#include <zamba/checkpoints/zamba.hpp>
 
 #include <doctest/doctest.h>
 
