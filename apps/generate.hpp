@@ -81,6 +81,7 @@ inline void add_generate_flags(CLI::App& app, GenerateOptions& o) {
       "\nExamples:\n"
       "  zamba-generate my-model --prompt 'Once upon a time' -n 200\n"
       "  zamba-generate my-model --prompt-file question.txt --temperature 0\n"
+      "  zamba-generate my-model --device cuda --prompt 'Once upon a time'\n"
       "  zamba-generate my-model --chat --turn 'User: {}\\nAssistant:'\n"
       "  zamba-generate my-model --batch prompts.jsonl --output answers.jsonl --rows 16");
 }

@@ -324,7 +324,7 @@ inline std::string safetensors_header(const std::vector<const TensorSource*>& te
   std::sort(names.begin(), names.end());
   const auto twice = std::adjacent_find(names.begin(), names.end());
   require(twice == names.end(), "safetensors: two tensors are named ", quote(twice == names.end() ? "" : *twice));
-  header.resize(ceil_div(header.size(), 8) * 8, ' ');
+  header.resize(ceil_div(header.size(), std::size_t{8}) * 8, ' ');
   require(header.size() <= longest_header, "safetensors: the header would have ", header.size(), " bytes, at most ",
           longest_header, " are allowed");
   const std::uint64_t length = header.size();
