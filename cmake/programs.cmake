@@ -82,3 +82,12 @@ function(zamba_add_cuda_program target)
   zamba_add_program(${target} ${ARGN})
   target_link_libraries(${target} PRIVATE zamba::cuda)
 endfunction()
+
+# zamba_leave_at_ptx(<target>): where it is not to run, no machine code is made of its kernels; those of the operators'
+# tests are the same, and are assembled.
+function(zamba_leave_at_ptx target)
+  if(ZAMBA_CUDA_COMPILE_ONLY)
+    list(TRANSFORM CMAKE_CUDA_ARCHITECTURES APPEND -virtual OUTPUT_VARIABLE virtual)
+    set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${virtual}")
+  endif()
+endfunction()

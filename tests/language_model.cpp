@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <zamba/testing/finite_differences.hpp>
+
 #include "support/extend_properties.hpp"
 
 namespace {
@@ -142,16 +144,12 @@ void check_gradients() {
     for (const ParameterEntry& entry : model.entries()) {
       auto weights = model.read(entry);
       std::vector<double> measured, given;
+      const auto loss_of_weights = [&] {
+        moved.write(entry, weights);
+        return loss();
+      };
       for (Index i = entry.size / 7 / 2; i < entry.size; i += std::max<Index>(1, entry.size / 7)) {
-        const double kept = weights[i];
-        weights[i] = kept + h;
-        moved.write(entry, weights);
-        const double above = loss();
-        weights[i] = kept - h;
-        moved.write(entry, weights);
-        const double below = loss();
-        weights[i] = kept;
-        measured.push_back((above - below) / (2 * h));
+        measured.push_back(testing::finite_difference(weights[i], h, loss_of_weights));
         given.push_back(gradients.values()[entry.offset + i]);
       }
       moved.write(entry, weights);
@@ -167,14 +165,7 @@ void check_gradients() {
     visit_state<Net>(views, [&](const Name&, auto& tensor, Index rows, Index width) {
       const Index used = (rows == per_position ? initial.length(0) : rows) * width;  // of row 0, which has a past
       for (Index i = 0; i < used; i += std::max<Index>(1, used / 9)) {
-        double& value = tensor.data[i];
-        const double kept = value;
-        value = kept + h;
-        const double above = loss();
-        value = kept - h;
-        const double below = loss();
-        value = kept;
-        measured.push_back((above - below) / (2 * h));
+        measured.push_back(testing::finite_difference(tensor.data[i], h, loss));
         given.push_back(gradient_at[k][i]);
       }
       ++k;

@@ -6,6 +6,8 @@
 
 #include <doctest/doctest.h>
 
+#include <zamba/block/check.hpp>
+
 using namespace zamba;
 
 namespace {
@@ -50,6 +52,21 @@ struct TwoResidual {
       part("first", p.weights[i][1], {{9, 9}}, residual_fan_in(9));
       part("second", p.weights[i][2], {{9, 9}}, into_residual(fan_in(9)));
     }
+  }
+};
+
+/// Begins a stream of its own, to which 16 products add.
+struct OwnStream : TwoResidual {
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    TwoResidual::visit_parameters(p, visit.stream(16));
+  }
+};
+/// The same with a mistake in what it lists there.
+struct WrongStream : Part {
+  template <class P, class Visit>
+  static constexpr void visit_parameters(P& p, Visit visit) {
+    visit.stream(16)("weight", p.weight, {{3}}, normal(0.5));
   }
 };
 
@@ -118,6 +135,15 @@ TEST_SUITE("parameter") {
     values.clear();
     TwoResidual::visit_parameters(parameters, ParameterVisitor(draw).stream(residual_writes<TwoResidual>));
     CHECK(values == std::vector<double>{1, 0.5, 0.5, 1, 0.5, 0.5});
+    values.clear();
+    OwnStream::visit_parameters(parameters, ParameterVisitor(draw).stream(residual_writes<TwoResidual>));
+    CHECK(values == std::vector<double>{1, 0.25, 0.25, 1, 0.25, 0.25});
     CHECK(drawn(residual_fan_in(16, 0.5), 100, 10) == drawn(normal(0.5), 100, 10));
+  }
+
+  TEST_CASE("the compiler's check of a block goes on behind the beginning of a stream") {
+    using zamba::detail::check_parameters, zamba::detail::Problem;
+    static_assert(check_parameters<OwnStream>().problem == Problem::none);
+    static_assert(check_parameters<WrongStream>().problem == Problem::parameter_extents);
   }
 }

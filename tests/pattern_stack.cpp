@@ -31,7 +31,7 @@ struct SumShared {
   };
   template <class P, class Visit>
   static constexpr void visit_parameters(P& p, Visit visit) {
-    visit("weight", p.weight, {{d_model, d_model}}, normal(0.02));
+    visit("weight", p.weight, {{d_model, d_model}}, fan_in(d_model));
   }
   template <class S, class F>
   struct State {};

@@ -9,6 +9,7 @@
 #include <benchmark/benchmark.h>
 
 #include <zamba/random.hpp>
+#include <zamba/testing/report.hpp>
 
 #include "../support/ceilings.hpp"
 
@@ -106,12 +107,7 @@ struct Data {
     forward();
     std::vector<float> wanted(y.size());
     scalar(wanted);
-    double difference = 0, norm = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) {
-      difference += std::pow(static_cast<double>(y[i]) - wanted[i], 2);
-      norm += std::pow(static_cast<double>(wanted[i]), 2);
-    }
-    return std::sqrt(difference / norm) <= 2e-6;
+    return testing::relative_error(y, wanted) <= 2e-6;
   }
 
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }

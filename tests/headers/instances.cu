@@ -16,7 +16,9 @@ using Mamba2Net = LanguageModel<8, HybridStack<2, 2, Mamba2, Shared>>;
 
 }  // namespace
 
+#ifndef __CUDACC_DEBUG__  // -G is about kernels
 template class zamba::Model<MambaNet, float, cpu>;
 template class zamba::Model<Mamba2Net, float, cpu>;
+#endif
 template class zamba::Model<MambaNet, bf16, cuda>;
 template class zamba::Model<Mamba2Net, bf16, cuda>;

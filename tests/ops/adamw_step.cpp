@@ -9,7 +9,7 @@
 
 #include <doctest/doctest.h>
 
-#include <tests/support/strided.hpp>
+#include <tests/support/arrays.hpp>
 
 using namespace zamba;
 using zamba::testing::random_values;

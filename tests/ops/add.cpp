@@ -3,7 +3,7 @@
 
 #include <doctest/doctest.h>
 
-#include "../support/strided.hpp"
+#include "../support/arrays.hpp"
 
 using namespace zamba;
 

@@ -21,7 +21,8 @@
 namespace {
 
 using namespace zamba;
-using zamba::testing::Values;
+using zamba::testing::finite_differences, zamba::testing::PaddedMatrix, zamba::testing::relative_error,
+    zamba::testing::Values;
 
 /// Where and in which types to run: activations of T, caches of S.
 template <class Device_, class T_, class S_ = T_>
@@ -64,17 +65,6 @@ Values joined(Values a, const Values& b) {
   return a;
 }
 
-/// |a - b| / |b|, by norm.
-double relative_error(const Values& a, const Values& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
-}
-
 struct Problem {
   AttentionShape shape;
   Values q, k, v, d_out;
@@ -95,40 +85,9 @@ struct Result {
 
 /// Values (n, width) in memory of n rows with `padding` NaNs behind each.
 template <class Device, class T>
-class Array {
- public:
-  Array(const Values& values, Index width, Index padding)
-      : n_(static_cast<Index>(values.size()) / width),
-        width_(width),
-        stride_(width + padding),
-        data_(padded(values, padding)) {}
-
-  Matrix<T> matrix() { return data_.view(n_, stride_).columns(0, width_); }
-  Tensor<T, 3> cache(Index rows) {
-    if (n_ == 0) return {};
-    return data_.view(rows, n_ / rows, stride_).columns(0, width_);
-  }
-  Values values() const {
-    const Values wide = data_.values();
-    Values values;
-    for (Index i = 0; i < n_; ++i)
-      values.insert(values.end(), wide.begin() + i * stride_, wide.begin() + i * stride_ + width_);
-    return values;
-  }
-
- private:
-  Values padded(const Values& values, Index padding) const {
-    Values wide;
-    for (Index i = 0; i < n_; ++i) {
-      wide.insert(wide.end(), values.begin() + i * width_, values.begin() + (i + 1) * width_);
-      wide.insert(wide.end(), static_cast<std::size_t>(padding), nan);
-    }
-    return wide;
-  }
-
-  Index n_, width_, stride_;
-  zamba::testing::Array<Device, T> data_;
-};
+PaddedMatrix<Device, T> rows_of(const Values& values, Index width, Index padding) {
+  return {values, static_cast<Index>(values.size()) / width, padding};
+}
 
 /// Forward and, where the device has it, backward.
 template <class Where>
@@ -144,24 +103,26 @@ Result run(const Problem& p) {
   const Sequences sequences{ctx.readable(offsets.data(), rows + 1),
                             p.starts.empty() ? nullptr : ctx.readable(p.starts.data(), rows), rows, offsets.back(),
                             *std::max_element(p.lengths.begin(), p.lengths.end())};
-  const auto like = [&](const Values& values, Index width) {
-    return Array<Device, T>(Values(values.size(), nan), width, p.padding);
+  const auto activations = [&](const Values& values, Index width) {
+    return rows_of<Device, T>(values, width, p.padding);
   };
-  using Activations = Array<Device, T>;
-  Activations q(p.q, p.q_width(), p.padding), k(p.k, p.k_width(), p.padding), v(p.v, p.k_width(), p.padding);
-  Activations out = like(p.q, p.q_width());
-  Array<Device, F> lse(Values(static_cast<std::size_t>(offsets.back() * p.shape.heads), nan), p.shape.heads, p.padding);
-  Array<Device, S> cache_k(p.cache_k, p.k_width(), p.padding), cache_v(p.cache_v, p.k_width(), p.padding);
-  attention(ctx, p.shape, q.matrix(), k.matrix(), v.matrix(), sequences, cache_k.cache(rows), cache_v.cache(rows),
-            out.matrix(), lse.matrix());
+  const auto cache = [&](const Values& values) { return rows_of<Device, S>(values, p.k_width(), p.padding); };
+  const Values new_q(p.q.size(), nan), new_k(p.k.size(), nan);
+  const auto q = activations(p.q, p.q_width()), k = activations(p.k, p.k_width()), v = activations(p.v, p.k_width());
+  const auto out = activations(new_q, p.q_width());
+  const auto lse = rows_of<Device, F>(Values(static_cast<std::size_t>(offsets.back() * p.shape.heads), nan),
+                                      p.shape.heads, p.padding);
+  const auto cache_k = cache(p.cache_k), cache_v = cache(p.cache_v);
+  attention(ctx, p.shape, q.view(), k.view(), v.view(), sequences, cache_k.parts(rows), cache_v.parts(rows), out.view(),
+            lse.view());
   Result result;
   if constexpr (Where::backward) {
-    Activations d_out(p.d_out, p.q_width(), p.padding), d_q = like(p.q, p.q_width());
-    Activations d_k = like(p.k, p.k_width()), d_v = like(p.k, p.k_width());
-    Activations d_cache_k(p.d_cache_k, p.k_width(), p.padding), d_cache_v(p.d_cache_v, p.k_width(), p.padding);
-    attention_backward(ctx, p.shape, d_out.matrix(), q.matrix(), k.matrix(), v.matrix(), sequences,
-                       Tensor<const S, 3>(cache_k.cache(rows)), cache_v.cache(rows), out.matrix(), lse.matrix(),
-                       d_q.matrix(), d_k.matrix(), d_v.matrix(), d_cache_k.cache(rows), d_cache_v.cache(rows));
+    const auto d_out = activations(p.d_out, p.q_width()), d_q = activations(new_q, p.q_width());
+    const auto d_k = activations(new_k, p.k_width()), d_v = activations(new_k, p.k_width());
+    const auto d_cache_k = activations(p.d_cache_k, p.k_width()), d_cache_v = activations(p.d_cache_v, p.k_width());
+    attention_backward(ctx, p.shape, d_out.view(), q.view(), k.view(), v.view(), sequences,
+                       Tensor<const S, 3>(cache_k.parts(rows)), cache_v.parts(rows), out.view(), lse.view(), d_q.view(),
+                       d_k.view(), d_v.view(), d_cache_k.parts(rows), d_cache_v.parts(rows));
     result.d_q = d_q.values();
     result.d_k = d_k.values();
     result.d_v = d_v.values();
@@ -260,22 +221,6 @@ TEST_CASE_TEMPLATE("attention agrees with its definition over several blocks of 
   }
 }
 
-/// d loss / d values by central differences.
-template <class Loss>
-Values numeric(Values& values, const Loss& loss) {
-  const double step = 1e-5;
-  Values gradient;
-  for (double& value : values) {
-    const double kept = value;
-    value = kept + step;
-    const double above = loss();
-    value = kept - step;
-    gradient.push_back((above - loss()) / (2 * step));
-    value = kept;
-  }
-  return gradient;
-}
-
 double dot(const Values& a, const Values& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
 
 TEST_CASE("attention: finite differences") {
@@ -284,9 +229,9 @@ TEST_CASE("attention: finite differences") {
     Problem p = random_problem(shape_of(4, 2, 3), {5, 0, 1, 3}, {}, 0);
     const auto loss = [&] { return dot(run<On<cpu, double>>(p).out, p.d_out); };
     const Result result = run<On<cpu, double>>(p);
-    CHECK(relative_error(result.d_q, numeric(p.q, loss)) < 1e-8);
-    CHECK(relative_error(result.d_k, numeric(p.k, loss)) < 1e-8);
-    CHECK(relative_error(result.d_v, numeric(p.v, loss)) < 1e-8);
+    CHECK(relative_error(result.d_q, finite_differences(p.q, 1e-5, loss)) < 1e-8);
+    CHECK(relative_error(result.d_k, finite_differences(p.k, 1e-5, loss)) < 1e-8);
+    CHECK(relative_error(result.d_v, finite_differences(p.v, 1e-5, loss)) < 1e-8);
   }
   SUBCASE("through the caches") {
     Problem p = random_problem(shape_of(4, 2, 3), {3, 0, 1, 2}, {2, 3, 4, 0}, 6);
@@ -295,11 +240,11 @@ TEST_CASE("attention: finite differences") {
       return dot(result.out, p.d_out) + dot(result.cache_k, p.d_cache_k) + dot(result.cache_v, p.d_cache_v);
     };
     const Result result = run<On<cpu, double>>(p);
-    CHECK(relative_error(result.d_q, numeric(p.q, loss)) < 1e-8);
-    CHECK(relative_error(result.d_k, numeric(p.k, loss)) < 1e-8);
-    CHECK(relative_error(result.d_v, numeric(p.v, loss)) < 1e-8);
-    CHECK(relative_error(result.d_cache_k, numeric(p.cache_k, loss)) < 1e-8);
-    CHECK(relative_error(result.d_cache_v, numeric(p.cache_v, loss)) < 1e-8);
+    CHECK(relative_error(result.d_q, finite_differences(p.q, 1e-5, loss)) < 1e-8);
+    CHECK(relative_error(result.d_k, finite_differences(p.k, 1e-5, loss)) < 1e-8);
+    CHECK(relative_error(result.d_v, finite_differences(p.v, 1e-5, loss)) < 1e-8);
+    CHECK(relative_error(result.d_cache_k, finite_differences(p.cache_k, 1e-5, loss)) < 1e-8);
+    CHECK(relative_error(result.d_cache_v, finite_differences(p.cache_v, 1e-5, loss)) < 1e-8);
   }
 }
 

@@ -19,7 +19,7 @@
 namespace {
 
 using namespace zamba;
-using zamba::testing::Array, zamba::testing::relative_error, zamba::testing::Values;
+using zamba::testing::Array, zamba::testing::finite_differences, zamba::testing::relative_error, zamba::testing::Values;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
@@ -152,7 +152,6 @@ TEST_CASE_TEMPLATE("causal_conv1d agrees with the reference", Where, ZAMBA_TEST_
 }
 
 TEST_CASE("causal_conv1d: finite differences, through the states") {
-  const double step = 1e-5;
   for (const Index width : {1, 2, 4, 5}) {
     CAPTURE(width);
     // Rows shorter and longer than the window, with and without a past, and one without tokens.
@@ -162,18 +161,7 @@ TEST_CASE("causal_conv1d: finite differences, through the states") {
       return std::inner_product(result.out.begin(), result.out.end(), problem.d_out.begin(), 0.0) +
              std::inner_product(result.state.begin(), result.state.end(), problem.d_state.begin(), 0.0);
     };
-    const auto numeric = [&](Values& values) {
-      Values gradient;
-      for (double& value : values) {
-        const double kept = value;
-        value = kept + step;
-        const double above = loss();
-        value = kept - step;
-        gradient.push_back((above - loss()) / (2 * step));
-        value = kept;
-      }
-      return gradient;
-    };
+    const auto numeric = [&](Values& values) { return finite_differences(values, 1e-5, loss); };
     const Result result = run<cpu, double>(problem);
     // Central differences: step^2 = 1e-10 of curvature, 1e-16 / step = 1e-11 of rounding.
     CHECK(relative_error(result.d_x, numeric(problem.x)) < 1e-8);

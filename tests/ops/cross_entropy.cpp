@@ -7,8 +7,8 @@
 
 #include <zamba/ops/cross_entropy.hpp>
 
+#include "../support/arrays.hpp"
 #include "../support/fixture.hpp"
-#include "../support/strided.hpp"
 
 using namespace zamba;
 using namespace zamba::testing;

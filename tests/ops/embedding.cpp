@@ -11,7 +11,6 @@
 
 #include "../support/arrays.hpp"
 #include "../support/devices.hpp"
-#include "../support/strided.hpp"
 
 using namespace zamba;
 using namespace zamba::testing;

@@ -14,7 +14,6 @@
 #include "../support/arrays.hpp"
 #include "../support/devices.hpp"
 #include "../support/fixture.hpp"
-#include "../support/strided.hpp"
 
 using namespace zamba;
 using namespace zamba::testing;

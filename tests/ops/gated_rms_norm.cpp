@@ -17,8 +17,8 @@
 namespace {
 
 using namespace zamba;
-using zamba::testing::normal_values, zamba::testing::PaddedMatrix, zamba::testing::relative_error,
-    zamba::testing::Values;
+using zamba::testing::finite_differences, zamba::testing::normal_values, zamba::testing::PaddedMatrix,
+    zamba::testing::relative_error, zamba::testing::Values;
 
 template <class Device, class T>
 struct On {
@@ -96,7 +96,7 @@ TEST_CASE_TEMPLATE("gated_rms_norm is rms_norm of each group of the gated input"
 TEST_CASE("gated_rms_norm: finite differences") {
   using Where = On<cpu, double>;
   const Index n = 3, groups = 2, D = 10;
-  const double eps = 0.3, step = 1e-5;  // a large eps, so that a gradient without it would show
+  const double eps = 0.3;  // a large eps, so that a gradient without it would show
   const Values d_out = normal_values(n * D, 3);
   Values x = normal_values(n * D, 1), z = normal_values(n * D, 2), weight = normal_values(D, 4);
   const auto loss = [&] {
@@ -105,18 +105,7 @@ TEST_CASE("gated_rms_norm: finite differences") {
     for (std::size_t i = 0; i < out.size(); ++i) total += out[i] * d_out[i];
     return total;
   };
-  const auto numeric = [&](Values& values) {
-    Values gradient;
-    for (double& value : values) {
-      const double kept = value;
-      value = kept + step;
-      const double above = loss();
-      value = kept - step;
-      gradient.push_back((above - loss()) / (2 * step));
-      value = kept;
-    }
-    return gradient;
-  };
+  const auto numeric = [&](Values& values) { return finite_differences(values, 1e-5, loss); };
   const Result result = run<Where>(x, z, weight, d_out, n, groups, eps);
   // Central differences: step^2 = 1e-10 of curvature, 1e-16 / step = 1e-11 of rounding.
   CHECK(relative_error(result.d_x, numeric(x)) < 1e-8);

@@ -16,8 +16,8 @@
 namespace {
 
 using namespace zamba;
-using zamba::testing::normal_values, zamba::testing::PaddedMatrix, zamba::testing::relative_error,
-    zamba::testing::Values;
+using zamba::testing::finite_differences, zamba::testing::normal_values, zamba::testing::PaddedMatrix,
+    zamba::testing::relative_error, zamba::testing::Values;
 
 template <class Device, class T>
 struct On {
@@ -89,7 +89,7 @@ TEST_CASE_TEMPLATE("rms_norm of a sum is that of one input holding the sum", Whe
 TEST_CASE("rms_norm: finite differences") {
   using Where = On<cpu, double>;
   const Index n = 3, d = 9;
-  const double eps = 0.3, step = 1e-5;  // a large eps, so that a gradient without it would show
+  const double eps = 0.3;  // a large eps, so that a gradient without it would show
   const Values d_out = normal_values(n * d, 3);
   Values x = normal_values(n * d, 1), t = normal_values(n * d, 2), weight = normal_values(d, 4);
   const auto loss = [&] {
@@ -98,18 +98,7 @@ TEST_CASE("rms_norm: finite differences") {
     for (std::size_t i = 0; i < out.size(); ++i) total += out[i] * d_out[i];
     return total;
   };
-  const auto numeric = [&](Values& values) {
-    Values gradient;
-    for (double& value : values) {
-      const double kept = value;
-      value = kept + step;
-      const double above = loss();
-      value = kept - step;
-      gradient.push_back((above - loss()) / (2 * step));
-      value = kept;
-    }
-    return gradient;
-  };
+  const auto numeric = [&](Values& values) { return finite_differences(values, 1e-5, loss); };
   const Result result = run<Where>(x, t, weight, d_out, n, eps);
   // Central differences: step^2 = 1e-10 of curvature, 1e-16 / step = 1e-11 of rounding.
   CHECK(relative_error(result.d_x, numeric(x)) < 1e-8);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Arrays in a device's memory, made from numbers of the host and read back: one test body for all devices.
+// Arrays of seeded random numbers, contiguous and strided: in a device's memory, made from numbers of the host and read
+// back, so that one test body serves all devices; and the host's own, whose elements a test sees and moves.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +9,10 @@
 #include <vector>
 
 #include <zamba/buffer.hpp>
+#include <zamba/number.hpp>
 #include <zamba/random.hpp>
 #include <zamba/tensor.hpp>
+#include <zamba/testing/finite_differences.hpp>
 #include <zamba/testing/report.hpp>
 
 namespace zamba::testing {
@@ -58,9 +61,17 @@ template <class Device, class T>
 class PaddedMatrix {
  public:
   PaddedMatrix(const Values& values, Index rows, Index padding = 0)
-      : rows_(rows), cols_(static_cast<Index>(values.size()) / rows), width_(cols_ + padding), wide_(padded(values)) {}
+      : rows_(rows),
+        cols_(rows ? static_cast<Index>(values.size()) / rows : 0),
+        width_(cols_ + padding),
+        wide_(padded(values)) {}
 
   Matrix<T> view() const { return wide_.view(rows_, width_).columns(0, cols_); }
+  /// The rows in so many equal parts, (count, rows / count, cols); nothing where there are no rows.
+  Tensor<T, 3> parts(Index count) const {
+    if (rows_ == 0) return {};
+    return wide_.view(count, rows_ / count, width_).columns(0, cols_);
+  }
   Vector<T> vector() const { return wide_.view(cols_); }
 
   Values values() const {
@@ -81,5 +92,38 @@ class PaddedMatrix {
   Index rows_, cols_, width_;
   Array<Device, T> wide_;
 };
+
+/// Normal numbers as T, the same for the same stream.
+template <class T>
+std::vector<T> random_values(Index count, std::uint64_t stream) {
+  std::vector<T> values;
+  for (const double value : normal_values(count, stream))
+    values.push_back(static_cast<T>(static_cast<compute_t<T>>(value)));
+  return values;
+}
+
+/// Owned elements of a matrix whose rows lie `gap` elements apart from each other: a column slice of a wider one.
+template <class T>
+struct Strided {
+  Strided(Index rows, Index cols, Index gap, std::uint64_t stream)
+      : values(random_values<T>(rows * (cols + gap), stream)), view(values.data(), rows, cols + gap) {
+    view = view.columns(gap / 2, cols);
+  }
+  Strided(const Strided&) = delete;
+  std::vector<T> values;
+  Matrix<T> view;
+};
+
+/// Of a matrix, by norm, against what the plain loop `wanted(i, j)` gives.
+template <class T, class F>
+double relative_error(Matrix<T> got, F&& wanted) {
+  Values ours, theirs;
+  for (Index i = 0; i < got.rows(); ++i)
+    for (Index j = 0; j < got.cols(); ++j) {
+      ours.push_back(static_cast<double>(got(i, j)));
+      theirs.push_back(wanted(i, j));
+    }
+  return relative_error(ours, theirs);
+}
 
 }  // namespace zamba::testing

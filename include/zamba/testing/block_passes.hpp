@@ -10,6 +10,7 @@
 #include <zamba/number.hpp>
 #include <zamba/testing/block_rules.hpp>
 #include <zamba/testing/block_run.hpp>
+#include <zamba/testing/finite_differences.hpp>
 #include <zamba/testing/report.hpp>
 
 namespace zamba::testing::detail {
@@ -148,14 +149,8 @@ double element_error(Objective<Run>& objective, BlockPoint& point, std::vector<d
   for (Index i = first; i < first + count; i += stride) {
     const auto at = static_cast<std::size_t>(i);
     double& value = (point.*values)[at];
-    const double kept = value;
-    if (is_nan(kept)) continue;
-    value = kept + step;
-    const double above = objective(point);
-    value = kept - step;
-    const double below = objective(point);
-    value = kept;
-    measured.push_back((above - below) / (2 * step));
+    if (is_nan(value)) continue;
+    measured.push_back(finite_difference(value, step, [&] { return objective(point); }));
     given.push_back((gradient.*values)[at]);
   }
   return relative_error(given, measured);
@@ -172,16 +167,18 @@ double direction_error(Objective<Run>& objective, const BlockPoint& point, std::
   for (std::size_t at = begin; at < end; ++at)
     if (written(at)) squares += std::pow((gradient.*values)[at], 2);
   if (squares == 0) squares = 1;
-  BlockPoint above = point, below = point;
+  std::vector<double> along(end - begin);
   for (std::size_t at = begin; at < end; ++at) {
     if (!written(at)) continue;
     const double slope = (gradient.*values)[at];
-    const double along = slope / std::sqrt(squares) + random.normal() / std::sqrt(static_cast<double>(count));
-    (above.*values)[at] += step * along;
-    (below.*values)[at] -= step * along;
-    given += slope * along;
+    along[at - begin] = slope / std::sqrt(squares) + random.normal() / std::sqrt(static_cast<double>(count));
+    given += slope * along[at - begin];
   }
-  const double measured = (objective(above) - objective(below)) / (2 * step);
+  const double measured = central_difference(step, [&](double move) {
+    BlockPoint moved = point;
+    for (std::size_t at = begin; at < end; ++at) (moved.*values)[at] += move * along[at - begin];
+    return objective(moved);
+  });
   return relative_error(std::vector<double>{given}, std::vector<double>{measured});
 }
 

@@ -65,9 +65,10 @@ class Report {
   std::vector<Line> lines_;
 };
 
-/// ||a - b|| / ||b||, and ||a|| where b is zero. NaN where either holds one.
+/// ||a - b|| / ||b||, and ||a|| where b is zero. NaN where either holds one. A b whose norm is less than `least` is
+/// measured as if it had that one.
 template <class A, class B>
-double relative_error(const A& a, const B& b) {
+double relative_error(const A& a, const B& b, double least = 0) {
   double largest = 0, difference = 0, norm = 0;
   if (a.size() != b.size()) return std::nan("");
   for (std::size_t i = 0; i < a.size(); ++i)
@@ -79,6 +80,7 @@ double relative_error(const A& a, const B& b) {
     difference += (x - y) * (x - y);
     norm += y * y;
   }
+  norm = std::max(norm, least * unit * least * unit);
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference) / unit;
 }
 
