@@ -193,7 +193,7 @@ struct SoftmaxRow {
   }
 };
 
-/// The online softmax of a fragment's rows. Scores come times log2(e) / scale, tile after tile:
+/// The online softmax of a fragment's rows. For each tile of scores S, scale being theirs times log2(e):
 ///   m' = max(m, row_max(S)),   P = exp2(scale (S - m')),   sum = sum * rescale + row_sum(P),
 ///   rescale = exp2(scale (m - m')), which the caller's O takes too:   O = O * rescale + P V
 template <int Rows>
