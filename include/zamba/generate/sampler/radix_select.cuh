@@ -7,8 +7,8 @@
 //   prefix sum   over the bins; the bin in which the measure exceeds the target is the next place
 //   digit 1..    the same for the tokens of that place, until they are one, or all equal
 //
-// A key is the bits of 1 less those of the weight, as integers: the larger a weight, the smaller its key. Masses are integers, so histograms
-// by atomic additions are exact in every order. See generate/sampler.cuh.
+// A key is the bits of 1 less those of the weight, as integers: the larger a weight, the smaller its key. Masses are
+// integers, so histograms by atomic additions are exact in every order. See generate/sampler.cuh.
 #pragma once
 
 #include <cstdint>
