@@ -83,12 +83,6 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-/// Values (n, width) in memory of n rows with `padding` NaNs behind each.
-template <class Device, class T>
-PaddedMatrix<Device, T> rows_of(const Values& values, Index width, Index padding) {
-  return {values, static_cast<Index>(values.size()) / width, padding};
-}
-
 /// Forward and, where the device has it, backward.
 template <class Where>
 Result run(const Problem& p) {
@@ -104,14 +98,16 @@ Result run(const Problem& p) {
                             p.starts.empty() ? nullptr : ctx.readable(p.starts.data(), rows), rows, offsets.back(),
                             *std::max_element(p.lengths.begin(), p.lengths.end())};
   const auto activations = [&](const Values& values, Index width) {
-    return rows_of<Device, T>(values, width, p.padding);
+    return PaddedMatrix<Device, T>::of_width(values, width, p.padding);
   };
-  const auto cache = [&](const Values& values) { return rows_of<Device, S>(values, p.k_width(), p.padding); };
+  const auto cache = [&](const Values& values) {
+    return PaddedMatrix<Device, S>::of_width(values, p.k_width(), p.padding);
+  };
   const Values new_q(p.q.size(), nan), new_k(p.k.size(), nan);
   const auto q = activations(p.q, p.q_width()), k = activations(p.k, p.k_width()), v = activations(p.v, p.k_width());
   const auto out = activations(new_q, p.q_width());
-  const auto lse = rows_of<Device, F>(Values(static_cast<std::size_t>(offsets.back() * p.shape.heads), nan),
-                                      p.shape.heads, p.padding);
+  const auto lse = PaddedMatrix<Device, F>::of_width(
+      Values(static_cast<std::size_t>(offsets.back() * p.shape.heads), nan), p.shape.heads, p.padding);
   const auto cache_k = cache(p.cache_k), cache_v = cache(p.cache_v);
   attention(ctx, p.shape, q.view(), k.view(), v.view(), sequences, cache_k.parts(rows), cache_v.parts(rows), out.view(),
             lse.view());

@@ -61,10 +61,11 @@ template <class Device, class T>
 class PaddedMatrix {
  public:
   PaddedMatrix(const Values& values, Index rows, Index padding = 0)
-      : rows_(rows),
-        cols_(rows ? static_cast<Index>(values.size()) / rows : 0),
-        width_(cols_ + padding),
-        wide_(padded(values)) {}
+      : PaddedMatrix(values, rows, static_cast<Index>(values.size()) / rows, padding) {}
+  /// Of so many columns, and of no rows where there are no values.
+  static PaddedMatrix of_width(const Values& values, Index cols, Index padding = 0) {
+    return {values, static_cast<Index>(values.size()) / cols, cols, padding};
+  }
 
   Matrix<T> view() const { return wide_.view(rows_, width_).columns(0, cols_); }
   /// The rows in so many equal parts, (count, rows / count, cols); nothing where there are no rows.
@@ -83,6 +84,9 @@ class PaddedMatrix {
   }
 
  private:
+  PaddedMatrix(const Values& values, Index rows, Index cols, Index padding)
+      : rows_(rows), cols_(cols), width_(cols + padding), wide_(padded(values)) {}
+
   Values padded(const Values& values) const {
     Values wide = nans(static_cast<std::size_t>(rows_ * width_));
     for (Index i = 0; i < rows_; ++i) std::copy_n(values.begin() + i * cols_, cols_, wide.begin() + i * width_);
