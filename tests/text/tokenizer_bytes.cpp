@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What a vocabulary cannot write, and files that ask for more than their size: io/tokenizer.hpp.
+// What a vocabulary cannot write, and files that ask for more than their size: text/tokenizer.hpp.
 #include <algorithm>
 #include <filesystem>
 #include <string>
