@@ -88,13 +88,15 @@ class Family {
   }
 
   void check() {
-    for (const auto& [key, value] : known_.items()) {
+    for (const auto& item : known_.items()) {
+      const std::string key = item.key();  // clang 14 captures no structured bindings
       CAPTURE(key);
       REQUIRE(rows_of_page().contains(key));
       CHECK(rows_of_page().at(key).at(column_) != "");
     }
-    for (const auto& [key, families] : rows_of_page())
-      if (const std::string& words = families.at(column_); words != "") {
+    for (const auto& row : rows_of_page())
+      if (const std::string& words = row.second.at(column_); words != "") {
+        const std::string& key = row.first;
         CAPTURE(key);
         const json now = config_.value(key, known_.value(key, json()));
         const json other = changed(key, now.is_null() ? known_.value(key, json()) : now);

@@ -28,7 +28,7 @@ std::vector<std::byte> all_bytes(const Model<Net, T>& model) {
 }
 
 /// What loading a case as ZambaCase says after `damage`, having checked that the model stayed as it was.
-std::string refusal(const std::function<void(const CaseCopy&)>& damage) {
+std::string refusal_after(const std::function<void(const CaseCopy&)>& damage) {
   const CaseCopy copy("zamba");
   damage(copy);
   Model<ZambaCase, float> model(Seed{1});
@@ -39,7 +39,7 @@ std::string refusal(const std::function<void(const CaseCopy&)>& damage) {
 }
 
 std::string refusal_of_tensors(const std::function<void(HeldTensors&)>& edit) {
-  return refusal([&](const CaseCopy& copy) { copy.edit("model.safetensors", edit); });
+  return refusal_after([&](const CaseCopy& copy) { copy.edit("model.safetensors", edit); });
 }
 
 template <class Net>
@@ -216,17 +216,18 @@ TEST_CASE("huggingface: a finite double beyond float is not finite in a float mo
 
 TEST_CASE("huggingface: missing folders, missing and damaged files") {
   const auto without = [](const char* file) {
-    return refusal([&](const CaseCopy& copy) { std::filesystem::remove(copy.path() / file); });
+    return refusal_after([&](const CaseCopy& copy) { std::filesystem::remove(copy.path() / file); });
   };
   CHECK(contains(without("config.json"), "config.json"));
   CHECK(contains(without("model.safetensors"), "model.safetensors"));
   CHECK(
       contains(message_of([] { load_huggingface<ZambaCase>("/no/such/folder"); }), "/no/such/folder' is not a folder"));
 
-  CHECK(contains(
-      refusal([](const CaseCopy& copy) { std::filesystem::resize_file(copy.path() / "model.safetensors", 40'000); }),
-      "reach beyond"));
-  CHECK(contains(refusal([](const CaseCopy& copy) {
+  CHECK(contains(refusal_after([](const CaseCopy& copy) {
+                   std::filesystem::resize_file(copy.path() / "model.safetensors", 40'000);
+                 }),
+                 "reach beyond"));
+  CHECK(contains(refusal_after([](const CaseCopy& copy) {
                    std::string text = read_text(copy.path() / "model.safetensors");
                    const std::string offsets = "\"data_offsets\":[";
                    text[text.rfind(offsets) + offsets.size()] = '-';
@@ -237,7 +238,7 @@ TEST_CASE("huggingface: missing folders, missing and damaged files") {
 
 TEST_CASE("huggingface: folders of other formats are named in one sentence") {
   const auto instead = [](const char* removed, const std::vector<const char*>& files) {
-    const std::string message = refusal([&](const CaseCopy& copy) {
+    const std::string message = refusal_after([&](const CaseCopy& copy) {
       std::filesystem::remove(copy.path() / removed);
       for (const char* file : files) write_text(copy.path() / file, "{}");
     });
@@ -257,13 +258,13 @@ TEST_CASE("huggingface: folders of other formats are named in one sentence") {
   CHECK(contains(instead("config.json", {"adapter_config.json", "adapter_model.safetensors"}), "holds an adapter"));
 
   const auto pointer = [](const char* file) {
-    return refusal([&](const CaseCopy& copy) {
+    return refusal_after([&](const CaseCopy& copy) {
       write_text(copy.path() / file, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n");
     });
   };
   for (const char* file : {"config.json", "model.safetensors", "model.safetensors.index.json"})
     CHECK(contains(pointer(file), std::string(file) + "' is a pointer of Git LFS"));
-  CHECK(contains(refusal([](const CaseCopy& copy) {
+  CHECK(contains(refusal_after([](const CaseCopy& copy) {
                    write_text(copy.path() / "config.json", R"({"d_model": 768, "n_layer": 24, "ssm_cfg": {}})");
                    std::filesystem::remove(copy.path() / "model.safetensors");
                    write_text(copy.path() / "pytorch_model.bin", "PK");
@@ -272,7 +273,7 @@ TEST_CASE("huggingface: folders of other formats are named in one sentence") {
 }
 
 TEST_CASE("huggingface: quantised weights are refused, whatever the tensors") {
-  const std::string message = refusal([](const CaseCopy& copy) {
+  const std::string message = refusal_after([](const CaseCopy& copy) {
     auto config = nlohmann::json::parse(read_text(copy.path() / "config.json"));
     config["quantization_config"] = {{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}};
     write_text(copy.path() / "config.json", config.dump());
@@ -354,7 +355,7 @@ TEST_CASE("huggingface: pipes, devices and folders in place of files are refused
       };
     };
     const auto check = [&](const std::function<void(const std::filesystem::path&)>& make, const std::string& kind) {
-      CHECK(contains(refusal(with(make)), std::string(file) + "': wanted a regular file, came " + kind));
+      CHECK(contains(refusal_after(with(make)), std::string(file) + "': wanted a regular file, came " + kind));
       const CaseCopy copy("zamba");
       with(make)(copy);
       CHECK(contains(message_of([&] { save_huggingface(model, copy.path()); }), "wanted a regular file"));

@@ -20,7 +20,7 @@ namespace {
 
 /// What check_config<Net> says of a case's config with some keys replaced; null removes a key.
 template <class Net = Zamba2TwoBlocksCase>
-std::string refusal_of_config(const json& replaced, const char* name = "zamba2-two-blocks") {
+std::string zamba2_refusal(const json& replaced, const char* name = "zamba2-two-blocks") {
   json config = json::parse(read_text(case_path(name) / "config.json"));
   for (const auto& [key, value] : replaced.items()) {
     if (value.is_null())
@@ -53,8 +53,8 @@ const std::string self_attn = ".shared_transformer.self_attn.", feed_forward = "
 }  // namespace
 
 TEST_CASE("zamba2_checkpoint: every key that matters is compared") {
-  CHECK(refusal_of_config(json::object()) == "");
-  CHECK(refusal_of_config<Zamba2Case>(json::object(), "zamba2") == "");
+  CHECK(zamba2_refusal(json::object()) == "");
+  CHECK(zamba2_refusal<Zamba2Case>(json::object(), "zamba2") == "");
   const json wrong = {{"model_type", "zamba"},
                       {"vocab_size", 97},
                       {"hidden_size", 33},
@@ -83,12 +83,12 @@ TEST_CASE("zamba2_checkpoint: every key that matters is compared") {
                       {"hidden_act", "relu"},
                       {"rms_norm_eps", 1e-6},
                       {"tie_word_embeddings", false}};
-  const std::string all = refusal_of_config(wrong);
+  const std::string all = zamba2_refusal(wrong);
   CAPTURE(all);
   for (const auto& item : wrong.items()) {
     const std::string key = item.key();
     CAPTURE(key);
-    const std::string alone = refusal_of_config({{key, item.value()}});
+    const std::string alone = zamba2_refusal({{key, item.value()}});
     CHECK(contains(alone, "\n  " + key + ": the type has "));
     CHECK(std::count(alone.begin(), alone.end(), '\n') == 1);
     if (key != "use_long_context" && key != "rope_parameters")  // of no meaning without rope
@@ -96,14 +96,14 @@ TEST_CASE("zamba2_checkpoint: every key that matters is compared") {
   }
   CHECK(contains(all, "num_mem_blocks: the type has 2, the file 1"));
   CHECK(contains(all, "layers_block_type: the type has \"mhmhmhmmh\", the file \"mh\""));
-  CHECK(contains(refusal_of_config({{"rope_parameters", {{"rope_theta", 500.0}, {"rope_type", "default"}}}}),
+  CHECK(contains(zamba2_refusal({{"rope_parameters", {{"rope_theta", 500.0}, {"rope_type", "default"}}}}),
                  "rope_theta: the type has 10000.0, the file 500.0"));
-  CHECK(contains(refusal_of_config({{"rope_parameters", {{"rope_type", "yarn"}}}}),
+  CHECK(contains(zamba2_refusal({{"rope_parameters", {{"rope_type", "yarn"}}}}),
                  "rope_parameters: the type has \"default\", the file \"yarn\""));
 }
 
 TEST_CASE("zamba2_checkpoint: theta in either spelling, and only where there is rope") {
-  const auto theta = [](const json& replaced) { return refusal_of_config(replaced); };
+  const auto theta = [](const json& replaced) { return zamba2_refusal(replaced); };
   CHECK(theta({{"rope_parameters", nullptr}}) == "");
   CHECK(theta({{"rope_parameters", nullptr}, {"rope_theta", 10000}}) == "");
   CHECK(theta({{"rope_parameters", json::object()}, {"rope_theta", 10000.0}}) == "");
@@ -126,10 +126,9 @@ TEST_CASE("zamba2_checkpoint: theta in either spelling, and only where there is 
   const json partial{{"rope_type", "default"}, {"rope_theta", 10000.0}, {"partial_rotary_factor", 0.5}};
   CHECK(contains(theta({{"rope_parameters", partial}}), "rope_parameters: the type has \"default\", the file {"));
   CHECK(contains(theta({{"rope_parameters", nullptr}, {"rope_scaling", {{"type", "linear"}}}}), "the file \"linear\""));
-  CHECK(refusal_of_config<Zamba2Case>({{"rope_parameters", {{"rope_theta", 7}, {"rope_type", "yarn"}}}}, "zamba2") ==
-        "");
-  CHECK(refusal_of_config<Zamba2Case>({{"use_long_context", true}}, "zamba2") == "");
-  CHECK(contains(refusal_of_config<Zamba2Case>({{"use_mem_rope", 1}}, "zamba2"), "use_mem_rope"));
+  CHECK(zamba2_refusal<Zamba2Case>({{"rope_parameters", {{"rope_theta", 7}, {"rope_type", "yarn"}}}}, "zamba2") == "");
+  CHECK(zamba2_refusal<Zamba2Case>({{"use_long_context", true}}, "zamba2") == "");
+  CHECK(contains(zamba2_refusal<Zamba2Case>({{"use_mem_rope", 1}}, "zamba2"), "use_mem_rope"));
 }
 
 TEST_CASE("zamba2_checkpoint: absent keys mean the defaults of the family") {
@@ -137,7 +136,7 @@ TEST_CASE("zamba2_checkpoint: absent keys mean the defaults of the family") {
        {"num_key_value_heads", "attention_head_dim", "attention_hidden_size", "hybrid_layer_ids", "use_long_context",
         "rope_parameters", "mamba_headdim", "mamba_d_conv", "mamba_expand", "use_conv_bias", "add_bias_linear",
         "hidden_act", "rms_norm_eps", "tie_word_embeddings", "layers_block_type", "time_step_min", "chunk_size"})
-    CHECK(refusal_of_config({{key, nullptr}}) == "");
+    CHECK(zamba2_refusal({{key, nullptr}}) == "");
   const json defaults = {{"vocab_size", 32000},   {"hidden_size", 2560},      {"num_hidden_layers", 54},
                          {"num_mem_blocks", 1},   {"adapter_rank", 128},      {"num_attention_heads", 32},
                          {"n_mamba_heads", 8},    {"mamba_d_state", 64},      {"mamba_ngroups", 1},
@@ -145,21 +144,20 @@ TEST_CASE("zamba2_checkpoint: absent keys mean the defaults of the family") {
   for (const auto& item : defaults.items()) {
     const std::string key = item.key();
     CAPTURE(key);
-    const std::string message = refusal_of_config({{key, nullptr}});
+    const std::string message = zamba2_refusal({{key, nullptr}});
     CHECK(contains(message, "\n  " + key + ": the type has "));
     CHECK(contains(message, "the file none, which means " + item.value().dump()));
   }
-  CHECK(contains(refusal_of_config({{"model_type", nullptr}}), "model_type: the type has \"zamba2\", the file none"));
+  CHECK(contains(zamba2_refusal({{"model_type", nullptr}}), "model_type: the type has \"zamba2\", the file none"));
 
-  CHECK(refusal_of_config({{"layers_block_type",
-                            {"mamba", "hybrid", "mamba", "hybrid", "linear_attention", "hybrid", "mamba", "mamba",
-                             "hybrid"}}}) == "");
-  CHECK(contains(refusal_of_config({{"layers_block_type", nullptr}, {"hybrid_layer_ids", {1, 3, 5, 7}}}),
+  CHECK(zamba2_refusal({{"layers_block_type",
+                         {"mamba", "hybrid", "mamba", "hybrid", "linear_attention", "hybrid", "mamba", "mamba",
+                          "hybrid"}}}) == "");
+  CHECK(contains(zamba2_refusal({{"layers_block_type", nullptr}, {"hybrid_layer_ids", {1, 3, 5, 7}}}),
                  "layers_block_type: the type has \"mhmhmhmmh\", the file \"mhmhmhmhm\""));
   for (const json& ids : {json({1, 3, 5, 9}), json({1, 3, 5, -1}), json({"1"}), json(5), json({1.0})})
-    CHECK(
-        contains(refusal_of_config({{"layers_block_type", nullptr}, {"hybrid_layer_ids", ids}}), "layers_block_type"));
-  CHECK(contains(refusal_of_config({{"layers_block_type", nullptr}, {"hybrid_layer_ids", nullptr}}),
+    CHECK(contains(zamba2_refusal({{"layers_block_type", nullptr}, {"hybrid_layer_ids", ids}}), "layers_block_type"));
+  CHECK(contains(zamba2_refusal({{"layers_block_type", nullptr}, {"hybrid_layer_ids", nullptr}}),
                  "the file none, which means \"mmmmmmhmmmmmhmmmmmh"));
 }
 
@@ -240,27 +238,26 @@ TEST_CASE("zamba2_checkpoint: the saved config describes its own type, and no ot
 TEST_CASE("zamba2_checkpoint: a limit of dt is the type's, or refused with both") {
   for (const json& none : {json(nullptr), json{0.0, "Infinity"}, json{0.0, json{{"__float__", "Infinity"}}},
                            json{0, std::numeric_limits<float>::max()}})
-    CHECK(refusal_of_config({{"time_step_limit", none}}) == "");
+    CHECK(zamba2_refusal({{"time_step_limit", none}}) == "");
   const std::string type = R"(time_step_limit: the type has [0.0,{"__float__":"Infinity"}], the file )";
   for (const json& limit : {json{0.001, 0.1}, json{0.0, 0.001}, json{0.0, 100.0}})
-    CHECK(contains(refusal_of_config({{"time_step_limit", limit}}), type + limit.dump()));
-  CHECK(contains(refusal_of_config({{"time_step_limit", {0.001, "Infinity"}}}),
+    CHECK(contains(zamba2_refusal({{"time_step_limit", limit}}), type + limit.dump()));
+  CHECK(contains(zamba2_refusal({{"time_step_limit", {0.001, "Infinity"}}}),
                  type + R"([0.001,{"__float__":"Infinity"}])"));
-  CHECK(refusal_of_config({{"time_step_min", 0.5}}) == "");
+  CHECK(zamba2_refusal({{"time_step_min", 0.5}}) == "");
 
   using Limited = LanguageModel<
       96, PatternStack<
               "mmhmhm", Mamba2Block<Mamba2Config{.d_model = 32, .d_state = 16, .n_heads = 8, .dt_min = 0.01}>,
               SharedAttention<SharedAttentionConfig{.d_model = 32, .n_heads = 4, .d_ff = 64, .mlp_adapter_rank = 4}>>>;
-  CHECK(refusal_of_config<Limited>({{"time_step_limit", {0.01, "Infinity"}}}, "zamba2") == "");
-  CHECK(refusal_of_config<Limited>({{"time_step_min", 0.01}}, "zamba2") == "");
+  CHECK(zamba2_refusal<Limited>({{"time_step_limit", {0.01, "Infinity"}}}, "zamba2") == "");
+  CHECK(zamba2_refusal<Limited>({{"time_step_min", 0.01}}, "zamba2") == "");
   const std::string of_limited = R"(time_step_limit: the type has [0.01,{"__float__":"Infinity"}], the file )";
-  CHECK(contains(refusal_of_config<Limited>(json::object(), "zamba2"),
+  CHECK(contains(zamba2_refusal<Limited>(json::object(), "zamba2"),
                  of_limited + R"(none, which means [0.0,{"__float__":"Infinity"}])"));
-  CHECK(contains(refusal_of_config<Limited>({{"time_step_limit", {0.01, 0.1}}}, "zamba2"), of_limited + "[0.01,0.1]"));
-  CHECK(
-      contains(refusal_of_config<Limited>({{"time_step_min", 0.01}, {"time_step_limit", {0.0, "Infinity"}}}, "zamba2"),
-               of_limited));
+  CHECK(contains(zamba2_refusal<Limited>({{"time_step_limit", {0.01, 0.1}}}, "zamba2"), of_limited + "[0.01,0.1]"));
+  CHECK(contains(zamba2_refusal<Limited>({{"time_step_min", 0.01}, {"time_step_limit", {0.0, "Infinity"}}}, "zamba2"),
+                 of_limited));
 }
 
 TEST_CASE("zamba2_checkpoint: a head of its own") {
@@ -268,7 +265,7 @@ TEST_CASE("zamba2_checkpoint: a head of its own") {
   const std::string config = own_config<Net>();
   CHECK(json::parse(config)["tie_word_embeddings"] == false);
   CHECK(message_of([&] { check_config<Net>(config); }) == "");
-  CHECK(contains(refusal_of_config<Net>(json::object(), "zamba2"),
+  CHECK(contains(zamba2_refusal<Net>(json::object(), "zamba2"),
                  "tie_word_embeddings: the type has false, the file true"));
   const CheckpointLayout layout = CheckpointFormat<Net>::layout(detail::list_parameters<Net, float>());
   CHECK(layout.parameters.front().parts.front().name == "model.embed_tokens.weight");

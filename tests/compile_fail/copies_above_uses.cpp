@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba::PatternStack: Copies must be at least 1 and at most the number of hybrid layers
 // expect: detail::at_most<3, 2>
-#include <zamba/zamba.hpp>
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/blocks/shared_attention.hpp>
+#include <zamba/pattern_stack.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
 constexpr zamba::Index copies = 2;

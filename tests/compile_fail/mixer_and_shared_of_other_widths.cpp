@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba::PatternStack: the mixer and the shared block must have the same d_model
 // expect: detail::equal<256, 128>
-#include <zamba/zamba.hpp>
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/blocks/shared_attention.hpp>
+#include <zamba/language_model.hpp>
+#include <zamba/pattern_stack.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
 constexpr zamba::Index width = 256;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba::PatternStack: no layer is hybrid, so the shared block would never be used
-#include <zamba/zamba.hpp>
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/blocks/shared_attention.hpp>
+#include <zamba/pattern_stack.hpp>
 
 using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64}>;
 using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{.d_model = 64, .n_heads = 4}>;

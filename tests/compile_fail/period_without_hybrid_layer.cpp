@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba::HybridStack: the period must be at least 1 and at most the number of layers
 // expect: detail::at_most<6, 4>
-#include <zamba/zamba.hpp>
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/blocks/shared_attention.hpp>
+#include <zamba/pattern_stack.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
 constexpr zamba::Index layers = 6;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba::LanguageModel: the vocabulary must hold at least one token
 // expect: detail::at_least<0, 1>
-#include <zamba/zamba.hpp>
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/language_model.hpp>
+#include <zamba/pattern_stack.hpp>
 
 #ifndef ZAMBA_EXPECT_FAILURE
 constexpr zamba::Index vocabulary = 256;
