@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The models that the programs have compiled in: models/<family>.hpp lists the sizes of a family, which a unit compiles
-// for each device.
+// The models that the programs have compiled in. models/<family>.hpp lists the sizes of a family, in the type of their
+// published weights (another type costs an add more), and defines add_<family><Device>(registry): apps/CMakeLists.txt
+// finds it, and makes a unit of it for each device.
 #pragma once
 
 #include <functional>
@@ -13,7 +14,7 @@
 
 namespace zamba_apps {
 
-/// Registers what the program knows. Defined by models/compiled.cpp; the tests link another definition, of small
+/// Registers what the program knows. Made of models/compiled.cpp.in; the tests link another definition, of small
 /// models.
 zamba::Registry compiled_models();
 

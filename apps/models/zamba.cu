@@ -1,6 +1,0 @@
-// SPDX-License-Identifier: MIT
-#include <zamba/zamba.cuh>
-
-#include "zamba.hpp"
-
-template void zamba_apps::add_zamba<zamba::cuda>(zamba::Registry& registry);
