@@ -52,8 +52,8 @@ struct AttentionDecode {
     });
     ctx.parallel_for(sequences.rows, [&](Index row, int) {
       if (sequences.length(row) != 1) return;
-      const Index splits = source(row, 0).past / split_keys + 1;
-      combine(memory.sums[row].slice(0, splits), memory.extents[row].slice(0, splits), out[sequences.begin(row)],
+      const Index of_row = source(row, 0).past / split_keys + 1;
+      combine(memory.sums[row].slice(0, of_row), memory.extents[row].slice(0, of_row), out[sequences.begin(row)],
               lse[sequences.begin(row)]);
     });
   }
