@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // expect: zamba: there is no Context for this device here: include <zamba/zamba.cuh> and compile with nvcc
 // lines: 500
-#include <zamba/zamba.hpp>
+#include <zamba/blocks/mamba_block.hpp>
+#include <zamba/model.hpp>
 
 using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = 64}>;
 using Net = zamba::LanguageModel<256, zamba::UniformStack<4, Mixer>>;
