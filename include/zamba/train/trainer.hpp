@@ -262,6 +262,7 @@ void Trainer<Net, T, Device>::advance() {
     fail("Trainer: step ", step_ + 1, ", in phase '", phase.name, "', was not taken: ", cause...,
          "; the model is as it was after step ", step_);
   };
+  if (is_nan(sum)) refuse("the loss is nan");  // of either sign
   if (!is_finite(sum)) refuse("the loss is ", sum);
   try {
     optimiser_.step(ctx_, model_, gradients_, rate);
