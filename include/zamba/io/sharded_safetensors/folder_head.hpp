@@ -164,7 +164,8 @@ class FolderHead {
   /// Whether the folder still has this head.
   bool is_current() const {
     if (index_) return index_->is_at(path_);
-    return whole->is_at(path_) && !is_there(path_.parent_path() / index_file);
+    // In this order: who takes an index away again has replaced the whole file before.
+    return !is_there(path_.parent_path() / index_file) && whole->is_at(path_);
   }
 
   /// The shards.
