@@ -167,19 +167,6 @@ class GenerationOutput {
   FailedRows failed_;
 };
 
-/// The prompts as extend() takes them.
-struct PackedPrompts {
-  std::vector<Token> tokens;
-  std::vector<Index> lengths;
-
-  explicit PackedPrompts(std::span<const std::vector<Token>> prompts) {
-    for (const std::vector<Token>& prompt : prompts) {
-      tokens.insert(tokens.end(), prompt.begin(), prompt.end());
-      lengths.push_back(static_cast<Index>(prompt.size()));
-    }
-  }
-};
-
 }  // namespace detail
 
 template <class Net, class T, class Device>

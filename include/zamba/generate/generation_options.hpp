@@ -23,6 +23,19 @@ struct GenerationOptions {
 
 namespace detail {
 
+/// The prompts as extend() takes them.
+struct PackedPrompts {
+  std::vector<Token> tokens;
+  std::vector<Index> lengths;
+
+  explicit PackedPrompts(std::span<const std::vector<Token>> prompts) {
+    for (const std::vector<Token>& prompt : prompts) {
+      tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+      lengths.push_back(static_cast<Index>(prompt.size()));
+    }
+  }
+};
+
 /// How many tokens a row gets room for before it has them: its end may be as far away as numbers go.
 inline constexpr std::size_t most_reserved = 1 << 20;
 

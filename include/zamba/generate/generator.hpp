@@ -63,8 +63,9 @@ std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary,
     bool running;
   };
   std::vector<Row> rows;
-  std::vector<Token> tokens;
-  std::vector<Index> lengths;
+  PackedPrompts next(prompts);
+  std::vector<Token>& tokens = next.tokens;
+  std::vector<Index>& lengths = next.lengths;
   for (std::size_t r = 0; r < prompts.size(); ++r) {
     const Index prompt = static_cast<Index>(prompts[r].size());
     const Index room = state.max_length() - state.length(static_cast<Index>(r)) - prompt;
@@ -72,8 +73,6 @@ std::vector<std::vector<Token>> generate_rows(Extend&& extend, Index vocabulary,
     rows.push_back({Sampler(options.sampling, options.seed, vocabulary, options.stream + r, options.excluded_tokens),
                     prompts[r], prompts[r].size(), end, end > prompts[r].size()});
     rows.back().sequence.reserve(std::min(end, prompts[r].size() + most_reserved));
-    tokens.insert(tokens.end(), prompts[r].begin(), prompts[r].end());
-    lengths.push_back(prompt);
   }
   std::vector<A> room;
   std::vector<float> widened;

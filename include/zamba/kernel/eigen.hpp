@@ -53,6 +53,10 @@ Factor<std::remove_const_t<T>, Eigen::ColMajor> transposed(Matrix<T> m) {
   return {m.data, m.stride[0], m.cols(), m.rows()};
 }
 
+/// A count of elements, rounded up to whole cache lines: there scratch begins, whichever worker's it is, as Eigen sums
+/// in an order that depends on alignment.
+constexpr Index padded_to_line(Index count) { return ceil_div(count, 16) * 16; }
+
 /// Where Eigen's product copies its factors to, block by block, in the order in which it reads them. Left to itself it
 /// would allocate that on every call, and fail inside of a parallel region.
 template <class A>
@@ -62,7 +66,6 @@ class ProductBlocks : public Eigen::internal::level3_blocking<A, A> {
 
   /// Elements of a block at most; Eigen seldom wants more.
   static constexpr Index most = Index{1} << 18;
-  static constexpr Index padded(Index count) { return ceil_div(count, 16) * 16; }
   static Index fitting(Index extent, Index depth, Index multiple) {
     return std::min(extent, most / depth / multiple * multiple);
   }
@@ -70,7 +73,7 @@ class ProductBlocks : public Eigen::internal::level3_blocking<A, A> {
  public:
   /// Elements that the blocks of products of up to these extents take: a multiple of 16.
   static constexpr Index size(Index rows, Index depth, Index cols) {
-    return padded(std::min(rows * depth, most)) + padded(std::min(cols * depth, most));
+    return padded_to_line(std::min(rows * depth, most)) + padded_to_line(std::min(cols * depth, most));
   }
 
   ProductBlocks(Index rows, Index depth, Index cols, A* memory) {
@@ -80,7 +83,7 @@ class ProductBlocks : public Eigen::internal::level3_blocking<A, A> {
     this->m_mc = fitting(m, this->m_kc, Traits::mr);
     this->m_nc = fitting(n, this->m_kc, Traits::nr);
     this->m_blockA = memory;
-    this->m_blockB = memory + padded(std::min(cols * depth, most));
+    this->m_blockB = memory + padded_to_line(std::min(cols * depth, most));
   }
 };
 

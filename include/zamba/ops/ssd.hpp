@@ -179,8 +179,9 @@ struct Ssd<cpu> {
   static Matrix<T> scratch(Ctx& ctx, const SsdInputs<T, F>& in, const Sequences&, Tensor<F, 3>, Matrix<T>, Tensor<F, 3>,
                            Index chunk) {
     const Blocks blocks(in);
-    return ctx.arena().template tensor<T>(Index{ctx.threads()},
-                                          Chunk<T>::size(chunk, blocks) + padded(blocks.heads * blocks.N * blocks.P));
+    return ctx.arena().template tensor<T>(
+        Index{ctx.threads()},
+        Chunk<T>::size(chunk, blocks) + kernel::padded_to_line(blocks.heads * blocks.N * blocks.P));
   }
 
   template <class T, class F>
@@ -205,7 +206,6 @@ struct Ssd<cpu> {
   /// Tokens and registers of channels that are advanced at once: as many sums as registers allow.
   static constexpr Index tokens_at_once = 4, packs_at_once = kernel::register_bytes == 64 ? 2 : 1;
 
-  static Index padded(Index count) { return kernel::padded_to_line(count); }
   template <class T>
   static T* take(T*& memory, Index count) {
     return kernel::take_line(memory, count);

@@ -47,7 +47,7 @@ struct AttentionBackwardTile {
   static Index scratch(const AttentionShape& shape, Index R) {
     const Index converted = std::is_same_v<A, S> ? 0 : 2 * key_tile * shape.head_dim;
     return attention_product_scratch<A>(R, shape.head_dim) +
-           padded(R * (3 * shape.head_dim + 2 * key_tile + 2) + converted);
+           padded_to_line(R * (3 * shape.head_dim + 2 * key_tile + 2) + converted);
   }
 
   void load(const AttentionShape& shape, const AttentionGradients<A>& at) {

@@ -38,7 +38,7 @@ struct AttentionPrefillTile {
   static Index scratch(const AttentionShape& shape, Index R) {
     const Index converted = std::is_same_v<A, S> ? 0 : key_tile * shape.head_dim;
     return attention_product_scratch<A>(R, shape.head_dim) +
-           padded(R * (2 * shape.head_dim + key_tile + 2) + converted);
+           padded_to_line(R * (2 * shape.head_dim + key_tile + 2) + converted);
   }
 
   void load(const AttentionShape& shape, Matrix<const A> queries) {

@@ -108,9 +108,6 @@ Index attention_product_scratch(Index rows, Index head_dim) {
                    product_scratch<A>(keys, rows, head_dim)});
 }
 
-/// A count of elements, rounded up to whole cache lines.
-inline Index padded(Index count) { return ceil_div(count, 16) * 16; }
-
 /// (n, head_dim) in the compute type: where it lies, or converted into scratch.
 template <class A, class S>
 Matrix<const A> in_compute_type(const S* from, Index stride, Index n, Index head_dim, A* scratch) {

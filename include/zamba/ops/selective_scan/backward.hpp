@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include <zamba/context.hpp>
+#include <zamba/kernel/add_parts.hpp>
 #include <zamba/kernel/simd.hpp>
 #include <zamba/ops/selective_scan/strips.hpp>
 #include <zamba/sequences.hpp>
@@ -60,7 +61,7 @@ class ScanBackward : ScanStrips<T, Chunk> {
       for (Index i = 0; i < strips.count; ++i)
         add_parameter_gradients(in, strips[i], N, scratch.d_a + i * N * lanes<T>, d_skip[i], d_bias[i], out);
     });
-    sum_over_tiles(ctx, tiles, partial, out);
+    add_parts(ctx, tiles.per_head, partial, out.B, out.C);  // of a head, those of its tiles
   }
 
  private:
@@ -167,24 +168,6 @@ class ScanBackward : ScanStrips<T, Chunk> {
       d_skip += d_sum * u;
       d_bias += d_delta;
     }
-  }
-
-  /// dB and dC of a head: the shares of its tiles, in order.
-  template <class Gradients>
-  static void sum_over_tiles(Context<cpu>& ctx, const Tiles& tiles, Tensor<const T, 3> partial, const Gradients& out) {
-    const Index N = tiles.N;
-    ctx.parallel_for(partial.shape[1], [&](Index token, int) {
-      for (Index head = 0; head < tiles.heads; ++head)
-        for (Index n = 0; n < N; ++n) {
-          T d_B = 0, d_C = 0;
-          for (Index tile = head * tiles.per_head; tile < (head + 1) * tiles.per_head; ++tile) {
-            d_B += partial(tile, token, n);
-            d_C += partial(tile, token, N + n);
-          }
-          out.B(token, head, n) = d_B;
-          out.C(token, head, n) = d_C;
-        }
-    });
   }
 
   /// dA/dA_log = A.

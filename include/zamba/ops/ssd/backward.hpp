@@ -17,6 +17,7 @@
 #include <cmath>
 
 #include <zamba/context.hpp>
+#include <zamba/kernel/add_parts.hpp>
 #include <zamba/kernel/eigen.hpp>
 #include <zamba/kernel/simd.hpp>
 #include <zamba/ops/ssd/chunk.hpp>
@@ -107,29 +108,10 @@ struct SsdBackward {
         copy_rows(adjoint.g, d_state[row].columns(block.channel(), block.channels()));
       }
     });
-    add_tasks(ctx, blocks, partial, sequences.tokens, out);
+    add_parts(ctx, blocks.per_group, partial, out.B, out.C);  // of a group, those of its tasks
   }
 
  private:
-  /// dB and dC of a group: its tasks' parts, in order.
-  template <class Gradients>
-  static void add_tasks(Context<cpu>& ctx, const SsdBlocks& blocks, Tensor<const T, 3> partial, Index tokens,
-                        const Gradients& out) {
-    const Index N = blocks.N;
-    ctx.parallel_for(tokens, [&](Index token, int) {
-      for (Index group = 0; group < blocks.G; ++group)
-        for (Index n = 0; n < N; ++n) {
-          T d_B = 0, d_C = 0;
-          for (Index task = group * blocks.per_group; task < (group + 1) * blocks.per_group; ++task) {
-            d_B += partial(task, token, n);
-            d_C += partial(task, token, N + n);
-          }
-          out.B(token, group, n) = d_B;
-          out.C(token, group, n) = d_C;
-        }
-    });
-  }
-
   /// One chunk of n tokens: s (N, W) is the state before it, d_y (n, W), d_B and d_C (n, N) the task's part; at.g is
   /// taken back over the chunk.
   template <class Inputs, class Gradients>

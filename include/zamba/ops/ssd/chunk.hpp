@@ -40,9 +40,6 @@ struct SsdBlocks {
   }
 };
 
-/// Scratch begins at a cache line, whichever worker's it is: Eigen sums in an order that depends on alignment.
-inline Index padded_to_line(Index count) { return ceil_div(count, 16) * 16; }
-
 template <class T>
 T* take_line(T*& memory, Index count) {
   T* const taken = memory;
