@@ -81,7 +81,9 @@ struct ScanConsumer {
   Index channel;
   float a[states], s[states];  // the decay's exponent, and the state
 
-  __device__ ScanConsumer(const SelectiveScanInputs<typename Traits::A, float>& in, const ScanTile& tile) {
+  /// The state begins with a row of `state`, or with zero.
+  __device__ ScanConsumer(const SelectiveScanInputs<typename Traits::A, float>& in, const ScanTile& tile,
+                          const Sequences& sequences, const Tensor<float, 3>& state) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int of_tile = warp / 2 * Stages::half + lane % Stages::half, N = static_cast<int>(in.B.shape[2]);
     slice = warp % 2 * 2 + lane / Stages::half;
@@ -90,15 +92,14 @@ struct ScanConsumer {
     first_state = slice * states;
     mine = of_tile < tile.width ? ::min(::max(N - first_state, 0), states) : 0;
     channel = tile.channel + of_tile;
+    const bool continued = state && sequences.start(tile.row) > 0;
 #pragma unroll
-    for (int n = 0; n < states; ++n) a[n] = n < mine ? scan_decay(in.A_log(channel, first_state + n)) : 0.0f;
+    for (int n = 0; n < states; ++n) {
+      a[n] = n < mine ? scan_decay(in.A_log(channel, first_state + n)) : 0.0f;
+      s[n] = continued && n < mine ? state(tile.row, first_state + n, channel) : 0.0f;
+    }
   }
 
-  /// From a row of `state`, or zero.
-  __device__ void load(const Tensor<float, 3>& state, Index row, bool continued) {
-#pragma unroll
-    for (int n = 0; n < states; ++n) s[n] = continued && n < mine ? state(row, first_state + n, channel) : 0.0f;
-  }
   __device__ void store(const Matrix<float>& to) const {
 #pragma unroll
     for (int n = 0; n < states; ++n)
@@ -144,8 +145,7 @@ __device__ void scan_consume(const SelectiveScanInputs<typename Traits::A, float
   constexpr int chunk = static_cast<int>(scan_chunk);
   const Index row = tile.row, begin = sequences.begin(row);
   const int length = static_cast<int>(sequences.length(row));
-  ScanConsumer<Traits> consumer(in, tile);
-  consumer.load(state, row, state && sequences.start(row) > 0);
+  ScanConsumer<Traits> consumer(in, tile, sequences, state);
   __syncthreads();  // the first stage is prepared
   int buffer = 0;
   for (int first = 0; first < length; first += Traits::tokens, buffer ^= 1) {
