@@ -81,14 +81,42 @@ void check_gradients() {
   SUBCASE("recomputing layers gives the same gradients, with and without a state") {
     const Documents packed({7, 12});
     for (const bool with_state : {false, true}) {
-      auto kept = model.new_gradients(), again = model.new_gradients();
-      auto first = model.new_state({.batch = 2, .max_length = 20}), second = first;
-      for (auto* state : {&first, &second}) model.extend(*state, {random_tokens(5), std::vector<Index>{5, 0}});
+      auto kept = model.new_gradients();
+      auto first = model.new_state({.batch = 2, .max_length = 20});
+      model.extend(first, {random_tokens(5), std::vector<Index>{5, 0}});
+      const auto begin = first;
       model.loss_and_gradients(ctx, packed, kept, {.scale = scale, .state = with_state ? &first : nullptr});
-      model.loss_and_gradients(ctx, packed, again,
-                               {.scale = scale, .recompute = true, .state = with_state ? &second : nullptr});
-      CHECK(relative_error(all(again), all(kept)) <= reordering);
-      CHECK(first.to_bytes() == second.to_bytes());
+      for (const Keep keep : {Keep::costly, Keep::layer_inputs}) {
+        CAPTURE(int(keep));
+        auto again = model.new_gradients();
+        auto state = begin;
+        Context<cpu> own;
+        model.loss_and_gradients(own, packed, again,
+                                 {.scale = scale, .state = with_state ? &state : nullptr, .keep = keep});
+        CHECK(all(again) == all(kept));
+        CHECK(first.to_bytes() == state.to_bytes());
+      }
+      auto again = model.new_gradients();
+      model.loss_and_gradients(ctx, packed, again, {.scale = scale, .recompute = true});
+      auto shorthand = model.new_gradients();
+      model.loss_and_gradients(ctx, packed, shorthand, {.scale = scale, .keep = Keep::layer_inputs});
+      CHECK(all(again) == all(shorthand));
+    }
+    auto gradients = model.new_gradients();
+    CHECK_THROWS_WITH(model.loss_and_gradients(ctx, packed, gradients, {.keep = Keep::nothing}),
+                      "zamba: loss_and_gradients: Keep::nothing leaves no way back; layer_inputs is the least");
+
+    std::size_t kept_before = 0;
+    for (const Keep keep : {Keep::layer_inputs, Keep::costly, Keep::everything}) {
+      Context<cpu> own;
+      own.arena().reserve(std::size_t{1} << 26);
+      const auto tokens = random_tokens(200);
+      const std::vector<Index> offsets{0, 200};
+      const Sequences rows{offsets.data(), nullptr, 1, 200, 200};
+      Net::template forward<double>(own, model.parameters(), tokens.data(), rows,
+                                    typename Model<Net, double>::StateType::Views{}, keep);
+      CHECK(own.arena().mark().used > kept_before);
+      kept_before = own.arena().mark().used;
     }
   }
 

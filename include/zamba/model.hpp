@@ -161,9 +161,10 @@ class Model {
 
   struct GradientOptions {
     double scale = 0;        // of the summed loss; 0: 1 / (number of targets), the mean
-    bool recompute = false;  // keep only what enters each layer
+    bool recompute = false;  // keep only what enters each layer, whatever `keep` says
     StateType* state = nullptr;
     StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
+    Keep keep = Keep::everything;       // of the forward pass: less memory and more time, the same numbers
   };
   /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. The state
   /// may be of any weights, as in loss(): it is an input like the tokens, and a run has it from the step before.

@@ -168,7 +168,7 @@ struct PatternStack {
   struct Saved {
     Keep keep = Keep::nothing;
     detail::Array<Matrix<const A>, layers> x;       // (tokens, d) entering each layer
-    detail::Array<SavedLayer<A, F>, layers> layer;  // Keep::everything
+    detail::Array<SavedLayer<A, F>, layers> layer;  // Keep::costly and more
     detail::Array<Vector<F>, layers> state_before;  // Keep::layer_inputs, where there is a state
     detail::Array<Vector<F>, uses> shared_before;   // of the uses of shared blocks
   };
@@ -188,7 +188,7 @@ struct PatternStack {
       s.x[i] = x;
       const bool into_new = keep != Keep::nothing && i + 1 < layers;
       const Matrix<A> out = into_new ? ctx.arena().template tensor<A>(sequences.tokens, d_model) : io.out;
-      if (keep == Keep::everything) {
+      if (keep >= Keep::costly) {
         s.layer[i] = forward_layer(ctx, p, i, x, io, out, sequences, state, keep);
       } else {
         if (keep == Keep::layer_inputs && has_state(state)) {
@@ -217,7 +217,7 @@ struct PatternStack {
     }
     for (Index i = layers - 1; i >= 0; --i) {
       ArenaScope layer_scope(ctx.arena());
-      const auto layer = s.keep == Keep::everything ? s.layer[i] : forward_again(ctx, p, i, s, io, sequences, state);
+      const auto layer = s.keep >= Keep::costly ? s.layer[i] : forward_again(ctx, p, i, s, io, sequences, state);
       Matrix<const A> t = i == 0 ? io.t : Matrix<const A>{};
       Matrix<A> d_layer_t = i == 0 ? d_t : Matrix<A>{};
       if (P.hybrid(i)) {

@@ -15,10 +15,12 @@ struct ResidualIO {
 };
 
 /// What forward keeps for backward. Kept memory stays taken from the context's arena; whoever asked for it rewinds the
-/// arena.
+/// arena. Each level keeps more than the one before it; gradients are the same bits. A block for which there is nothing
+/// between layer_inputs and everything may take all levels but `nothing` for the last.
 enum class Keep {
   nothing,       // inference
   layer_inputs,  // a stack keeps what enters each layer and computes the rest again: one layer's activations at a time
+  costly,        // what products, scans and attention gave; norms, convolutions and activations are computed again
   everything,
 };
 

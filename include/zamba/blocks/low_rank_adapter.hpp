@@ -31,15 +31,20 @@ struct LowRankAdapter {
     visit("b.weight", p.b, {{Out, Rank}}, fan_in(Rank, init_std));
   }
 
-  /// Adds to y (tokens, out), and returns what is kept.
-  template <class Device, class W, class A>
-  static Matrix<A> forward(Context<Device>& ctx, const Parameters<const W>& p, std::type_identity_t<Matrix<const A>> x,
-                           Matrix<A> y) {
+  /// Room for what is kept, (tokens, rank).
+  template <class A, class Arena>
+  static Matrix<A> room(Arena& arena, Index tokens) {
     if (Rank == 0) return {};
-    const auto low = ctx.arena().template tensor<A>(x.rows(), Rank);
+    return arena.template tensor<A>(tokens, Rank);
+  }
+
+  /// Adds to y (tokens, out); low is kept.
+  template <class Device, class W, class A>
+  static void forward(Context<Device>& ctx, const Parameters<const W>& p, std::type_identity_t<Matrix<const A>> x,
+                      std::type_identity_t<Matrix<A>> low, Matrix<A> y) {
+    if (Rank == 0) return;
     linear(ctx, x, p.a, low);
     linear(ctx, low, p.b, y, y);
-    return low;
   }
 
   /// d_x is added to.

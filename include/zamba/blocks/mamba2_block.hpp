@@ -113,11 +113,11 @@ struct Mamba2Block {
   template <class A, class F>
   struct Saved {
     Vector<F> rstd;            // (tokens)
-    Matrix<A> h;               // (tokens, d)
+    Matrix<A> h;               // (tokens, d); not with Keep::costly
     Matrix<A> projected;       // (tokens, 2 D + 2 G N + H): z, xBC before the convolution, delta
-    Matrix<A> uBC;             // (tokens, D + 2 G N) after it
+    Matrix<A> uBC;             // (tokens, D + 2 G N) after it; not with Keep::costly
     Matrix<A> y;               // (tokens, D)
-    Matrix<A> gated;           // (tokens, D)
+    Matrix<A> gated;           // (tokens, D); not with Keep::costly
     Matrix<F> gated_rstd;      // (tokens, groups of the norm)
     Tensor<F, 3> conv_before;  // (rows, K - 1, D + 2 G N): the convolution's state before this pass, where there is one
     Tensor<F, 3> checkpoints;  // of ssd
@@ -132,11 +132,8 @@ struct Mamba2Block {
     auto& arena = ctx.arena();
     Saved<A, F> s;
     s.rstd = arena.template tensor<F>(tokens);
-    s.h = arena.template tensor<A>(tokens, d_model);
     s.projected = arena.template tensor<A>(tokens, proj_width);
-    s.uBC = arena.template tensor<A>(tokens, conv_width);
     s.y = arena.template tensor<A>(tokens, D);
-    s.gated = arena.template tensor<A>(tokens, D);
     s.gated_rstd = arena.template tensor<F>(tokens, C.gated_norm_groups());
     if (keep != Keep::nothing) {
       s.checkpoints = arena.template tensor<F>(ssd_checkpoint_count(sequences), N, D);
@@ -145,6 +142,10 @@ struct Mamba2Block {
         ctx.copy(state.conv, s.conv_before);
       }
     }
+    const auto kept = arena.mark();
+    s.h = arena.template tensor<A>(tokens, d_model);
+    s.uBC = arena.template tensor<A>(tokens, conv_width);
+    s.gated = arena.template tensor<A>(tokens, D);
 
     rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
     linear(ctx, s.h, p.in_proj, s.projected, {}, p.in_proj_bias);
@@ -152,6 +153,10 @@ struct Mamba2Block {
     ssd(ctx, ssd_inputs(p, s), sequences, state.scan, s.y, s.checkpoints);
     gated_rms_norm(ctx, s.y, z_of(s.projected), p.gated_norm, C.gated_eps(), s.gated, s.gated_rstd);
     linear(ctx, s.gated, p.out_proj, io.out, io.x, p.out_proj_bias);
+    if (keep == Keep::costly) {
+      s.h = s.uBC = s.gated = {};
+      arena.rewind(kept);
+    }
     return s;
   }
 
@@ -159,11 +164,12 @@ struct Mamba2Block {
   /// d_state: in, the gradient of the state after this pass; out, that of the state before it. Empty views: none.
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
-                       const Sequences& sequences, const State<S, F>&, const State<F, F>& d_state) {
+                       Saved<A, F> s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t, const Sequences& sequences,
+                       const State<S, F>&, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     ArenaScope scope(arena);
+    if (!s.h) compute_again(ctx, p, s, io, sequences);
     auto d_h = arena.template tensor<A>(tokens, d_model);
     auto d_projected = arena.template tensor<A>(tokens, proj_width);
     auto d_uBC = arena.template tensor<A>(tokens, conv_width);
@@ -184,6 +190,25 @@ struct Mamba2Block {
   }
 
  private:
+  /// What Keep::costly leaves out.
+  template <class Device, class W, class F, class A>
+  static void compute_again(Context<Device>& ctx, const Parameters<const W, const F>& p, Saved<A, F>& s,
+                            const ResidualIO<A>& io, const Sequences& sequences) {
+    auto& arena = ctx.arena();
+    s.h = arena.template tensor<A>(sequences.tokens, d_model);
+    s.uBC = arena.template tensor<A>(sequences.tokens, conv_width);
+    s.gated = arena.template tensor<A>(sequences.tokens, D);
+    ArenaScope scope(arena);
+    Tensor<F, 3> conv_state;  // is rewritten
+    if (s.conv_before) {
+      conv_state = arena.template tensor<F>(sequences.rows, K - 1, conv_width);
+      ctx.copy(s.conv_before, conv_state);
+    }
+    rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
+    causal_conv1d(ctx, xBC_of(s.projected), p.conv_weight, p.conv_bias, sequences, conv_state, s.uBC);
+    gated_rms_norm(ctx, s.y, z_of(s.projected), p.gated_norm, C.gated_eps(), s.gated, s.gated_rstd);
+  }
+
   /// The parts of what in_proj gives.
   template <class A>
   static Matrix<A> z_of(Matrix<A> projected) {

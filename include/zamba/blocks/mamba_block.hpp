@@ -104,9 +104,9 @@ struct MambaBlock {
   template <class A, class F>
   struct Saved {
     Vector<F> rstd;            // (tokens)
-    Matrix<A> h;               // (tokens, d)
+    Matrix<A> h;               // (tokens, d); not with Keep::costly
     Matrix<A> uz;              // (tokens, 2 D) before the convolution
-    Matrix<A> u;               // (tokens, D) after it
+    Matrix<A> u;               // (tokens, D) after it; not with Keep::costly
     Tensor<A, 3> rBC;          // (tokens, H, R + 2 N)
     Matrix<A> delta;           // (tokens, D)
     Matrix<A> y;               // (tokens, D)
@@ -123,9 +123,7 @@ struct MambaBlock {
     auto& arena = ctx.arena();
     Saved<A, F> s;
     s.rstd = arena.template tensor<F>(tokens);
-    s.h = arena.template tensor<A>(tokens, d_model);
     s.uz = arena.template tensor<A>(tokens, 2 * D);
-    s.u = arena.template tensor<A>(tokens, D);
     s.rBC = arena.template tensor<A>(tokens, H, R + 2 * N);
     s.delta = arena.template tensor<A>(tokens, D);
     s.y = arena.template tensor<A>(tokens, D);
@@ -136,6 +134,9 @@ struct MambaBlock {
         ctx.copy(state.conv, s.conv_before);
       }
     }
+    const auto kept = arena.mark();
+    s.h = arena.template tensor<A>(tokens, d_model);
+    s.u = arena.template tensor<A>(tokens, D);
 
     rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
     linear(ctx, s.h, p.in_proj, s.uz, {}, p.in_proj_bias);
@@ -144,6 +145,10 @@ struct MambaBlock {
     linear_heads(ctx, s.rBC.columns(0, R), p.dt_proj, split_heads(s.delta, H));
     selective_scan(ctx, scan_inputs(p, s), sequences, state.scan, s.y, s.checkpoints);
     linear(ctx, s.y, p.out_proj, io.out, io.x, p.out_proj_bias);
+    if (keep == Keep::costly) {
+      s.h = s.u = {};
+      arena.rewind(kept);
+    }
     return s;
   }
 
@@ -151,11 +156,12 @@ struct MambaBlock {
   /// d_state: in, the gradient of the state after this pass; out, that of the state before it. Empty views: none.
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
-                       const Sequences& sequences, const State<S, F>&, const State<F, F>& d_state) {
+                       Saved<A, F> s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t, const Sequences& sequences,
+                       const State<S, F>&, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     ArenaScope scope(arena);
+    if (!s.h) compute_again(ctx, p, s, io, sequences);
     auto d_h = arena.template tensor<A>(tokens, d_model);
     auto d_uz = arena.template tensor<A>(tokens, 2 * D);
     auto d_u = arena.template tensor<A>(tokens, D);
@@ -183,6 +189,23 @@ struct MambaBlock {
   }
 
  private:
+  /// What Keep::costly leaves out.
+  template <class Device, class W, class F, class A>
+  static void compute_again(Context<Device>& ctx, const Parameters<const W, const F>& p, Saved<A, F>& s,
+                            const ResidualIO<A>& io, const Sequences& sequences) {
+    auto& arena = ctx.arena();
+    s.h = arena.template tensor<A>(sequences.tokens, d_model);
+    s.u = arena.template tensor<A>(sequences.tokens, D);
+    ArenaScope scope(arena);
+    Tensor<F, 3> conv_state;  // is rewritten
+    if (s.conv_before) {
+      conv_state = arena.template tensor<F>(sequences.rows, K - 1, D);
+      ctx.copy(s.conv_before, conv_state);
+    }
+    rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
+    causal_conv1d(ctx, s.uz.columns(0, D), p.conv_weight, p.conv_bias, sequences, conv_state, s.u);
+  }
+
   template <class W, class F, class A>
   static SelectiveScanInputs<A, F> scan_inputs(const Parameters<const W, const F>& p, const Saved<A, F>& s) {
     return {s.u,

@@ -135,13 +135,13 @@ struct SharedAttention {
   template <class A, class F>
   struct Saved {
     Vector<F> input_rstd, ff_rstd;  // (tokens)
-    Matrix<A> h;                    // (tokens, 2d)
+    Matrix<A> h;                    // (tokens, 2d); not with Keep::costly
     Matrix<A> q, k, v;              // (tokens, heads head_dim)
     Matrix<A> a;                    // (tokens, heads head_dim)
     Matrix<F> lse;                  // (tokens, heads)
-    Matrix<A> o, m;                 // (tokens, d) before and after the second norm
+    Matrix<A> o, m;                 // (tokens, d) before and after the second norm; m not with Keep::costly
     Matrix<A> gate_up;              // (tokens, 2 d_ff)
-    Matrix<A> gated;                // (tokens, d_ff)
+    Matrix<A> gated;                // (tokens, d_ff); not with Keep::costly
     Matrix<A> q_low, k_low, v_low;  // (tokens, rank) of the adapters
     Matrix<A> gate_up_low;          // (tokens, rank)
   };
@@ -150,30 +150,35 @@ struct SharedAttention {
   template <class Device, class W, class F, class A, class S>
   static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p,
                              const UseParameters<const W, const F>& use, const ResidualIO<A>& io,
-                             const Sequences& sequences, const State<S, F>& state, Keep) {
+                             const Sequences& sequences, const State<S, F>& state, Keep keep) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     Saved<A, F> s;
     s.input_rstd = arena.template tensor<F>(tokens);
     s.ff_rstd = arena.template tensor<F>(tokens);
-    s.h = arena.template tensor<A>(tokens, width);
     s.q = arena.template tensor<A>(tokens, q_width);
     s.k = arena.template tensor<A>(tokens, kv_width);
     s.v = arena.template tensor<A>(tokens, kv_width);
     s.a = arena.template tensor<A>(tokens, q_width);
     s.lse = arena.template tensor<F>(tokens, C.n_heads);
     s.o = arena.template tensor<A>(tokens, d_model);
-    s.m = arena.template tensor<A>(tokens, d_model);
     s.gate_up = arena.template tensor<A>(tokens, 2 * d_ff);
+    s.q_low = QAdapter::template room<A>(arena, tokens);
+    s.k_low = KvAdapter::template room<A>(arena, tokens);
+    s.v_low = KvAdapter::template room<A>(arena, tokens);
+    s.gate_up_low = MlpAdapter::template room<A>(arena, tokens);
+    const auto kept = arena.mark();
+    s.h = arena.template tensor<A>(tokens, width);
+    s.m = arena.template tensor<A>(tokens, d_model);
     s.gated = arena.template tensor<A>(tokens, d_ff);
 
     rms_norm_concat(ctx, io.x, io.t, p.input_norm, C.norm_eps, s.h, s.input_rstd);
     linear(ctx, s.h, p.q_proj, s.q);
     linear(ctx, s.h, p.k_proj, s.k);
     linear(ctx, s.h, p.v_proj, s.v);
-    s.q_low = QAdapter::forward(ctx, use.q_adapter, s.h, s.q);
-    s.k_low = KvAdapter::forward(ctx, use.k_adapter, s.h, s.k);
-    s.v_low = KvAdapter::forward(ctx, use.v_adapter, s.h, s.v);
+    QAdapter::forward(ctx, use.q_adapter, s.h, s.q_low, s.q);
+    KvAdapter::forward(ctx, use.k_adapter, s.h, s.k_low, s.k);
+    KvAdapter::forward(ctx, use.v_adapter, s.h, s.v_low, s.v);
     if (C.rope) {
       rope(ctx, turn(C.n_heads), sequences, s.q);
       rope(ctx, turn(C.kv_heads()), sequences, s.k);
@@ -182,9 +187,13 @@ struct SharedAttention {
     linear(ctx, s.a, p.o_proj, s.o);
     rms_norm(ctx, s.o, {}, p.pre_ff_norm, C.norm_eps, s.m, s.ff_rstd);
     linear(ctx, s.m, p.gate_up, s.gate_up);
-    s.gate_up_low = MlpAdapter::forward(ctx, use.gate_up_adapter, s.m, s.gate_up);
+    MlpAdapter::forward(ctx, use.gate_up_adapter, s.m, s.gate_up_low, s.gate_up);
     gated_activation(ctx, Activation::gelu, gate(s.gate_up), up(s.gate_up), s.gated);
     linear(ctx, s.gated, p.down_proj, io.out);
+    if (keep == Keep::costly) {
+      s.h = s.m = s.gated = {};
+      arena.rewind(kept);
+    }
     return s;
   }
 
@@ -192,12 +201,13 @@ struct SharedAttention {
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p,
                        const UseParameters<const W, const F>& use, const Parameters<F, F>& d_p,
-                       const UseParameters<F, F>& d_use, const Saved<A, F>& s, const ResidualIO<A>& io,
+                       const UseParameters<F, F>& d_use, Saved<A, F> s, const ResidualIO<A>& io,
                        std::type_identity_t<Matrix<const A>> d_out, Matrix<A> d_x, Matrix<A> d_x0,
                        const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     ArenaScope scope(arena);
+    if (!s.h) compute_again(ctx, p, s, io);
     auto d_h = arena.template tensor<A>(tokens, width);
     auto d_q = arena.template tensor<A>(tokens, q_width);
     auto d_k = arena.template tensor<A>(tokens, kv_width);
@@ -232,6 +242,19 @@ struct SharedAttention {
   }
 
  private:
+  /// What Keep::costly leaves out.
+  template <class Device, class W, class F, class A>
+  static void compute_again(Context<Device>& ctx, const Parameters<const W, const F>& p, Saved<A, F>& s,
+                            const ResidualIO<A>& io) {
+    auto& arena = ctx.arena();
+    s.h = arena.template tensor<A>(s.o.rows(), width);
+    s.m = arena.template tensor<A>(s.o.rows(), d_model);
+    s.gated = arena.template tensor<A>(s.o.rows(), d_ff);
+    rms_norm_concat(ctx, io.x, io.t, p.input_norm, C.norm_eps, s.h, s.input_rstd);
+    rms_norm(ctx, s.o, {}, p.pre_ff_norm, C.norm_eps, s.m, s.ff_rstd);
+    gated_activation(ctx, Activation::gelu, gate(s.gate_up), up(s.gate_up), s.gated);
+  }
+
   static AttentionShape shape() {
     const double scale = C.softmax_scale > 0 ? C.softmax_scale : std::pow(0.5 * static_cast<double>(head_dim), -0.5);
     return {C.n_heads, C.kv_heads(), head_dim, scale};

@@ -92,33 +92,34 @@ struct TransformerBlock {
   template <class A, class F>
   struct Saved {
     Vector<F> rstd, ff_rstd;  // (tokens)
-    Matrix<A> h;              // (tokens, d)
+    Matrix<A> h;              // (tokens, d); not with Keep::costly
     Matrix<A> q, k, v;        // (tokens, heads head_dim), turned
     Matrix<A> a;              // (tokens, d)
     Matrix<F> lse;            // (tokens, heads)
-    Matrix<A> y, m;           // (tokens, d) before and after the second norm
+    Matrix<A> y, m;           // (tokens, d) before and after the second norm; m not with Keep::costly
     Matrix<A> gate_up;        // (tokens, 2 d_ff)
-    Matrix<A> gated;          // (tokens, d_ff)
+    Matrix<A> gated;          // (tokens, d_ff); not with Keep::costly
   };
 
   /// state: of the rows of `sequences`; empty views: every row starts at position 0 and leaves nothing.
   template <class Device, class W, class F, class A, class S>
   static Saved<A, F> forward(Context<Device>& ctx, const Parameters<const W, const F>& p, const ResidualIO<A>& io,
-                             const Sequences& sequences, const State<S, F>& state, Keep) {
+                             const Sequences& sequences, const State<S, F>& state, Keep keep) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     Saved<A, F> s;
     s.rstd = arena.template tensor<F>(tokens);
     s.ff_rstd = arena.template tensor<F>(tokens);
-    s.h = arena.template tensor<A>(tokens, d_model);
     s.q = arena.template tensor<A>(tokens, d_model);
     s.k = arena.template tensor<A>(tokens, kv_width);
     s.v = arena.template tensor<A>(tokens, kv_width);
     s.a = arena.template tensor<A>(tokens, d_model);
     s.lse = arena.template tensor<F>(tokens, C.n_heads);
     s.y = arena.template tensor<A>(tokens, d_model);
-    s.m = arena.template tensor<A>(tokens, d_model);
     s.gate_up = arena.template tensor<A>(tokens, 2 * d_ff);
+    const auto kept = arena.mark();
+    s.h = arena.template tensor<A>(tokens, d_model);
+    s.m = arena.template tensor<A>(tokens, d_model);
     s.gated = arena.template tensor<A>(tokens, d_ff);
 
     rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
@@ -133,6 +134,10 @@ struct TransformerBlock {
     linear(ctx, s.m, p.gate_up, s.gate_up);
     gated_activation(ctx, Activation::silu, gate_of(s.gate_up), up_of(s.gate_up), s.gated);
     linear(ctx, s.gated, p.down_proj, io.out, s.y);
+    if (keep == Keep::costly) {
+      s.h = s.m = s.gated = {};
+      arena.rewind(kept);
+    }
     return s;
   }
 
@@ -140,11 +145,12 @@ struct TransformerBlock {
   /// d_state: in, the gradient of the state after this pass; out, that of the state before it. Empty views: none.
   template <class Device, class W, class F, class A, class S>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t,
-                       const Sequences& sequences, const State<S, F>& state, const State<F, F>& d_state) {
+                       Saved<A, F> s, const ResidualIO<A>& io, Matrix<A> d, Matrix<A> d_t, const Sequences& sequences,
+                       const State<S, F>& state, const State<F, F>& d_state) {
     const Index tokens = sequences.tokens;
     auto& arena = ctx.arena();
     ArenaScope scope(arena);
+    if (!s.h) compute_again(ctx, p, s, io);
     auto d_h = arena.template tensor<A>(tokens, d_model);
     auto d_q = arena.template tensor<A>(tokens, d_model);
     auto d_k = arena.template tensor<A>(tokens, kv_width);
@@ -171,6 +177,19 @@ struct TransformerBlock {
   }
 
  private:
+  /// What Keep::costly leaves out.
+  template <class Device, class W, class F, class A>
+  static void compute_again(Context<Device>& ctx, const Parameters<const W, const F>& p, Saved<A, F>& s,
+                            const ResidualIO<A>& io) {
+    auto& arena = ctx.arena();
+    s.h = arena.template tensor<A>(s.y.rows(), d_model);
+    s.m = arena.template tensor<A>(s.y.rows(), d_model);
+    s.gated = arena.template tensor<A>(s.y.rows(), d_ff);
+    rms_norm(ctx, io.x, io.t, p.norm, C.norm_eps, s.h, s.rstd);
+    rms_norm(ctx, s.y, {}, p.ff_norm, C.norm_eps, s.m, s.ff_rstd);
+    gated_activation(ctx, Activation::silu, gate_of(s.gate_up), up_of(s.gate_up), s.gated);
+  }
+
   static AttentionShape shape() {
     return {C.n_heads, C.kv_heads(), head_dim, 1 / std::sqrt(static_cast<double>(head_dim))};
   }

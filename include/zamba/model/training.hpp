@@ -101,6 +101,8 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
                                                   GradientsType& gradients,
                                                   const GradientOptions& options) const requires trains<Device> {
   check(batch, options.state, options.d_state);
+  const Keep keep = options.recompute ? Keep::layer_inputs : options.keep;
+  require(keep != Keep::nothing, "loss_and_gradients: Keep::nothing leaves no way back; layer_inputs is the least");
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
@@ -113,8 +115,7 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
     scale = 1 / static_cast<double>(std::max<Index>(wanted, 1));
   }
   const auto compute = [&](const typename StateType::Views& views) {
-    const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views,
-                                                options.recompute ? Keep::layer_inputs : Keep::everything);
+    const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views, keep);
     return Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
   };
   if (!options.state) return compute({});
