@@ -6,7 +6,9 @@
 // So an operator takes part by two things:
 //   scratch(ctx, the arguments of an entry)   static, in a version that needs scratch: takes it from ctx.arena(), of
 //                                             Device or of DryRun<Device>, reads extents only, and counts on the worst
-//                                             lengths of rows that such a batch may have
+//                                             lengths of rows that such a batch may have. backward_scratch and
+//                                             concat_backward_scratch are those of the entries backward and
+//                                             backward_heads, and concat_backward
 //   an entry of a name that is listed here    forward, or another of DryOperator's, where an operator has two forms of
 //                                             the same types; a new name is one line there
 #pragma once
@@ -85,20 +87,32 @@ class Context<detail::DryRun<Device>> {
 
 namespace detail {
 
-/// The inference functions of Operator<DryRun<Device>>, under all the names that operators have for them.
+/// In place of what an entry returns: a value of any type, which says nothing.
+struct DryResult {
+  template <class T>
+  operator T() const {
+    return {};
+  }
+};
+
+/// The functions of Operator<DryRun<Device>>, under all the names that operators have for them.
 template <template <class> class Operator, class Device>
 struct DryOperator {
-#define ZAMBA_DRY_ENTRY(name)                                                     \
-  template <class... Types, class... Arguments>                                   \
-  static void name(Context<DryRun<Device>>& ctx, const Arguments&... arguments) { \
-    ArenaScope scope(ctx.arena());                                                \
-    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })     \
-      Operator<Device>::scratch(ctx, arguments...);                               \
+#define ZAMBA_DRY_ENTRY(name, scratch)                                                 \
+  template <class... Types, class... Arguments>                                        \
+  static DryResult name(Context<DryRun<Device>>& ctx, const Arguments&... arguments) { \
+    ArenaScope scope(ctx.arena());                                                     \
+    if constexpr (requires { Operator<Device>::scratch(ctx, arguments...); })          \
+      Operator<Device>::scratch(ctx, arguments...);                                    \
+    return {};                                                                         \
   }
-  ZAMBA_DRY_ENTRY(forward)
-  ZAMBA_DRY_ENTRY(concat_forward)
-  ZAMBA_DRY_ENTRY(forward_heads)
-  ZAMBA_DRY_ENTRY(turn)
+  ZAMBA_DRY_ENTRY(forward, scratch)
+  ZAMBA_DRY_ENTRY(concat_forward, scratch)
+  ZAMBA_DRY_ENTRY(forward_heads, scratch)
+  ZAMBA_DRY_ENTRY(turn, scratch)
+  ZAMBA_DRY_ENTRY(backward, backward_scratch)
+  ZAMBA_DRY_ENTRY(concat_backward, concat_backward_scratch)
+  ZAMBA_DRY_ENTRY(backward_heads, backward_scratch)
 #undef ZAMBA_DRY_ENTRY
 };
 

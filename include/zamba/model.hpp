@@ -26,6 +26,7 @@
 #include <zamba/parameter_table.hpp>
 #include <zamba/pattern_stack.hpp>
 #include <zamba/state.hpp>
+#include <zamba/training_bytes.hpp>
 
 namespace zamba {
 
@@ -158,6 +159,11 @@ class Model {
   LossSum loss(Context<Device>& ctx, const TrainingBatch& batch,
                StateType* state = nullptr) const requires trains<Device>;
   LossSum loss(const TrainingBatch& batch, StateType* state = nullptr) const requires trains<Device>;
+
+  /// What training with AdamW takes, with micro-batches of a shape. threads: of the CPU's context; 0: all. Throws where
+  /// rows or length are not positive.
+  static TrainingBytes training_bytes(const TrainingShape& shape,
+                                      int threads = 0) requires(trains<Device>&& by_operators<Net>);
 
   struct GradientOptions {
     double scale = 0;        // of the summed loss; 0: 1 / (number of targets), the mean

@@ -41,7 +41,8 @@ TEST_SUITE("low_rank_adapter") {
     const Adapter::Parameters<const double> p{{a.data(), 2, 6}, {b.data(), 7, 2}};
     const Adapter::Parameters<double> d_p{{d_a.data(), 2, 6}, {d_b.data(), 7, 2}};
     const Matrix<double> in(x.data(), tokens, 6), d_in(d_x.data(), tokens, 6);
-    const auto low = Adapter::forward(ctx, p, in, Matrix<double>(y.data(), tokens, 7));
+    const auto low = Adapter::room<double>(ctx.arena(), tokens);
+    Adapter::forward(ctx, p, in, low, Matrix<double>(y.data(), tokens, 7));
     Adapter::backward(ctx, p, d_p, in, low, Matrix<const double>(d_y.data(), tokens, 7), d_in);
 
     auto wanted = before, wanted_x = std::vector<double>(x.size(), 1), wanted_a = std::vector<double>(a.size(), 1),
@@ -71,7 +72,8 @@ TEST_SUITE("low_rank_adapter") {
     const auto before = y, d_before = d_x;
     Context<cpu> ctx(1);
     const Matrix<double> in(x.data(), 1, 6), out(y.data(), 1, 7);
-    const auto low = None::forward(ctx, None::Parameters<const double>{}, in, out);
+    const auto low = None::room<double>(ctx.arena(), in.rows());
+    None::forward(ctx, None::Parameters<const double>{}, in, low, out);
     None::backward(ctx, None::Parameters<const double>{}, None::Parameters<double>{}, in, low, out,
                    Matrix<double>(d_x.data(), 1, 6));
     CHECK_FALSE(low);

@@ -71,6 +71,59 @@ void advance_all(StateType& state, const TrainingBatch& batch) {
 
 }  // namespace detail
 
+namespace detail {
+
+/// Scratch of loss_and_gradients: what forward keeps, and the most that is taken at once.
+struct PassBytes {
+  std::size_t kept = 0, most = 0;
+};
+
+/// Of `tokens` tokens in so many documents, without states; both passes are run dry.
+template <class Net, class T, class Device, class Views>
+PassBytes pass_bytes(const Views& parameters, int threads, Index documents, Index tokens, Index longest, Keep keep) {
+  using F = compute_t<T>;
+  using A = activation_t<T, Device>;
+  Context<DryRun<Device>> ctx(threads);
+  const auto offsets = ctx.host_arena().template tensor<Index>(documents + 1);
+  const auto ids = ctx.host_arena().template tensor<Token>(tokens);
+  const Sequences sequences{ctx.readable(offsets.data, documents + 1), nullptr, documents, tokens, longest};
+  const Token* const inputs = ctx.readable(ids.data, tokens);
+  const Token* const targets = ctx.readable(ids.data, tokens);
+  typename Net::template Parameters<F, F> gradients;
+  bind_parameters<Net>(gradients, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
+  const typename Net::template State<cache_t<T>, F> no_state;
+  const typename Net::template State<F, F> no_gradients;
+  PassBytes bytes;
+  const auto saved = Net::template forward<A>(ctx, parameters, inputs, sequences, no_state, keep);
+  bytes.kept = ctx.arena().mark();
+  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, sequences, no_state, no_gradients);
+  bytes.most = ctx.arena().peak();
+  return bytes;
+}
+
+}  // namespace detail
+
+template <class Net, class T, class Device>
+TrainingBytes Model<Net, T, Device>::training_bytes(const TrainingShape& shape,
+                                                    int threads) requires(trains<Device>&& by_operators<Net>) {
+  require(shape.rows > 0 && shape.length > 0, "training_bytes: rows and length must be positive, got ", shape.rows,
+          " and ", shape.length);
+  Views views;
+  detail::bind_parameters<Net>(views, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
+  const auto pass = detail::pass_bytes<Net, T, Device>(views, DeviceTraits<Device>::threads(threads), shape.rows,
+                                                       shape.rows * shape.length, shape.length, shape.keep);
+  const auto entries = detail::list_parameters<Net, T>();
+  const ParameterEntry& last = entries.back();
+  const std::size_t elements = static_cast<std::size_t>(last.offset + last.size);
+  TrainingBytes bytes;
+  bytes.weights = last.byte_offset + align_up(last.bytes);
+  bytes.gradients = elements * sizeof(F);
+  bytes.moments = (std::is_same_v<weight_t<T>, F> ? 2 : 3) * align_up(elements * sizeof(F));
+  bytes.activations = pass.kept;
+  bytes.workspace = pass.most - pass.kept;
+  return bytes;
+}
+
 template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& batch,
                                     StateType* state) const requires trains<Device> {
