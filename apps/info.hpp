@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cctype>
+#include <charconv>
 #include <filesystem>
+#include <sstream>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -20,8 +22,58 @@ namespace zamba_apps {
 struct InfoOptions {
   std::string model, dtype = "auto", device = "cpu", svg;
   std::vector<Index> lengths{1024, 4096, 16384, 65536};
+  std::string train;
   bool list = false;
 };
+
+/// The values of --train: ROWS,LENGTH[,KEEP].
+inline zamba::TrainingShape training_shape(const std::string& text) {
+  zamba::TrainingShape shape;
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  const auto number = [&](std::size_t i, const char* what) {
+    Index value = 0;
+    const std::string& part = parts[i];
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    constexpr Index most = Index{1} << 40;
+    if (error != std::errc() || end != part.data() + part.size() || value < 1 || value > most)
+      throw UsageError("--train: " + std::string(what) + " must be from 1 to " + std::to_string(most) + ", came '" +
+                       part + "'");
+    return value;
+  };
+  if (parts.size() < 2 || parts.size() > 3)
+    throw UsageError("--train wants ROWS,LENGTH or ROWS,LENGTH,KEEP, came '" + text + "'");
+  shape.rows = number(0, "the number of rows");
+  shape.length = number(1, "their length");
+  if (shape.rows > (Index{1} << 40) / shape.length)
+    throw UsageError("--train: rows x length may be " + std::to_string(Index{1} << 40) + " tokens, came '" + text +
+                     "'");
+  if (parts.size() == 2 || parts[2] == "everything")
+    shape.keep = zamba::Keep::everything;
+  else if (parts[2] == "costly")
+    shape.keep = zamba::Keep::costly;
+  else if (parts[2] == "layer_inputs")
+    shape.keep = zamba::Keep::layer_inputs;
+  else
+    throw UsageError("--train: KEEP is everything, costly or layer_inputs, came '" + parts[2] + "'");
+  return shape;
+}
+
+inline void print_training(std::ostream& out, const zamba::ModelFacts& facts, const zamba::TrainingShape& shape) {
+  if (!facts.training_bytes)
+    zamba::fail("'", facts.name, "' on ", facts.device,
+                " is not trained with kernels whose memory is known beforehand");
+  const zamba::TrainingBytes bytes = facts.training_bytes(shape);
+  out << "\nTraining with AdamW, micro-batches of " << grouped(shape.rows) << " x " << grouped(shape.length)
+      << " tokens\n\n";
+  const auto row = [](const char* what, std::size_t count) {
+    return std::vector<std::string>{what, bytes_text(static_cast<double>(count))};
+  };
+  print_table(
+      out, {row("weights", bytes.weights), row("gradients", bytes.gradients), row("moments", bytes.moments),
+            row("activations", bytes.activations), row("workspace", bytes.workspace), row("together", bytes.total())});
+}
 
 /// A transformer to compare with: of the same width, whose layers hold 12 d^2 weights each (attention 4 d^2, a gated
 /// MLP of width 8/3 d 8 d^2), as many layers as the model's weights beside its embedding make.
@@ -113,6 +165,10 @@ inline int info(std::vector<std::string> arguments, const zamba::Registry& regis
       ->delimiter(',')
       ->check(CLI::Range(Index{1}, Index{1} << 40))
       ->capture_default_str();
+  app.add_option(
+      "--train", options.train,
+      "ROWS,LENGTH[,KEEP]: also the memory that training takes with micro-batches of so many rows of so many "
+      "tokens; KEEP is everything, costly or layer_inputs");
   app.add_option("--svg", options.svg, "also draw the state against the length, up to the longest, into this file");
   app.add_flag("--list", options.list, "list the models that are compiled in");
   app.footer(
@@ -130,7 +186,9 @@ inline int info(std::vector<std::string> arguments, const zamba::Registry& regis
     }
     if (options.model.empty()) throw UsageError("MODEL is missing, a folder or a name");
     const zamba::ModelFacts& facts = find_model(registry, options.model, storage_of(options.dtype), options.device);
+    if (!options.train.empty()) training_shape(options.train);  // a mistake is told before anything is printed
     print_facts(console.out, facts, options.lengths);
+    if (!options.train.empty()) print_training(console.out, facts, training_shape(options.train));
     if (options.svg.empty()) return;
     zamba::write_line_plot(options.svg,
                            state_plot(facts, *std::max_element(options.lengths.begin(), options.lengths.end())));

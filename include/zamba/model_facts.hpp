@@ -27,6 +27,8 @@ struct ModelFacts {
   Index (*state_bytes)(Index batch, Index length) = nullptr;
   /// Model::workspace_bytes of such a state, with all threads of this machine; null where Net does not run dry.
   Index (*workspace_bytes)(Index batch, Index length) = nullptr;
+  /// Model::training_bytes, likewise; null where the device does not train.
+  TrainingBytes (*training_bytes)(const TrainingShape& shape) = nullptr;
 
   template <class Net, class T, class Device = cpu>
   static ModelFacts of(std::string name, std::string model_type = {});
@@ -53,6 +55,8 @@ ModelFacts ModelFacts::of(std::string name, std::string model_type) {
     facts.workspace_bytes = [](Index batch, Index length) {
       return static_cast<Index>(Model<Net, T, Device>::workspace_bytes({batch, length}));
     };
+  if constexpr (by_operators<Net> && trains<Device> && Number<weight_t<T>>)
+    facts.training_bytes = [](const TrainingShape& shape) { return Model<Net, T, Device>::training_bytes(shape); };
   return facts;
 }
 

@@ -145,12 +145,23 @@ TEST_SUITE("programs/programs") {
     CHECK(contains(read_text(picture), ">zamba-case</text>"));
     CHECK(info({zamba_test::case_path("zamba").string()}).out.starts_with("zamba-case, model_type zamba, 9 layers of"));
     CHECK(contains(info({"--list"}).out, "bytes"));
+    const auto trained = [&](const std::string& shape) {
+      return info({"zamba-case", "--dtype", "f32", "--train", shape}).out;
+    };
+    CHECK(contains(trained("2,100"), "Training with AdamW, micro-batches of 2 x 100 tokens"));
+    CHECK(trained("2,100") == trained("2,100,everything"));
+    CHECK(trained("2,100") != trained("2,100,costly"));
+    CHECK(trained("2,100,layer_inputs") != trained("2,100,costly"));
     CHECK(contains(info({"--help"}).out, "Examples:"));
   }
 
   TEST_CASE("info: wrong input") {
     refused(info({}), 2, "zamba-info: MODEL is missing");
     refused(info({"--lits"}), 2, "zamba-info: --lits is no flag of zamba-info; did you mean --list?");
+    refused(info({"zamba-case", "--train", "2"}), 2, "--train wants ROWS,LENGTH or ROWS,LENGTH,KEEP, came '2'");
+    refused(info({"zamba-case", "--train", "2,x"}), 2, "--train: their length must be from 1 to");
+    refused(info({"zamba-case", "--train", "2,5,most"}), 2,
+            "--train: KEEP is everything, costly or layer_inputs, came 'most'");
     refused(info({"zamba-case", "more"}), 2, "'more' is one argument too many");
     refused(info({"zamba-case", "--lengths", "0"}), 2, "--lengths");
     refused(info({"zamba-cose"}), 1,
