@@ -9,6 +9,7 @@
 #include <zamba/generate/sampler.cuh>
 #include <zamba/ops/attention.cuh>
 #include <zamba/ops/causal_conv1d.cuh>
+#include <zamba/ops/cross_entropy.cuh>
 #include <zamba/ops/embedding.cuh>
 #include <zamba/ops/gated_activation.cuh>
 #include <zamba/ops/gated_rms_norm.cuh>
@@ -23,8 +24,8 @@ namespace zamba::detail {
 template <template <class> class... Operators>
 inline constexpr bool backward_as_stated = ((defines_backward<Operators<cuda>> == has_backward<Operators, cuda>)&&...);
 
-static_assert(backward_as_stated<Attention, CausalConv1d, Embedding, GatedActivation, GatedRmsNorm, Linear, RmsNorm,
-                                 SelectiveScan, Ssd>,
+static_assert(backward_as_stated<Attention, CausalConv1d, CrossEntropy, Embedding, GatedActivation, GatedRmsNorm,
+                                 Linear, RmsNorm, SelectiveScan, Ssd>,
               "zamba: op.hpp does not say which of these kernels have a backward pass");
 
 }  // namespace zamba::detail

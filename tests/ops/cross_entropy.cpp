@@ -8,12 +8,19 @@
 #include <zamba/ops/cross_entropy.hpp>
 
 #include "../support/arrays.hpp"
+#include "../support/devices.hpp"
 #include "../support/fixture.hpp"
 
 using namespace zamba;
 using namespace zamba::testing;
 
 namespace {
+
+template <class Device, class T>
+struct On {
+  using device = Device;
+  using type = T;
+};
 
 /// Targets in [0, vocabulary), about one in four negative.
 std::vector<Token> random_targets(Index count, Index vocabulary) {
@@ -23,20 +30,21 @@ std::vector<Token> random_targets(Index count, Index vocabulary) {
   return targets;
 }
 
-/// Loss and d_logits by plain loops in double.
+/// Loss and d_logits by plain loops in double, of logits that are stored as A.
+template <class A>
 struct Plain {
-  template <class A, class W>
-  Plain(Matrix<A> h, Matrix<W> head, const std::vector<Token>& targets, double scale)
-      : d_logits(static_cast<std::size_t>(h.rows() * head.rows())) {
-    const Index vocabulary = head.rows();
-    for (Index t = 0; t < h.rows(); ++t) {
+  Plain(const Values& h, const Values& head, const std::vector<Token>& targets, Index width, double scale)
+      : d_logits(targets.size() * (head.size() / static_cast<std::size_t>(width))) {
+    const Index vocabulary = static_cast<Index>(head.size()) / width;
+    for (Index t = 0; t < static_cast<Index>(targets.size()); ++t) {
       const Token target = targets[static_cast<std::size_t>(t)];
       if (target < 0) continue;
       double* z = d_logits.data() + t * vocabulary;
       double sum = 0;
       for (Index v = 0; v < vocabulary; ++v) {
-        for (Index k = 0; k < h.cols(); ++k)
-          z[v] += static_cast<double>(h(t, k)) * static_cast<double>(static_cast<compute_t<W>>(head(v, k)));
+        for (Index k = 0; k < width; ++k)
+          z[v] += h[static_cast<std::size_t>(t * width + k)] * head[static_cast<std::size_t>(v * width + k)];
+        if constexpr (std::is_same_v<A, bf16>) z[v] = bf16(static_cast<float>(z[v]));
         sum += std::exp(z[v]);
       }
       loss.sum += std::log(sum) - z[target];
@@ -45,78 +53,106 @@ struct Plain {
     }
   }
   LossSum loss;
-  std::vector<double> d_logits;
+  Values d_logits;
 };
 
-/// Logits of a few tens of terms, exponentials and products, all to rounding; by norm.
+/// Logits of a few tens of terms, exponentials and products, all to rounding; by norm. In bf16 d_logits are rounded to
+/// 8 bits, at most 2^-9 of each, and so is d_h.
 template <class A>
-constexpr double rounding = std::is_same_v<A, double> ? 1e-13 : 5e-6;
+constexpr double rounding = std::is_same_v<A, double> ? 1e-13
+                            : std::is_same_v<A, bf16> ? 0x1p-8
+                                                      : 5e-6;
+/// In bf16 one logit in ten thousand may be rounded to the other side, by which one position's loss changes by 2^-8 of
+/// that logit.
+template <class A>
+constexpr double rounding_of_loss = std::is_same_v<A, bf16> ? 2e-4 : rounding<A>;
 
-template <class A, class W>
-void check(Index n, Index width, Index vocabulary, int threads) {
+/// Targets as a device reads them.
+template <class Device>
+Array<Device, Token> on_device(const std::vector<Token>& targets) {
+  return Array<Device, Token>(Values(targets.begin(), targets.end()));
+}
+
+template <class Device, class A, class W>
+void check(Index n, Index width, Index vocabulary, Index gap = 3) {
+  using F = compute_t<A>;
   CAPTURE(n);
   CAPTURE(width);
   CAPTURE(vocabulary);
-  Context<cpu> ctx(threads);
-  Strided<A> h(n, width, 3, 1), d_h(n, width, 1, 3);
-  Strided<W> head(vocabulary, width, 2, 2);
-  Strided<A> d_head(vocabulary, width, 2, 4), before(vocabulary, width, 2, 4);
+  auto ctx = new_context<Device>(2);
+  const auto size = n * width;
+  const auto h = PaddedMatrix<Device, A>::of_width(normal_values(size, 1), width, gap);
+  const auto d_h = PaddedMatrix<Device, A>::of_width(nans(static_cast<std::size_t>(size)), width, gap);
+  const PaddedMatrix<Device, W> head(normal_values(vocabulary * width, 2), vocabulary, gap);
+  const PaddedMatrix<Device, F> d_head(normal_values(vocabulary * width, 4), vocabulary, gap);
   const auto targets = random_targets(n, vocabulary);
+  const auto there = on_device<Device>(targets);
   const double scale = 0.37;
-  const Plain plain(h.view, head.view, targets, scale);
-  const LossSum loss = cross_entropy(ctx, h.view, head.view, targets.data());
+  const Values hs = h.values(), heads = head.values();
+  const Plain<A> plain(hs, heads, targets, width, scale);
+  Values wanted_h(hs.size()), wanted_head = d_head.values();
+  const LossSum loss = cross_entropy(ctx, h.view(), head.view(), there.view(n).data);
   CHECK(loss.count == plain.loss.count);
   // A position's loss is a difference of logits of order 1 or more, so its rounding does not shrink with it.
-  CHECK(std::abs(loss.sum - plain.loss.sum) <= rounding<A> * (plain.loss.sum + static_cast<double>(loss.count)));
-  const LossSum again = cross_entropy_backward(ctx, h.view, head.view, targets.data(), scale, d_h.view, d_head.view);
+  CHECK(std::abs(loss.sum - plain.loss.sum) <=
+        rounding_of_loss<A> * (plain.loss.sum + static_cast<double>(loss.count)));
+  const LossSum again =
+      cross_entropy_backward(ctx, h.view(), head.view(), there.view(n).data, scale, d_h.view(), d_head.view());
   CHECK(again.sum == loss.sum);
   CHECK(again.count == loss.count);
-  CHECK(relative_error(d_h.view, [&](Index t, Index k) {
-          double sum = 0;
-          for (Index v = 0; v < vocabulary; ++v)
-            sum += plain.d_logits[static_cast<std::size_t>(t * vocabulary + v)] *
-                   static_cast<double>(static_cast<A>(head.view(v, k)));
-          return sum;
-        }) <= rounding<A>);
-  CHECK(relative_error(d_head.view, [&](Index v, Index k) {
-          double sum = static_cast<double>(before.view(v, k));
-          for (Index t = 0; t < n; ++t)
-            sum += plain.d_logits[static_cast<std::size_t>(t * vocabulary + v)] * static_cast<double>(h.view(t, k));
-          return sum;
-        }) <= rounding<A>);
+  for (Index t = 0; t < n; ++t)
+    for (Index v = 0; v < vocabulary; ++v) {
+      const double d = plain.d_logits[static_cast<std::size_t>(t * vocabulary + v)];
+      for (Index k = 0; k < width; ++k) {
+        const auto of_h = static_cast<std::size_t>(t * width + k), of_head = static_cast<std::size_t>(v * width + k);
+        wanted_h[of_h] += d * heads[of_head];
+        wanted_head[of_head] += d * hs[of_h];
+      }
+    }
+  CHECK(relative_error(d_h.values(), wanted_h) <= rounding<A>);
+  CHECK(relative_error(d_head.values(), wanted_head) <= rounding<A>);
 }
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("cross_entropy: the reference", A, float, double) {
-  // The logits are given: they are h, and the head is the identity. The fixture's loss is the mean, stored as float.
+TEST_CASE_TEMPLATE("cross_entropy: the reference", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  // The logits are given: they are h, and the head is the identity. The fixture's loss is the mean, stored as float;
+  // in bf16 a logit is off by 2^-9 of itself.
+  const double tolerance = std::is_same_v<A, bf16> ? 0x1p-7 : 1e-6;
   const auto& fixture = Fixture::operators();
   const auto raw = fixture.values("cross_entropy.in.logits"), ids = fixture.values("cross_entropy.in.targets");
   const auto wanted = fixture.values("cross_entropy.grad.logits");
   const double loss = fixture.values("cross_entropy.out.loss")[0];
   const double cotangent = fixture.values("cross_entropy.cotangent.loss")[0];
-  std::vector<A> logits(raw.begin(), raw.end()), identity(31 * 31), d_h(raw.size()), d_head(31 * 31);
+  Values identity(31 * 31);
   for (std::size_t i = 0; i < 31; ++i) identity[i * 32] = 1;
-  const std::vector<Token> targets(ids.begin(), ids.end());
-  const Matrix<A> h(logits.data(), 24, 31), head(identity.data(), 31, 31);
-  Context<cpu> ctx(2);
-  const LossSum got = cross_entropy(ctx, h, head, targets.data());
+  const Array<Device, A> logits(raw), weights(identity), d_h(nans(raw.size()));
+  const Array<Device, compute_t<A>> d_head{Values(31 * 31)};
+  const Array<Device, Token> targets(ids);
+  const auto h = logits.view(24, 31), head = weights.view(31, 31);
+  auto ctx = new_context<Device>(2);
+  const LossSum got = cross_entropy(ctx, h, head, targets.view(24).data);
   CHECK(got.count == 24);
-  CHECK(std::abs(got.mean() - loss) <= 1e-6 * loss);
-  cross_entropy_backward(ctx, h, head, targets.data(), cotangent / 24, Matrix<A>(d_h.data(), 24, 31),
-                         Matrix<A>(d_head.data(), 31, 31));
-  CHECK(relative_error(d_h, wanted) <= 1e-6);
+  CHECK(std::abs(got.mean() - loss) <= tolerance * loss);
+  cross_entropy_backward(ctx, h, head, targets.view(24).data, cotangent / 24, d_h.view(24, 31), d_head.view(31, 31));
+  CHECK(relative_error(d_h.values(), wanted) <= tolerance);
 }
 
-TEST_CASE_TEMPLATE("cross_entropy: plain loops agree, for odd extents, strides and missing targets", A, float, double) {
+TEST_CASE_TEMPLATE("cross_entropy: plain loops agree, for odd extents, strides and missing targets", Where,
+                   ZAMBA_TEST_ON) {
+  using A = typename Where::type;
   for (Index n : {0, 1, 5, 17, 40})
-    for (Index vocabulary : {1, 3, 16, 100, 1031}) check<A, A>(n, 13, vocabulary, 2);
+    for (Index vocabulary : {1, 3, 16, 100, 1031}) check<typename Where::device, A, A>(n, 13, vocabulary);
+  // Rows in pieces of 16 bytes, of more than one for a thread.
+  check<typename Where::device, A, A>(33, 16, 9000, 8);
 }
 
-TEST_CASE("cross_entropy: bf16 heads") { check<float, bf16>(40, 33, 257, 2); }
+TEST_CASE("cross_entropy: bf16 heads") { check<cpu, float, bf16>(40, 33, 257); }
 
 TEST_CASE_TEMPLATE("cross_entropy: more positions than one tile holds", A, float, double) {
-  check<A, A>(11, 3, 1000003, 2);  // four positions a tile
+  check<cpu, A, A>(11, 3, 1000003);  // four positions a tile
 }
 
 TEST_CASE_TEMPLATE("cross_entropy: bit-equal on one, two and three threads", A, float, double) {
@@ -147,23 +183,32 @@ TEST_CASE("cross_entropy: gradients agree with finite differences") {
   CHECK(relative_error(d_head, finite_differences(head.values, 1e-4, loss)) <= 1e-7);
 }
 
-TEST_CASE_TEMPLATE("cross_entropy: huge logits stay finite, NaN does not hide", A, float, double) {
-  Context<cpu> ctx(1);
-  std::vector<A> logits = {A(3e4), A(-3e4), A(0)}, identity = {1, 0, 0, 0, 1, 0, 0, 0, 1};
-  const Matrix<A> h(logits.data(), 1, 3), head(identity.data(), 3, 3);
-  const Token target = 1;
-  CHECK(cross_entropy(ctx, h, head, &target).sum == doctest::Approx(6e4).epsilon(1e-6));
-  logits[2] = std::nan("");
-  CHECK(std::isnan(cross_entropy(ctx, h, head, &target).sum));
+TEST_CASE_TEMPLATE("cross_entropy: huge logits stay finite, NaN does not hide", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  auto ctx = new_context<Device>(1);
+  const Array<Device, A> head({1, 0, 0, 0, 1, 0, 0, 0, 1});
+  const Array<Device, Token> target({1});
+  const auto loss_of = [&](const Values& logits) {
+    const Array<Device, A> h(logits);
+    return cross_entropy(ctx, h.view(1, 3), head.view(3, 3), target.view(1).data).sum;
+  };
+  CHECK(loss_of({3e4, -3e4, 0}) == doctest::Approx(6e4).epsilon(std::is_same_v<A, bf16> ? 0x1p-8 : 1e-6));
+  CHECK(std::isnan(loss_of({3e4, -3e4, std::nan("")})));
 }
 
-TEST_CASE("cross_entropy: without any target the loss is nothing") {
-  Context<cpu> ctx(1);
-  Strided<float> h(3, 4, 0, 1), head(5, 4, 0, 2), d_h(3, 4, 0, 3), d_head(5, 4, 0, 4), before(5, 4, 0, 4);
-  const std::vector<Token> targets(3, -1);
-  const LossSum loss = cross_entropy_backward(ctx, h.view, head.view, targets.data(), 1.0, d_h.view, d_head.view);
+TEST_CASE_TEMPLATE("cross_entropy: without any target the loss is nothing", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using A = typename Where::type;
+  auto ctx = new_context<Device>(1);
+  const Array<Device, A> h(normal_values(12, 1)), head(normal_values(20, 2)), d_h(nans(12));
+  const Array<Device, compute_t<A>> d_head(normal_values(20, 4));
+  const Array<Device, Token> targets({-1, -1, -1});
+  const Values before = d_head.values();
+  const LossSum loss = cross_entropy_backward(ctx, h.view(3, 4), head.view(5, 4), targets.view(3).data, 1.0,
+                                              d_h.view(3, 4), d_head.view(5, 4));
   CHECK(loss.count == 0);
   CHECK(loss.mean() == 0);
-  CHECK(d_h.values == std::vector<float>(12));
-  CHECK(d_head.values == before.values);
+  CHECK(d_h.values() == Values(12));
+  CHECK(d_head.values() == before);
 }

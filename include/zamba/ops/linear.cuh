@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// linear on CUDA, forward; equations and shapes in linear.hpp.
+// linear on CUDA; equations and shapes in linear.hpp. Forward:
 //
 //   1 to 4 tokens      products of a matrix and vectors, see ops/linear/gemv.cuh; in float and double 1 to 8 tokens
 //   5 to 32, bf16      tensor cores, see ops/linear/few_tokens.cuh; of large weights from 3 tokens on
@@ -9,10 +9,13 @@
 // read while what was queued before still runs, see launch.cuh: a kernel that is queued just before must not write the
 // weight.
 //
+// Backward: two products by cuBLAS, of which that for d_weight (compute_t) adds to what is there as it writes; and for
+// d_bias column sums, see ops/linear/column_sums.cuh.
+//
 // Numeric contract: products and sums in compute_t, rounded once when written, except that with cuBLAS a bias joins in
 // a second rounding. With each of the first two ways a row of y is the same whichever rows it is computed with: the
-// order of a sum depends on the extents of the weight only. With cuBLAS it is what that chooses for these extents. A
-// rerun is bit-equal.
+// order of a sum depends on the extents of the weight only. With cuBLAS it is what that chooses for these extents; of
+// d_bias it depends on the number of tokens. A rerun is bit-equal.
 #pragma once
 
 #include <algorithm>
@@ -22,15 +25,18 @@
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/linear.hpp>
+#include <zamba/ops/linear/column_sums.cuh>
 #include <zamba/ops/linear/few_tokens.cuh>
 #include <zamba/ops/linear/gemv.cuh>
+#include <zamba/ops/linear/product.cuh>
 
 namespace zamba {
 
 namespace kernel {
 
 /// What Linear<cuda> calls for a view `Weights` of another type than the activations A: a weight type with kernels of
-/// its own specialises it, with Linear<cuda>'s forward, forward_heads and, where they take scratch, scratch.
+/// its own specialises it, with Linear<cuda>'s forward, forward_heads and, where they take scratch, scratch; and where
+/// gradients go through it, backward_input(ctx, d_y, weight, d_x, accumulate), d_x (n, in) = or += d_y (n, out) W.
 template <class A, class Weights>
 struct LinearKernels {
   static_assert(zamba::detail::no_version_for<Weights>,
@@ -71,6 +77,35 @@ struct Linear<cuda> {
   template <class A, class Weights>
   static void forward_heads(Context<cuda>& ctx, Tensor<const A, 3> x, const Weights& weight, Tensor<A, 3> y) {
     kernel::LinearKernels<A, Weights>::forward_heads(ctx, x, weight, y);
+  }
+
+  template <class A, class Weights, class F>
+  static void backward(Context<cuda>& ctx, Matrix<const A> d_y, Matrix<const A> x, const Weights& weight, Matrix<A> d_x,
+                       Accumulate accumulate, Matrix<F> d_weight, Vector<F> d_bias) {
+    if (d_y.size() == 0) return;
+    if (d_x) {
+      if constexpr (std::is_same_v<Weights, Matrix<const A>>)
+        input_gradient<A>(ctx, split_heads(d_y, 1), one_head(weight), split_heads(d_x, 1), accumulate);
+      else
+        kernel::LinearKernels<A, Weights>::backward_input(ctx, d_y, weight, d_x, accumulate);
+    }
+    if (d_weight) weight_gradient<A>(ctx, split_heads(d_y, 1), split_heads(x, 1), one_head(d_weight));
+    if (d_bias) kernel::add_column_sums(ctx, d_y, d_bias, "linear_backward: bias");
+  }
+
+  template <class A, class Weights, class F>
+  static void backward_heads(Context<cuda>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, const Weights& weight,
+                             Tensor<A, 3> d_x, Accumulate accumulate, Tensor<F, 3> d_weight) {
+    if (d_y.size() == 0) return;
+    if (d_x) {
+      if constexpr (std::is_same_v<Weights, Tensor<const A, 3>>)
+        input_gradient<A>(ctx, d_y, weight, d_x, accumulate);
+      else
+        for (Index h = 0; h < weight.rows(); ++h)
+          kernel::LinearKernels<A, decltype(weight[h])>::backward_input(ctx, head_of(d_y, h), weight[h],
+                                                                        head_of(d_x, h), accumulate);
+    }
+    if (d_weight) weight_gradient<A>(ctx, d_y, x, d_weight);
   }
 
   template <class Ctx, class A, class F>
@@ -114,9 +149,9 @@ struct Linear<cuda> {
   }
 
   /// (out, in) as (1, out, in).
-  template <class A>
-  static Tensor<const A, 3> one_head(Matrix<const A> weight) {
-    Tensor<const A, 3> heads(weight.data, 1, weight.rows(), weight.cols());
+  template <class T>
+  static Tensor<T, 3> one_head(Matrix<T> weight) {
+    Tensor<T, 3> heads(weight.data, 1, weight.rows(), weight.cols());
     heads.stride[1] = weight.stride[0];
     return heads;
   }
@@ -155,12 +190,7 @@ struct Linear<cuda> {
                    Traits::threads, 0, x, weight, y, residual, bias);
   }
 
-  template <class A>
-  static constexpr cudaDataType_t type_of = std::is_same_v<A, double>  ? CUDA_R_64F
-                                            : std::is_same_v<A, float> ? CUDA_R_32F
-                                                                       : CUDA_R_16BF;
-
-  /// In cuBLAS's column-major terms: y^T (out, n) = W (out, in) x^T (in, n), for every head.
+  /// y_h^T (out x n) = W_h (out x in) x_h^T (in x n); with a residual or a bias it is one head.
   template <class A, class F>
   static void many(Context<cuda>& ctx, Tensor<const A, 3> x, Tensor<const A, 3> weight, Tensor<A, 3> y,
                    Matrix<const A> residual, Vector<const F> bias) {
@@ -171,21 +201,27 @@ struct Linear<cuda> {
                                            static_cast<std::size_t>(out) * sizeof(A),
                                            static_cast<std::size_t>(y.rows()), cudaMemcpyDeviceToDevice, ctx.stream()),
                          "linear: residual");
-    const F one = 1, of_residual = residual ? 1 : 0;
-    constexpr auto compute = std::is_same_v<F, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
-    if (heads == 1)
-      kernel::check_cublas(cublasGemmEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
-                                           weight.data, type_of<A>, weight.stride[1], x.data, type_of<A>, x.stride[0],
-                                           &of_residual, y.data, type_of<A>, y.stride[0], compute, CUBLAS_GEMM_DEFAULT),
-                           "linear: cublasGemmEx");
-    else
-      kernel::check_cublas(
-          cublasGemmStridedBatchedEx_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, out, y.rows(), x.cols(), &one,
-                                        weight.data, type_of<A>, weight.stride[1], weight.stride[0], x.data, type_of<A>,
-                                        x.stride[0], x.stride[1], &of_residual, y.data, type_of<A>, y.stride[0],
-                                        y.stride[1], heads, compute, CUBLAS_GEMM_DEFAULT),
-          "linear: cublasGemmStridedBatchedEx");
+    kernel::multiply<A>(ctx, "linear: cuBLAS", heads, out, y.rows(), x.cols(),
+                        kernel::blas_weights(weight).transposed(), kernel::blas_rows(x), kernel::blas_rows(y),
+                        bool(residual));
     if (bias) kernel::for_elements(ctx, y.rows(), out, kernel::AddBias<A>{bias, head_of(y, 0)}, "linear: bias");
+  }
+
+  /// d_x_h^T (in x n) = or += W_h^T (in x out) d_y_h^T (out x n)
+  template <class A>
+  static void input_gradient(Context<cuda>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> weight, Tensor<A, 3> d_x,
+                             Accumulate accumulate) {
+    kernel::multiply<A>(ctx, "linear_backward: input", weight.shape[0], d_x.cols(), d_x.rows(), d_y.cols(),
+                        kernel::blas_weights(weight), kernel::blas_rows(d_y), kernel::blas_rows(d_x),
+                        accumulate == Accumulate::yes);
+  }
+
+  /// d_W_h^T (in x out) += x_h^T (in x n) d_y_h (n x out)
+  template <class A, class F>
+  static void weight_gradient(Context<cuda>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, Tensor<F, 3> d_weight) {
+    kernel::multiply<A>(ctx, "linear_backward: weight", d_weight.shape[0], x.cols(), d_y.cols(), d_y.rows(),
+                        kernel::blas_rows(x), kernel::blas_rows(d_y).transposed(), kernel::blas_weights(d_weight),
+                        true);
   }
 };
 

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+// cross_entropy on CUDA; equations and shapes in cross_entropy.hpp.
+//
+// In tiles of positions, of at most 2^27 logits: cuBLAS makes a tile's logits, a kernel (ops/cross_entropy/softmax.cuh)
+// turns them into losses and, in place, into their gradients, and cuBLAS makes of those d_h and what is added to d_head
+// in float32. A tile is as large as that because each reads and writes d_head once: of 4096 positions and 32,000 logits
+// that takes a sixth of the time of the product, of 256 twice its time.
+//
+// The losses are summed on the device, in double and in a fixed order; the host waits once, at the end, for the sum.
+//
+// Numeric contract: logits are stored as A, rounded once; so bf16 logits are within 2^-9 of their values, as those of
+// other bf16 training are. Softmax in compute_t of what is stored, of bf16 with approximate exponentials; the sum of
+// exponentials in compute_t by threads, then in double. The gradients of logits are rounded to A where they are
+// written. A rerun is bit-equal.
+#pragma once
+
+#include <algorithm>
+
+#include <zamba/context.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
+#include <zamba/ops/cross_entropy.hpp>
+#include <zamba/ops/cross_entropy/softmax.cuh>
+#include <zamba/ops/linear.cuh>
+
+namespace zamba {
+
+template <>
+struct CrossEntropy<cuda> {
+  template <class A, class Weights>
+  static LossSum forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets) {
+    return read(ctx, [&](LossSum* total) { queue_forward(ctx, h, head, targets, total); });
+  }
+
+  template <class A, class Weights, class F>
+  static LossSum backward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
+                          double scale, Matrix<A> d_h, Matrix<F> d_head) {
+    return read(ctx, [&](LossSum* total) { queue_backward(ctx, h, head, targets, scale, d_h, d_head, total); });
+  }
+
+  /// The same without waiting: the sum is written to memory of the device.
+  template <class A, class Weights>
+  static void queue_forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
+                            LossSum* total) {
+    over_tiles<false>(ctx, h, head, targets, 0, total, [](Index, Matrix<A>) {});
+  }
+  template <class A, class Weights, class F>
+  static void queue_backward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
+                             double scale, Matrix<A> d_h, Matrix<F> d_head, LossSum* total) {
+    over_tiles<true>(ctx, h, head, targets, scale, total, [&](Index first, Matrix<A> d_logits) {
+      const Index rows = d_logits.rows();
+      Linear<cuda>::backward(ctx, Matrix<const A>(d_logits), h.slice(first, rows), head, d_h.slice(first, rows),
+                             Accumulate::no, d_head, Vector<F>{});
+    });
+  }
+
+ private:
+  /// Logits that exist at a time.
+  static constexpr Index tile_size = Index{1} << 27;
+
+  /// Queues the losses, and calls f(first position, logits or their gradients) for every tile.
+  template <bool Gradient, class A, class Weights, class F>
+  static void over_tiles(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double scale,
+                         LossSum* total, F&& f) {
+    using Traits = kernel::SoftmaxLossTraits<A, Gradient>;
+    const Index n = h.rows(), vocabulary = head.rows();
+    // Rows begin at multiples of 16 bytes, whatever the vocabulary.
+    const Index stride = ceil_div(vocabulary, Traits::width) * Traits::width;
+    const Index most = std::max<Index>(1, tile_size / stride), tiles = std::max<Index>(1, ceil_div(n, most));
+    const Index rows = ceil_div(n, tiles);
+    ArenaScope scope(ctx.arena());
+    const auto logits = ctx.arena().template tensor<A>(rows, stride).columns(0, vocabulary);
+    const auto losses = ctx.arena().template tensor<double>(n);
+    for (Index first = 0; first < n; first += rows) {
+      const Index count = std::min(rows, n - first);
+      const auto tile = logits.slice(0, count);
+      Linear<cuda>::forward(ctx, h.slice(first, count), head, tile, Matrix<const A>{}, Vector<const compute_t<A>>{});
+      kernel::launch(ctx, kernel::overlap_for(count), "cross_entropy: softmax", kernel::softmax_loss_kernel<Traits>,
+                     kernel::blocks_for(count, 1), Traits::threads, 0, tile, targets + first, scale,
+                     losses.data + first);
+      f(first, tile);
+    }
+    constexpr int threads = 1024;
+    kernel::launch(ctx, kernel::overlap_for(n), "cross_entropy: sum", kernel::sum_losses_kernel<threads>, 1, threads, 0,
+                   losses, targets, total);
+  }
+
+  /// What queue(place) writes there.
+  template <class Queue>
+  static LossSum read(Context<cuda>& ctx, Queue&& queue) {
+    ArenaScope scope(ctx.arena());
+    LossSum* const there = ctx.arena().template tensor<LossSum>(1).data;
+    queue(there);
+    LossSum total;
+    kernel::check_cuda(cudaMemcpyAsync(&total, there, sizeof(total), cudaMemcpyDeviceToHost, ctx.stream()),
+                       "cross_entropy: loss");
+    ctx.synchronize();
+    return total;
+  }
+};
+
+}  // namespace zamba

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// Softmax and loss of rows of logits on CUDA, and their gradient in place: a block a row, an online softmax in the
+// first pass over it, the gradient in the second, which finds the row in the caches.
+#pragma once
+
+#include <type_traits>
+
+#include <zamba/kernel/block_reduce.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/math.cuh>
+#include <zamba/kernel/vector_load.cuh>
+#include <zamba/number.hpp>
+#include <zamba/ops/cross_entropy.hpp>
+#include <zamba/tensor.hpp>
+
+namespace zamba::kernel {
+
+/// Gradient: whether the logits are replaced by their gradients.
+template <class A_, bool Gradient_>
+struct SoftmaxLossTraits {
+  using A = A_;
+  using F = compute_t<A>;
+  static constexpr bool gradient = Gradient_;
+  static constexpr int threads = 512, width = vector_width<A>;
+  /// e^x of a logit below the largest; approximate where the logits are rounded to 8 bits.
+  __device__ static F exponential(F x) {
+    if constexpr (std::is_same_v<A, bf16>)
+      return exp2_approximate(x * log2_e);
+    else
+      return ::exp(x);
+  }
+};
+
+/// The largest of the logits so far, and the sum of e^(z - largest).
+template <class Traits>
+struct RunningSoftmax {
+  using F = typename Traits::F;
+  static constexpr F lowest = std::is_same_v<F, double> ? F(-0x1.fffffffffffffp1023) : F(-0x1.fffffep127);
+  F largest = lowest, sum = 0;
+
+  template <int N>
+  __device__ void add(const F (&z)[N]) {
+    F top = largest;
+#pragma unroll
+    for (int i = 0; i < N; ++i) top = ::max(top, z[i]);
+    sum *= Traits::exponential(largest - top);
+    largest = top;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += Traits::exponential(z[i] - top);
+  }
+};
+
+/// f(column, logits) for this thread's vectors of a row, which begins at a multiple of 16 bytes; single ones at its
+/// end.
+template <class Traits, class F>
+__device__ void for_row(Vector<typename Traits::A> row, F&& f) {
+  constexpr int width = Traits::width;
+  const Index whole = row.cols() / width * width;
+#pragma unroll 4
+  for (Index c = Index{threadIdx.x} * width; c < whole; c += Traits::threads * width) f(c, load_vector<width>(&row[c]));
+  if (const Index c = whole + threadIdx.x; c < row.cols()) f(c, load_vector<1>(&row[c]));
+}
+
+/// losses (n) of rows of logits, 0 where there is no target; with the gradient, the logits become scale * (softmax -
+/// [v = target]).
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads)
+    softmax_loss_kernel(Matrix<typename Traits::A> logits, const Token* targets, double scale, double* losses) {
+  using A = typename Traits::A;
+  using F = typename Traits::F;
+  launch_dependents();
+  grid_dependency_wait();
+  for (Index t = blockIdx.x; t < logits.rows(); t += gridDim.x) {
+    const Vector<A> row = logits[t];
+    const Token target = targets[t];
+    if (target < 0) {
+      if (threadIdx.x == 0) losses[t] = 0;
+      if constexpr (Traits::gradient)
+        for_row<Traits>(row, [&]<int N>(Index c, const AlignedVector<A, N>&) {
+          const F zeros[N] = {};
+          store_vector(&row[c], zeros);
+        });
+      continue;
+    }
+    const F at_target = row[target];  // before another thread replaces it
+    RunningSoftmax<Traits> softmax;
+    for_row<Traits>(row, [&]<int N>(Index, const AlignedVector<A, N>& vector) {
+      F z[N];
+      vector.unpack(z);
+      softmax.add(z);
+    });
+    // Two reductions in turn, so the barrier of either says that the other's results have been read.
+    const F largest = block_reduce_in_turn<Traits::threads>(softmax.largest, Maximum{}, 0);
+    const F mine = softmax.sum * Traits::exponential(softmax.largest - largest);
+    const double sum = block_sum_in_turn<Traits::threads>(static_cast<double>(mine), 0);
+    if (threadIdx.x == 0) losses[t] = ::log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target));
+    if constexpr (Traits::gradient) {
+      const F factor = static_cast<F>(scale / sum), of_target = static_cast<F>(scale);
+      for_row<Traits>(row, [&]<int N>(Index c, const AlignedVector<A, N>& vector) {
+        F z[N];
+        vector.unpack(z);
+#pragma unroll
+        for (int i = 0; i < N; ++i) z[i] = factor * Traits::exponential(z[i] - largest);
+        if (target >= c && target < c + N)
+#pragma unroll
+          for (int i = 0; i < N; ++i)
+            if (target == c + i) z[i] -= of_target;
+        store_vector(&row[c], z);
+      });
+    }
+  }
+}
+
+/// The sum of the losses and the number of targets: those of a thread in order, then those of the block.
+template <int Threads>
+__global__ void __launch_bounds__(Threads)
+    sum_losses_kernel(Vector<const double> losses, const Token* targets, LossSum* total) {
+  launch_dependents();
+  grid_dependency_wait();
+  double sum = 0, count = 0;  // a count is exact
+#pragma unroll 4
+  for (Index t = threadIdx.x; t < losses.size(); t += Threads) {
+    sum += losses[t];
+    count += targets[t] >= 0;
+  }
+  sum = block_sum<Threads>(sum);
+  count = block_sum<Threads>(count);
+  if (threadIdx.x == 0) {
+    total->sum = sum;
+    total->count = static_cast<Index>(count);
+  }
+}
+
+}  // namespace zamba::kernel
