@@ -27,7 +27,7 @@ using zamba_test::TemporaryFolder;
 using zamba_test::Text;
 using zamba_test::two_phases;
 
-using Run = Trainer<Hybrid, float, cpu>;
+using HybridRun = Trainer<Hybrid, float, cpu>;
 
 /// A run of 15 steps, its phases' ends at 10 and 15; a checkpoint every fourth step.
 TrainerOptions every_fourth(const std::filesystem::path& folder, const Text& text) {
@@ -54,12 +54,12 @@ void check_same_run(const std::filesystem::path& one, const std::filesystem::pat
 struct Whole {
   explicit Whole(const Text& text) {
     Model<Hybrid, float> model(Seed{3});
-    Run(model, two_phases(text, 10 * 96), every_fourth(folder.path, text)).run();
+    HybridRun(model, two_phases(text, 10 * 96), every_fourth(folder.path, text)).run();
   }
   TemporaryFolder folder;
 };
 
-std::atomic<Run*> run_of_signals{nullptr};
+std::atomic<HybridRun*> run_of_signals{nullptr};
 extern "C" void stop_on_signal(int) { run_of_signals.load()->stop(); }
 
 }  // namespace
@@ -82,7 +82,7 @@ TEST_SUITE("train/trainer_stop") {
       CHECK(has(log, record.dump()));
     };
     Model<Hybrid, float> model(Seed{3});
-    Run(model, two_phases(text, 10 * 96), options).run();
+    HybridRun(model, two_phases(text, 10 * 96), options).run();
     CHECK(std::count(told.begin(), told.end(), '\n') == 15);
     CHECK(has(told, R"("phase":"pretraining","step":10,"tokens":960)"));
     CHECK(has(told, R"("phase":"annealing","step":11,"tokens":1056)"));
@@ -100,7 +100,7 @@ TEST_SUITE("train/trainer_stop") {
       if (report.step == 11) throw 11;
     };
     Model<Hybrid, float> model(Seed{3});
-    Run run(model, two_phases(text, 10 * 96), options);
+    HybridRun run(model, two_phases(text, 10 * 96), options);
     CHECK(error_of([&] { run.run(); }) ==
           "zamba: Trainer: on_step threw, after step 8 of 15: the listener is gone; the step is whole, and the run can "
           "go on");
@@ -123,7 +123,7 @@ TEST_SUITE("train/trainer_stop") {
       CAPTURE(made_again);
       const TemporaryFolder folder;
       TrainerOptions options = every_fourth(folder.path, text);
-      std::optional<Run> run;
+      std::optional<HybridRun> run;
       options.on_step = [&](const StepReport& report) {
         if (report.step % 3 == 1 || report.step == 10) run->stop();
       };
@@ -157,7 +157,7 @@ TEST_SUITE("train/trainer_stop") {
     std::atomic<Index> reached{0};
     options.on_step = [&](const StepReport& report) { reached = report.step; };
     Model<Hybrid, float> model(Seed{3});
-    Run run(model, two_phases(text, 10 * 96), options);
+    HybridRun run(model, two_phases(text, 10 * 96), options);
     int stops = 0;
     for (const Index until : {2, 5, 8, 11}) {
       std::thread stopper([&] {
@@ -183,7 +183,7 @@ TEST_SUITE("train/trainer_stop") {
       if (report.step == 5) std::raise(SIGTERM);
     };
     Model<Hybrid, float> model(Seed{3});
-    Run run(model, two_phases(text, 10 * 96), options);
+    HybridRun run(model, two_phases(text, 10 * 96), options);
     run_of_signals = &run;
     const auto before = std::signal(SIGTERM, stop_on_signal);
     run.run();
@@ -198,7 +198,7 @@ TEST_SUITE("train/trainer_stop") {
     const TemporaryFolder folder;
     Model<Hybrid, float> model(Seed{3});
     const auto before = zamba_test::weights_of(model);
-    Run run(model, two_phases(text, 10 * 96), every_fourth(folder.path, text));
+    HybridRun run(model, two_phases(text, 10 * 96), every_fourth(folder.path, text));
     run.stop();
     run.stop();
     run.run();
@@ -229,12 +229,12 @@ TEST_SUITE("train/trainer_stop") {
   TEST_CASE("a stop that meets the end of a phase or of the run is not lost") {
     const Text text(4000);
     TrainerOptions options = small();
-    Run* running = nullptr;
+    HybridRun* running = nullptr;
     options.on_step = [&](const StepReport& report) {
       if (report.step == 10 || report.step == 15) running->stop();
     };
     Model<Hybrid, float> model(Seed{3});
-    Run run(model, two_phases(text, 10 * 96), options);
+    HybridRun run(model, two_phases(text, 10 * 96), options);
     running = &run;
     run.run_phase();
     CHECK(run.step() == 10);
@@ -250,13 +250,13 @@ TEST_SUITE("train/trainer_stop") {
     const Text text(4000);
     const TemporaryFolder folder;
     TrainerOptions options = small(folder.path);
-    Run* running = nullptr;
+    HybridRun* running = nullptr;
     options.on_step = [&](const StepReport& report) {
       if (report.step == 2) std::filesystem::remove(folder.path / "log.jsonl");
       if (report.step == 3) running->stop();
     };
     Model<Hybrid, float> model(Seed{3});
-    Run run(model, two_phases(text, 10 * 96), options);
+    HybridRun run(model, two_phases(text, 10 * 96), options);
     running = &run;
     CHECK(
         has(error_of([&] { run.run(); }),
