@@ -4,8 +4,11 @@
 
 #include <filesystem>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include <zamba/train/phase.hpp>
 #include <zamba/train/trainer_options.hpp>
@@ -65,6 +68,18 @@ const ParameterEntry& entry_of(const ModelType& model, const std::string& name) 
   for (const ParameterEntry& entry : model.entries())
     if (entry.name == name) return entry;
   fail("no parameter ", name);
+}
+
+/// The lines of a run's log, but for what differs from run to run.
+inline std::string log_without_times(const std::filesystem::path& path) {
+  std::string text;
+  std::istringstream all(read_text(path));
+  for (std::string line; std::getline(all, line);) {
+    auto record = nlohmann::json::parse(line);
+    record.erase("time");
+    text += record.dump() + "\n";
+  }
+  return text;
 }
 
 /// The message of the error that f throws; empty: none.

@@ -152,6 +152,9 @@ TEST_SUITE("train/trainer") {
       auto model = zamba_test::random_model<Hybrid, bf16>();
       TrainerOptions options = small();
       options.recompute = recompute;
+      options.adamw.groups = {{.match = "shared.*", .rate = 0.5}, {.match = "layers.1.*", .frozen = true}};
+      Index told = 0;
+      options.on_step = [&](const StepReport& report) { told = report.step; };
       Context<cpu> ctx(2);
       const long before = zamba_test::allocations;
       Trainer trainer(ctx, model, two_phases(text, 20 * 96), options);
@@ -160,6 +163,7 @@ TEST_SUITE("train/trainer") {
       CHECK(after_first > before);
       trainer.run();
       CHECK(zamba_test::allocations == after_first);
+      CHECK(told == 30);
     }
   }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-// A run that is killed again and again ends with the bytes of one that was not.
+// A run that is killed, or asked to end, again and again ends with the bytes of one that was not.
 #include <fcntl.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
-#include <sstream>
 #include <thread>
 
 #include <doctest/doctest.h>
@@ -17,12 +17,15 @@
 
 #include "tests/support/nets.hpp"
 #include "tests/support/temporary_folder.hpp"
+#include "tests/support/training.hpp"
 
 extern char** environ;
 
 namespace {
 
 using namespace zamba;
+using zamba_test::has;
+using zamba_test::log_without_times;
 using zamba_test::read_text;
 
 constexpr const char* folder_variable = "ZAMBA_TEST_TRAINER_FOLDER";
@@ -60,15 +63,10 @@ bool half_written(const std::filesystem::path& folder) {
   return false;
 }
 
-std::string log_without_times(const std::filesystem::path& path) {
-  std::string text;
-  std::istringstream all(read_text(path));
-  for (std::string line; std::getline(all, line);) {
-    auto record = nlohmann::json::parse(line);
-    record.erase("time");
-    text += record.dump() + "\n";
-  }
-  return text;
+/// The run of a child process, for its handler.
+std::atomic<Trainer<zamba_test::Hybrid, bf16>*> run_to_stop{nullptr};
+extern "C" void stop_when_asked_to_end(int) {
+  if (auto* const run = run_to_stop.load()) run->stop();
 }
 
 }  // namespace
@@ -96,6 +94,8 @@ TEST_SUITE("train/trainer_killed") {
                      .checkpoint_every_steps = 3,
                      .held_out = parts.held_out,
                      .evaluate_every_steps = 7});
+    run_to_stop = &trainer;
+    std::signal(SIGTERM, stop_when_asked_to_end);
     trainer.run();
   }
 
@@ -144,5 +144,40 @@ TEST_SUITE("train/trainer_killed") {
     }
     CHECK(log_without_times(whole / "log.jsonl") == log_without_times(killed / "log.jsonl"));
     CHECK(!half_written(killed));
+  }
+
+  TEST_CASE("asked to end by SIGTERM and started again, a run ends bit-equal") {
+    const zamba_test::TemporaryFolder folder;
+    write_token_file(folder.path / "text", zamba_test::random_tokens(3000), TokenWidth::u16);
+    const auto whole = folder.path / "whole", stopped = folder.path / "stopped";
+    int status = 0;
+    ::waitpid(start(whole), &status, 0);
+    REQUIRE(status == 0);
+    const Index all_lines = lines(whole / "log.jsonl");
+    for (Index i = 1; i <= 3; ++i) {
+      const pid_t child = start(stopped);
+      const Index before = lines(stopped / "log.jsonl");
+      const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+      while (lines(stopped / "log.jsonl") < before + 5) {  // its handler is there before it has taken steps
+        REQUIRE(!ended(child, status));
+        REQUIRE(std::chrono::steady_clock::now() < give_up);
+      }
+      ::kill(child, SIGTERM);
+      ::waitpid(child, &status, 0);
+      REQUIRE(status == 0);  // it ended by itself
+      const Index written = lines(stopped / "log.jsonl");
+      REQUIRE(written < all_lines);
+      // The log is complete up to the checkpoint, which is of the last step.
+      const Index step = metadata_number(Safetensors::open(stopped / "checkpoint.safetensors"), "step");
+      CHECK(has(read_text(stopped / "log.jsonl"), "{\"step\":" + std::to_string(step) + ","));
+      CHECK(!has(read_text(stopped / "log.jsonl"), "{\"step\":" + std::to_string(step + 1) + ","));
+    }
+    ::waitpid(start(stopped), &status, 0);
+    REQUIRE(status == 0);
+    for (const char* name : {"checkpoint.safetensors", "phase-1.safetensors", "phase-2.safetensors", "loss.svg"}) {
+      CAPTURE(name);
+      CHECK((read_text(whole / name) == read_text(stopped / name)));
+    }
+    CHECK(log_without_times(whole / "log.jsonl") == log_without_times(stopped / "log.jsonl"));
   }
 }

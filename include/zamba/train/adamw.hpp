@@ -11,12 +11,16 @@
 // the weights are its rounding; parameters that are float32 already have no copy. A step allocates nothing after the
 // first. It reads the norm of the gradients before anything is changed: gradients that are not finite are an Error that
 // names them, and no step.
-// A gradient of zero is no frozen parameter: its weights decay where they are listed so, and move on by their momentum.
+// Groups of parameters may have a rate of their own or be frozen (train/parameter_groups.hpp). What is frozen neither
+// steps nor decays, its moments stay, and the norm that clips is that of the others' gradients; those of its own are
+// computed all the same, since others depend on them, and may be anything. A gradient of zero freezes nothing: such
+// weights decay where they are listed so, and move on by their momentum.
 #pragma once
 
-#include <bit>
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include <zamba/buffer.hpp>
@@ -25,6 +29,8 @@
 #include <zamba/model.hpp>
 #include <zamba/number.hpp>
 #include <zamba/ops/adamw_step.hpp>
+#include <zamba/ops/add.hpp>
+#include <zamba/train/parameter_groups.hpp>
 
 namespace zamba {
 
@@ -33,9 +39,10 @@ struct AdamWOptions {
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;
-  double clip_norm = 1;  // of all gradients together; 0: no clipping
+  double clip_norm = 1;  // of all gradients together, but those of frozen parameters; 0: no clipping
+  std::vector<ParameterGroup> groups{};
 
-  /// Throws where a value makes no sense in the arithmetic of F, naming it.
+  /// Throws where a number makes no sense in the arithmetic of F, naming it.
   template <class F>
   void check() const;
 };
@@ -51,7 +58,7 @@ class AdamW {
   using ModelType = Model<Net, T, Device>;
   using GradientsType = Gradients<Net, T, Device>;
 
-  /// Begins from the model's present weights.
+  /// Begins from the model's present weights. Throws for options that make no sense, as a group without parameters.
   explicit AdamW(const ModelType& model, AdamWOptions options = {});
 
   /// Replaces the model's weights by those one step on. Which parameters decay is in model.entries(). Throws, and
@@ -61,10 +68,12 @@ class AdamW {
     step(this_thread_context<Device>(), model, gradients, learning_rate);
   }
 
-  /// Throws where the rate is not finite, negative, or so large that a step could not be finite.
+  /// Throws where the rate is not finite, negative, or, multiplied by that of a group, so large that a step could not
+  /// be finite.
   void check_rate(double learning_rate) const;
 
-  /// The norm of the last gradients that were given to step(), before clipping. Waits for the device.
+  /// The norm of the last gradients that were given to step(), but for those of frozen parameters, before clipping.
+  /// Waits for the device.
   double gradient_norm() const {
     double squared = 0;
     Memory<Device>::copy_to_host(&squared, norm_squared(), sizeof squared);
@@ -72,6 +81,8 @@ class AdamW {
   }
 
   const AdamWOptions& options() const { return options_; }
+  /// What the learning rate is multiplied by for each of model.entries(); 0: it is frozen.
+  const std::vector<double>& rates() const { return rates_; }
 
   /// What a checkpoint holds: the moments and the master copy, in the device's memory, at the offsets of
   /// ParameterEntry, and the number of steps taken. No master copy is needed, and its view is empty, where weights are
@@ -89,22 +100,38 @@ class AdamW {
  private:
   static constexpr bool has_master = !std::is_same_v<weight_t<T>, F>;
 
+  /// Elements of parameters that follow each other, and none of them frozen.
+  struct Run {
+    Index first, count;
+  };
+
+  void measure(Context<Device>& ctx, const GradientsType& gradients);
   [[noreturn]] void fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const;
 
   Vector<F> part(Index i) const { return {reinterpret_cast<F*>(buffer_.data()) + i * stride_, count_}; }
   double* norm_squared() const { return reinterpret_cast<double*>(norm_.data()); }
 
   AdamWOptions options_;
+  std::vector<double> rates_;
+  double largest_rate_ = 0;  // of these
+  std::vector<Run> runs_;
   Index count_ = 0, stride_ = 0, steps_ = 0;
   Buffer<Device> buffer_, norm_;
 };
 
-/// The norm of all gradients together.
-template <class Net, class T>
-double global_norm(const Gradients<Net, T, cpu>& gradients) {
+/// The norm of all gradients together. Waits for the device.
+template <class Net, class T, class Device>
+double global_norm(Context<Device>& ctx, const Gradients<Net, T, Device>& gradients) {
+  ArenaScope scope(ctx.arena());
+  const Vector<double> on_device = ctx.arena().template tensor<double>(1);
+  sum_of_squares(ctx, gradients.values(), on_device.data);
   double squared = 0;
-  sum_of_squares(this_thread_context<cpu>(), gradients.values(), &squared);
+  Memory<Device>::copy_to_host(&squared, on_device.data, sizeof squared);
   return std::sqrt(squared);
+}
+template <class Net, class T, class Device>
+double global_norm(const Gradients<Net, T, Device>& gradients) {
+  return global_norm(this_thread_context<Device>(), gradients);
 }
 
 template <class F>
@@ -125,17 +152,25 @@ void AdamWOptions::check() const {
 }
 
 template <class Net, class T, class Device>
-AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options) : options_(options), norm_(sizeof(double)) {
-  options.check<F>();
-  const ParameterEntry& last = model.entries().back();
-  count_ = last.offset + last.size;
+AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options)
+    : options_(std::move(options)), norm_(2 * sizeof(double)) {
+  options_.check<F>();
+  const std::vector<ParameterEntry>& entries = model.entries();
+  rates_ = detail::group_rates(entries, options_.groups);
+  largest_rate_ = *std::max_element(rates_.begin(), rates_.end());
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (rates_[i] == 0) continue;
+    if (i == 0 || rates_[i - 1] == 0) runs_.push_back({entries[i].offset, 0});
+    runs_.back().count = entries[i].offset + entries[i].size - runs_.back().first;
+  }
+  count_ = entries.back().offset + entries.back().size;
   stride_ = static_cast<Index>(align_up(static_cast<std::size_t>(count_) * sizeof(F)) / sizeof(F));
   buffer_ = Buffer<Device>(static_cast<std::size_t>(stride_) * sizeof(F) * (has_master ? 3 : 2));
   Memory<Device>::zero(buffer_.data(), buffer_.size());
   Memory<Device>::zero(norm_.data(), norm_.size());
   if constexpr (has_master) {
     std::vector<F> values;
-    for (const ParameterEntry& entry : model.entries()) {
+    for (const ParameterEntry& entry : entries) {
       const std::vector<double> weights = model.read(entry);
       values.assign(weights.begin(), weights.end());
       Memory<Device>::copy_from_host(master().data + entry.offset, values.data(), values.size() * sizeof(F));
@@ -147,19 +182,33 @@ template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::check_rate(double learning_rate) const {
   require(is_finite(learning_rate) && learning_rate >= 0, "AdamW: the learning rate must be finite and 0 or more, got ",
           learning_rate);
-  require(learning_rate / (1 - options_.beta1) <= static_cast<double>(std::numeric_limits<F>::max()),
-          "AdamW: a learning rate of ", learning_rate,
-          " is too large: over 1 - beta1 it is infinite in the arithmetic ", "of the weights");
-  require(learning_rate * options_.weight_decay <= 1, "AdamW: a learning rate of ", learning_rate,
-          " and a weight_decay of ", options_.weight_decay,
-          " have a product above 1: a step would not shrink the weights but turn their signs");
+  const double largest = learning_rate * largest_rate_;
+  const char* const whose = largest_rate_ == 1 ? "" : ", multiplied by the rate of a parameter group,";
+  require(largest / (1 - options_.beta1) <= static_cast<double>(std::numeric_limits<F>::max()),
+          "AdamW: a learning rate of ", largest, whose,
+          " is too large: over 1 - beta1 it is infinite in the arithmetic of the weights");
+  require(largest * options_.weight_decay <= 1, "AdamW: a learning rate of ", largest, whose, " and a weight_decay of ",
+          options_.weight_decay, " have a product above 1: a step would not shrink the weights but turn their signs");
 }
 
-/// Names the first gradient that is not finite.
+/// The squared norm of the gradients that count: of every run, then their sum, in order.
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::measure(Context<Device>& ctx, const GradientsType& gradients) {
+  const Matrix<double> sum{norm_squared(), 1, 1}, part{norm_squared() + 1, 1, 1};
+  for (const Run& run : runs_) {
+    const bool first = &run == runs_.data();
+    sum_of_squares(ctx, gradients.values().slice(run.first, run.count), first ? sum.data : part.data);
+    if (!first) add(ctx, part, sum);
+  }
+}
+
+/// Names the first gradient that counts and is not finite.
 template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const {
   std::vector<F> values;
-  for (const ParameterEntry& entry : model.entries()) {
+  for (std::size_t i = 0; i < rates_.size(); ++i) {
+    if (rates_[i] == 0) continue;
+    const ParameterEntry& entry = model.entries()[i];
     values.resize(static_cast<std::size_t>(entry.size));
     Memory<Device>::copy_to_host(values.data(), gradients.values().data + entry.offset, values.size() * sizeof(F));
     const Index at = kernel::first_non_finite<F>(values.data(), entry.size);
@@ -176,14 +225,15 @@ void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const G
                                  double learning_rate) {
   require(gradients.values().size() == count_, "AdamW: made for a model of another size");
   check_rate(learning_rate);
-  sum_of_squares(ctx, gradients.values(), norm_squared());
+  measure(ctx, gradients);
   if (const double norm = gradient_norm(); !can_step<F>(norm, options_.clip_norm))
     fail_for_norm(model, gradients, norm);
   ++steps_;
-  for (const ParameterEntry& entry : model.entries()) {
-    const double decay = entry.decay == Decay::yes ? options_.weight_decay : 0;
-    const AdamWScalars scalars{learning_rate, options_.beta1,     options_.beta2, options_.eps,
-                               decay,         options_.clip_norm, steps_};
+  for (std::size_t i = 0; i < rates_.size(); ++i) {
+    if (rates_[i] == 0) continue;
+    const ParameterEntry& entry = model.entries()[i];
+    const double rate = learning_rate * rates_[i], decay = entry.decay == Decay::yes ? options_.weight_decay : 0;
+    const AdamWScalars scalars{rate, options_.beta1, options_.beta2, options_.eps, decay, options_.clip_norm, steps_};
     const auto of = [&](Vector<F> values) { return values.slice(entry.offset, entry.size); };
     const auto run = [&]<class W>(W* weight, Vector<F> master) {
       const AdamWTensors<W, F> tensors{

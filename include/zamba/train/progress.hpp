@@ -155,8 +155,9 @@ class StepLog {
       open();
       fail("StepLog: '", path_.string(), "' was removed or replaced while it was written to");
     }
-    if (::fsync(file_->get()) != 0 && errno != EINVAL)
-      fail("StepLog: '", path_.string(), "' was not flushed to the disk: ", detail::errno_text(errno));
+    while (::fsync(file_->get()) != 0 && errno != EINVAL)
+      if (errno != EINTR)
+        fail("StepLog: '", path_.string(), "' was not flushed to the disk: ", detail::errno_text(errno));
   }
 
   /// Removes every record whose "step" is above the given one. Records without a step stay.

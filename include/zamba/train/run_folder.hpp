@@ -77,10 +77,4 @@ inline void draw_losses(const std::filesystem::path& log, const std::filesystem:
   write_line_plot(picture, plot);
 }
 
-/// The shortest text that reads back as the same number.
-template <class Number>
-std::string number_text(Number value) {
-  return nlohmann::json(value).dump();
-}
-
 }  // namespace zamba::detail

@@ -19,6 +19,13 @@
 // again with as many threads, ends with the bytes of one that was not; so does its log, but for the key "time".
 // After the first step nothing is allocated, except by logs, measurements and checkpoints.
 //
+// stop() ends a run after the step that is under way, as where a system asks the program to end:
+//
+//   static std::atomic<zamba::Trainer<Net>*> running;
+//   running = &trainer;
+//   std::signal(SIGTERM, [](int) { running.load()->stop(); });
+//   trainer.run();  // returns with a checkpoint written; a Trainer on the same folder goes on from there
+//
 // All that can be told before the first step is told then: options that would be ignored, ids outside the vocabulary.
 // A step whose loss or gradients are not finite is not taken: an Error names it, the model is as it was, and no
 // checkpoint ever holds such a number. Trouble with the log, the picture or a measurement ends no run: it is told on
@@ -26,16 +33,15 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <filesystem>
-#include <limits>
 #include <new>
 #include <numbers>
 #include <optional>
 #include <ostream>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -45,6 +51,8 @@
 #include <zamba/train/phase.hpp>
 #include <zamba/train/progress.hpp>
 #include <zamba/train/run_folder.hpp>
+#include <zamba/train/trainer/arithmetic.hpp>
+#include <zamba/train/trainer/phase_plan.hpp>
 #include <zamba/train/trainer_options.hpp>
 
 namespace zamba {
@@ -59,17 +67,24 @@ class Trainer {
   Trainer(ModelType& model, std::vector<Phase> phases, TrainerOptions options)
       : Trainer(this_thread_context<Device>(), model, std::move(phases), std::move(options)) {}
 
-  /// To the end of the last phase.
+  /// To the end of the last phase, or to a stop().
   void run();
-  /// To the end of the phase that comes next, or is under way.
+  /// To the end of the phase that comes next, or is under way; or to a stop().
   void run_phase();
   /// One step, with the log, measurement and checkpoint that are due after it. Throws where its loss or gradients are
   /// not finite: then neither model, moments nor step() have changed.
   void take_step();
-  bool finished() const { return step_ == phase_ends_.back(); }
+  bool finished() const { return step_ == plan_.steps(); }
+
+  /// Ends a run after the step that is under way, with a checkpoint where there is a folder; where none is under way,
+  /// the next one before its first step. For on_step, other threads and signal handlers: it does nothing but set a
+  /// lock-free flag.
+  void stop() noexcept { stop_.store(true, std::memory_order_relaxed); }
+  /// Whether the last run(), run_phase() or take_step() met a stop(). The next one goes on.
+  bool stopped() const { return stopped_; }
 
   Index step() const { return step_; }
-  Index steps() const { return phase_ends_.back(); }
+  Index steps() const { return plan_.steps(); }
   Index tokens_per_step() const { return options_.rows * options_.length * options_.accumulation; }
   Index tokens() const { return step_ * tokens_per_step(); }
   /// The mean loss of the last step, in nats per target.
@@ -87,33 +102,29 @@ class Trainer {
     options.check();
     return options;
   }
-  void plan_phases();
-  void check_texts() const;
+  void check_rates() const;
   void make_batches();
   detail::FittingCheckpoint<Net, T, Device> open_checkpoint(const Safetensors& file);
   void advance();
-  bool at_end_of_phase() const { return std::binary_search(phase_ends_.begin(), phase_ends_.end(), step_); }
+  void end_run();
+  bool to_stop() const { return stop_.load(std::memory_order_relaxed); }
+  bool at_end_of_phase() const { return plan_.ends_at(step_); }
   template <class F>
   void aside(F&& f);
   void tell_trouble();
   void log_measurement();
   void save();
   void draw_loss() const;
-  void report(const Phase& phase, double rate, double seconds);
+  void show(const StepReport& report);
+  void call_back(const StepReport& report) const;
   Metadata arithmetic() const;
-  std::size_t phase() const {  // that of the next step
-    return static_cast<std::size_t>(std::upper_bound(phase_ends_.begin(), phase_ends_.end() - 1, step_) -
-                                    phase_ends_.begin());
-  }
   /// Whether something that happens every so many steps, and at the end of each phase, is due.
   bool due(Index every) const { return (every > 0 && step_ % every == 0) || at_end_of_phase(); }
 
   Context<Device>& ctx_;
   ModelType& model_;
-  std::vector<Phase> phases_;
   TrainerOptions options_;
-  std::vector<Mixture> mixtures_;  // of each phase
-  std::vector<Index> phase_ends_;  // in steps
+  detail::PhasePlan plan_;
   Gradients<Net, T, Device> gradients_;
   AdamW<Net, T, Device> optimiser_;
   std::vector<PackedBatch> batches_;  // of a step
@@ -122,6 +133,10 @@ class Trainer {
   std::optional<StepLog> log_;
   std::optional<ProgressLine> progress_;
   Index step_ = 0, measured_at_ = -1;
+  Index saved_at_ = 0;  // the beginning needs no checkpoint
+  std::atomic<bool> stop_{false};
+  static_assert(std::atomic<bool>::is_always_lock_free, "zamba::Trainer: stop() may be called by a signal handler");
+  bool stopped_ = false;
   double loss_ = 0, measured_ = 0, seconds_per_step_ = 0;
   std::string trouble_;
   Index further_troubles_ = 0;
@@ -132,12 +147,12 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
                                  TrainerOptions options)
     : ctx_(ctx),
       model_(model),
-      phases_(std::move(phases)),
       options_(checked(std::move(options))),
+      plan_(std::move(phases), tokens_per_step(), options_.length),
       gradients_(model.entries()),
       optimiser_(model, options_.adamw) {
-  plan_phases();
-  check_texts();
+  check_rates();
+  plan_.check_texts(options_.held_out, Net::vocabulary);
   make_batches();
   if (options_.progress) progress_.emplace(*options_.progress, options_.progress_fd);
   if (!options_.folder.empty()) {
@@ -158,51 +173,15 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
   aside([&] { log_measurement(); });
 }
 
-/// Mixtures and ends of all phases.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::plan_phases() {
-  require(!phases_.empty(), "Trainer: there is no phase");
-  constexpr Index most = std::numeric_limits<Index>::max() / 2;
-  Index steps = 0;
-  for (const Phase& phase : phases_) {
-    require(phase.tokens > 0, "Trainer: phase '", phase.name, "' must have a positive number of tokens, got ",
-            phase.tokens);
-    phase.rate.check(phase.tokens);
+void Trainer<Net, T, Device>::check_rates() const {
+  for (const Phase& phase : plan_.phases()) {
     try {
       optimiser_.check_rate(phase.rate.peak());
     } catch (const Error& error) {
       fail("Trainer: phase '", phase.name, "': ", detail::without_prefix(error.what()));
     }
-    if (phase.tokens <= most) steps += phase.tokens / tokens_per_step() + (phase.tokens % tokens_per_step() != 0);
-    require(phase.tokens <= most && steps <= most / tokens_per_step(), "Trainer: phase '", phase.name, "' ends beyond ",
-            most, " tokens");
-    phase_ends_.push_back(steps);
-    mixtures_.emplace_back(phase.mixture);
-    mixtures_.back().check(options_.length);
-    detail::json_text(phase.name);  // names go to the checkpoint's metadata: throws where they could not
-    for (const MixtureSource& source : phase.mixture) detail::json_text(source.name);
   }
-}
-
-/// Reads every text once, as far as it is used.
-template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::check_texts() const {
-  std::vector<TokenRange> ranges;
-  const auto add = [&](const TokenRange& range, const std::string& what) {
-    range.check();
-    const std::string path = range.file->path().string();
-    const Token end = range.file->document_end().value_or(0);
-    require(end < Net::vocabulary, "Trainer: the document end of '", path, "' is ", end,
-            ", outside the model's vocabulary of ", Net::vocabulary);
-    require(range.has_target(), "Trainer: ", what, " ('", path, "' from ", range.first, " to ", range.last,
-            ") has no target: there is no token that another one follows in its document");
-    ranges.push_back(range);
-  };
-  for (const Phase& phase : phases_)
-    for (const MixtureSource& source : phase.mixture)
-      add(source.range, "'" + source.name + "' of phase '" + phase.name + "'");
-  if (options_.held_out.file) add(options_.held_out, "the held_out text");
-  check_vocabulary(std::move(ranges), Net::vocabulary);
 }
 
 /// Takes the memory of a step's batches.
@@ -219,35 +198,43 @@ void Trainer<Net, T, Device>::make_batches() {
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run() {
-  while (!finished()) advance();
-  tell_trouble();
+  while (!finished() && !to_stop()) advance();
+  end_run();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run_phase() {
   if (!finished())
-    for (const Index end = phase_ends_[phase()]; step_ < end;) advance();
-  tell_trouble();
+    for (const Index end = plan_.end(plan_.phase_at(step_)); step_ < end && !to_stop();) advance();
+  end_run();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::take_step() {
   advance();
-  if (at_end_of_phase()) tell_trouble();
+  if (at_end_of_phase() || to_stop()) end_run();
+}
+
+/// What a stop() wants, and what aside() caught.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::end_run() {
+  stopped_ = stop_.exchange(false, std::memory_order_relaxed);
+  if (stopped_ && saved_at_ != step_) save();
+  tell_trouble();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::advance() {
   require(!finished(), "Trainer: all ", step_, " steps were taken");
+  stopped_ = false;
   const auto begin = Clock::now();
-  const std::size_t now = phase();
-  const Phase& phase = phases_[now];
-  const Index phase_step = step_ - (now > 0 ? phase_ends_[now - 1] : 0);
-  const double rate = phase.rate.at(phase_step * tokens_per_step(), phase.tokens);
+  const std::size_t now = plan_.phase_at(step_);
+  const Phase& phase = plan_.phases()[now];
+  const double rate = plan_.rate_at(step_);
 
   Index targets = 0;
   for (std::size_t i = 0; i < batches_.size(); ++i) {
-    mixtures_[now].draw(options_.seed, step_, static_cast<Index>(i), options_.rows, options_.length, batches_[i]);
+    plan_.mixture(now).draw(options_.seed, step_, static_cast<Index>(i), options_.rows, options_.length, batches_[i]);
     targets += std::count_if(batches_[i].targets.begin(), batches_[i].targets.end(), [](Token t) { return t >= 0; });
   }
   const double scale = 1 / static_cast<double>(std::max<Index>(targets, 1));
@@ -274,9 +261,27 @@ void Trainer<Net, T, Device>::advance() {
   loss_ = sum * scale;
   ++step_;
 
-  aside([&] { report(phase, rate, std::chrono::duration<double>(Clock::now() - begin).count()); });
+  const StepReport report{step_,
+                          phase.name,
+                          loss_,
+                          rate,
+                          optimiser_.gradient_norm(),
+                          tokens(),
+                          std::chrono::duration<double>(Clock::now() - begin).count()};
+  aside([&] { show(report); });
   if (due(options_.evaluate_every_steps)) aside([&] { log_measurement(); });
   if (due(options_.checkpoint_every_steps)) save();
+  if (options_.on_step) call_back(report);
+}
+
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::call_back(const StepReport& report) const {
+  try {
+    options_.on_step(report);
+  } catch (const std::exception& error) {
+    fail("Trainer: on_step threw, after step ", step_, " of ", steps(), ": ", detail::without_prefix(error.what()),
+         "; the step is whole, and the run can go on");
+  }
 }
 
 /// Does what a run is not to be lost for.
@@ -312,18 +317,18 @@ void Trainer<Net, T, Device>::tell_trouble() {
 
 /// The progress line, and a line of the log.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::report(const Phase& phase, double rate, double seconds) {
-  seconds_per_step_ = seconds_per_step_ > 0 ? 0.9 * seconds_per_step_ + 0.1 * seconds : seconds;
+void Trainer<Net, T, Device>::show(const StepReport& report) {
+  seconds_per_step_ = seconds_per_step_ > 0 ? 0.9 * seconds_per_step_ + 0.1 * report.seconds : report.seconds;
   const auto tokens = static_cast<double>(tokens_per_step()), steps_left = static_cast<double>(steps() - step_);
   if (progress_) progress_->update({step_, steps(), loss_, tokens / seconds_per_step_, steps_left * seconds_per_step_});
   if (!log_ || !due(options_.log_every_steps)) return;
-  log_->append({{"step", step_},
-                {"phase", phase.name},
-                {"tokens", this->tokens()},
-                {"loss", loss_},
-                {"learning_rate", rate},
-                {"gradient_norm", optimiser_.gradient_norm()},
-                {"time", {{"seconds", seconds}, {"tokens_per_second", tokens / seconds}}}});
+  log_->append({{"step", report.step},
+                {"phase", report.phase},
+                {"tokens", report.tokens},
+                {"loss", report.loss},
+                {"learning_rate", report.rate},
+                {"gradient_norm", report.gradient_norm},
+                {"time", {{"seconds", report.seconds}, {"tokens_per_second", tokens / report.seconds}}}});
 }
 
 template <class Net, class T, class Device>
@@ -349,43 +354,24 @@ template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::save() {
   if (!folder_) return;
   aside([&] { log_->sync(); });
-  const auto end = std::find(phase_ends_.begin(), phase_ends_.end(), step_);
   Metadata metadata = arithmetic();
   metadata["step"] = std::to_string(step_);
   metadata["tokens"] = std::to_string(tokens());
-  if (end != phase_ends_.end()) {
-    const std::string name = "phase-" + std::to_string(end - phase_ends_.begin() + 1) + ".safetensors";
+  if (at_end_of_phase()) {
+    const std::string name = "phase-" + std::to_string(plan_.begun_at(step_)) + ".safetensors";
     save_checkpoint(options_.folder / name, model_, optimiser_, metadata);
   }
   save_checkpoint(options_.folder / "checkpoint.safetensors", model_, optimiser_, metadata);
-  if (end != phase_ends_.end()) aside([&] { draw_loss(); });
+  saved_at_ = step_;
+  if (at_end_of_phase()) aside([&] { draw_loss(); });
 }
 
-/// All that decides the numbers of the phases begun so far. Phases that did not begin yet may still be changed.
+/// All that decides the numbers of the run so far.
 template <class Net, class T, class Device>
 Metadata Trainer<Net, T, Device>::arithmetic() const {
-  const TrainerOptions& o = options_;
-  Metadata text{{"rows", std::to_string(o.rows)},
-                {"length", std::to_string(o.length)},
-                {"accumulation", std::to_string(o.accumulation)},
-                {"seed", std::to_string(o.seed.value)},
-                {"adamw.beta1", detail::number_text(o.adamw.beta1)},
-                {"adamw.beta2", detail::number_text(o.adamw.beta2)},
-                {"adamw.eps", detail::number_text(o.adamw.eps)},
-                {"adamw.weight_decay", detail::number_text(o.adamw.weight_decay)},
-                {"adamw.clip_norm", detail::number_text(o.adamw.clip_norm)},
-                {"storage", std::string(name_of(dtype_of<weight_t<T>>()))}};
-  for (std::size_t i = 0; i < phases_.size() && (i == 0 || phase_ends_[i - 1] < step_); ++i) {
-    const std::string key = "phase " + std::to_string(i + 1) + ".";
-    text[key + "name"] = phases_[i].name;
-    text[key + "tokens"] = std::to_string(phases_[i].tokens);
-    text[key + "rate"] = phases_[i].rate.str();
-    text[key + "mixture"] = mixtures_[i].str();
-    for (const MixtureSource& source : mixtures_[i].sources()) {
-      std::string& prints = text[key + "text of " + source.name];  // names may be equal
-      prints += (prints.empty() ? "" : " ") + std::to_string(detail::fingerprint(source.range));
-    }
-  }
+  Metadata text = detail::arithmetic_of(options_, model_.entries(), optimiser_.rates());
+  text["storage"] = name_of(dtype_of<weight_t<T>>());
+  plan_.describe(step_, text);
   return text;
 }
 
@@ -393,18 +379,8 @@ Metadata Trainer<Net, T, Device>::arithmetic() const {
 template <class Net, class T, class Device>
 detail::FittingCheckpoint<Net, T, Device> Trainer<Net, T, Device>::open_checkpoint(const Safetensors& file) {
   detail::check_architecture<Net>(file);
-  step_ = metadata_number(file, "step");
-  std::string differences;
-  for (const auto& [key, now] : arithmetic()) {
-    const auto found = file.metadata().find(key);
-    if (found == file.metadata().end() || found->second != now)
-      differences += "\n  " + key + ": " + (found == file.metadata().end() ? "nothing" : "'" + found->second + "'") +
-                     " in the checkpoint, '" + now + "' now";
-  }
-  require(differences.empty(), "Trainer: '", file.origin(),
-          "' was made with other options, and would not be continued exactly:", differences,
-          "\nGive the same options, or another folder and this file as start_from: that takes the weights alone, and "
-          "begins with new moments, at step 0 of the phases.");
+  step_ = saved_at_ = metadata_number(file, "step");
+  detail::check_arithmetic(file, arithmetic());
   require(step_ > 0 && step_ <= steps(), "Trainer: '", file.origin(), "' was at step ", step_,
           ", the phases given now end at step ", steps());
   return {file, model_, optimiser_};
@@ -412,14 +388,8 @@ detail::FittingCheckpoint<Net, T, Device> Trainer<Net, T, Device>::open_checkpoi
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::draw_loss() const {
-  std::vector<PlotBand> bands;
-  for (std::size_t i = 0; i < phases_.size() && (i == 0 || phase_ends_[i - 1] < step_); ++i) {
-    const Index begin = i > 0 ? phase_ends_[i - 1] : 0, end = phase_ends_[i];
-    bands.push_back({phases_[i].name, static_cast<double>(begin * tokens_per_step()),
-                     static_cast<double>(end * tokens_per_step())});
-  }
   detail::draw_losses(log_->path(), options_.folder / "loss.svg", 1 / std::numbers::ln2 / options_.bytes_per_token,
-                      std::move(bands));
+                      plan_.bands(step_));
 }
 
 }  // namespace zamba

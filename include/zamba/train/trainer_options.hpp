@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// TrainerOptions: how a run is trained, where it is kept, and what it is measured by.
+// TrainerOptions: how a run is trained, where it is kept, what it is measured by, and who is told of its steps.
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <ostream>
+#include <string_view>
 
 #include <zamba/data/mixture.hpp>
 #include <zamba/error.hpp>
@@ -12,6 +14,17 @@
 #include <zamba/train/adamw.hpp>
 
 namespace zamba {
+
+/// A step that was taken.
+struct StepReport {
+  Index step = 0;            // how many were, this one included
+  std::string_view phase{};  // its name
+  double loss = 0;           // in nats per target
+  double rate = 0;           // of the schedule
+  double gradient_norm = 0;  // before clipping, without frozen parameters
+  Index tokens = 0;          // of the run so far
+  double seconds = 0;        // that the step took
+};
 
 struct TrainerOptions {
   Index rows = 8;          // windows in a micro-batch
@@ -33,6 +46,10 @@ struct TrainerOptions {
 
   std::ostream* progress = nullptr;  // where the progress line goes, and trouble that ends no run
   int progress_fd = -1;              // the descriptor behind it: the line is drawn on a terminal only
+
+  /// Called after each step, and after the log, measurement and checkpoint that are due then. What it throws ends the
+  /// run with an Error; the step is whole, and the run can go on.
+  std::function<void(const StepReport&)> on_step{};
 
   /// Throws where a value makes no sense or would be ignored, naming it.
   void check() const;
