@@ -17,7 +17,7 @@ namespace {
 
 using namespace zamba;
 using zamba::testing::Array, zamba::testing::every, zamba::testing::finite_differences, zamba::testing::nans,
-    zamba::testing::relative_error, zamba::testing::Values;
+    zamba::testing::PaddedMatrix, zamba::testing::relative_error, zamba::testing::Values;
 
 /// The inputs of one scan, in float64, contiguous.
 struct Problem {
@@ -38,10 +38,11 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-/// Forward and, where cotangents are given, backward. What forward and backward assign is poisoned before.
+/// Forward and, where cotangents are given, backward. What forward and backward assign is poisoned before. Rows of
+/// activations are `padding` elements apart.
 template <class Device, class T>
 Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Values& d_h = {}, int threads = 1,
-           bool keep = true) {
+           bool keep = true, Index padding = 0) {
   const Index tokens = p.tokens(), N = p.states, channels = p.channels;
   auto ctx = zamba::testing::new_context<Device>(threads);
   std::vector<Index> offsets{0};
@@ -52,17 +53,23 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
   }
   const Sequences sequences{ctx.readable(offsets.data(), p.rows + 1), ctx.readable(p.starts.data(), p.rows), p.rows,
                             tokens, longest};
-  using A = Array<Device, T>;
+  using A = PaddedMatrix<Device, T>;
   using F = compute_t<T>;
-  const A u(p.u), delta(p.delta), z(p.z), B(p.B), C(p.C), y(nans(p.u.size()));
+  const auto wide = [&](const Values& values) { return A::of_width(values, channels, padding); };
+  const auto of_heads = [&](const Values& values) { return A::of_width(values, N, padding); };
+  const auto in_heads = [&](const A& array) {
+    return tokens > 0 ? array.parts(tokens) : Tensor<T, 3>(nullptr, 0, p.heads, N);
+  };
+  const A u = wide(p.u), delta = wide(p.delta), z = wide(p.z), B = of_heads(p.B), C = of_heads(p.C),
+          y = wide(nans(p.u.size()));
   const Array<Device, F> A_log(p.A_log), D(p.D), bias(p.delta_bias), h(p.h0);
   const Array<Device, F> checkpoints(nans(static_cast<std::size_t>(scan_checkpoint_count(sequences) * N * channels)));
-  const SelectiveScanInputs<T, F> in{u.view(tokens, channels),   delta.view(tokens, channels), z.view(tokens, channels),
-                                     B.view(tokens, p.heads, N), C.view(tokens, p.heads, N),   A_log.view(channels, N),
-                                     D.view(channels),           bias.view(channels)};
+  const SelectiveScanInputs<T, F> in{u.view(),         delta.view(),       z.view(),
+                                     in_heads(B),      in_heads(C),        A_log.view(channels, N),
+                                     D.view(channels), bias.view(channels)};
   const Tensor<F, 3> state = with_state ? h.view(p.rows, N, channels) : Tensor<F, 3>{};
   const Tensor<F, 3> kept = checkpoints.view(scan_checkpoint_count(sequences), N, channels);
-  selective_scan(ctx, in, sequences, state, y.view(tokens, channels), keep ? kept : Tensor<F, 3>{});
+  selective_scan(ctx, in, sequences, state, y.view(), keep ? kept : Tensor<F, 3>{});
   Result result;
   result.y = y.values();
   result.h = h.values();
@@ -71,17 +78,19 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
     if (std::isnan(value)) value = std::numeric_limits<double>::infinity();
   if constexpr (defines_backward<SelectiveScan<Device>>) {
     if (d_y.empty()) return result;
-    const A dy(d_y), dh(d_h), d_u(nans(p.u.size())), d_delta(nans(p.u.size())), d_z(nans(p.u.size())),
-        d_B(nans(p.B.size())), d_C(nans(p.C.size())), d_A_log(Values(p.A_log.size())), d_D(Values(p.D.size())),
-        d_bias(Values(p.D.size()));
-    const SelectiveScanGradients<T, T> gradients{d_u.view(tokens, channels),   d_delta.view(tokens, channels),
-                                                 d_z.view(tokens, channels),   d_B.view(tokens, p.heads, N),
-                                                 d_C.view(tokens, p.heads, N), d_A_log.view(channels, N),
-                                                 d_D.view(channels),           d_bias.view(channels)};
-    selective_scan_backward(ctx, dy.view(tokens, channels), in, sequences, kept, gradients,
-                            with_state ? dh.view(p.rows, N, channels) : Tensor<T, 3>{});
+    const A dy = wide(d_y), d_u = wide(nans(p.u.size())), d_delta = wide(nans(p.u.size())),
+            d_z = wide(nans(p.u.size())), d_B = of_heads(nans(p.B.size())), d_C = of_heads(nans(p.C.size()));
+    const auto ones = [](std::size_t count) { return Values(count, 1.0); };  // what parameters' gradients are added to
+    const Array<Device, F> dh(d_h), d_A_log(ones(p.A_log.size())), d_D(ones(p.D.size())), d_bias(ones(p.D.size()));
+    const SelectiveScanGradients<T, F> gradients{d_u.view(),         d_delta.view(),       d_z.view(),
+                                                 in_heads(d_B),      in_heads(d_C),        d_A_log.view(channels, N),
+                                                 d_D.view(channels), d_bias.view(channels)};
+    selective_scan_backward(ctx, dy.view(), in, sequences, kept, gradients,
+                            with_state ? dh.view(p.rows, N, channels) : Tensor<F, 3>{});
     result = {result.y,     result.h,         d_u.values(), d_delta.values(), d_z.values(), d_B.values(),
               d_C.values(), d_A_log.values(), d_D.values(), d_bias.values(),  dh.values(),  result.kept};
+    for (Values* values : {&result.d_A_log, &result.d_D, &result.d_delta_bias})
+      for (double& value : *values) value -= 1;
   }
   return result;
 }
@@ -144,6 +153,24 @@ Values plain_scan(const Problem& p) {
       }
     }
   return y;
+}
+
+/// Normal numbers, cotangents of a problem's outputs.
+Values cotangents(std::size_t count, std::uint64_t stream) {
+  return zamba::testing::normal_values(static_cast<Index>(count), stream);
+}
+
+/// Every gradient by norm.
+void check_gradients(const Result& got, const Result& wanted, double bound, double parameter_bound) {
+  CHECK(relative_error(got.d_u, wanted.d_u) < bound);
+  CHECK(relative_error(got.d_delta, wanted.d_delta) < bound);
+  CHECK(relative_error(got.d_z, wanted.d_z) < bound);
+  CHECK(relative_error(got.d_B, wanted.d_B) < bound);
+  CHECK(relative_error(got.d_C, wanted.d_C) < bound);
+  CHECK(relative_error(got.d_A_log, wanted.d_A_log) < parameter_bound);
+  CHECK(relative_error(got.d_D, wanted.d_D) < parameter_bound);
+  CHECK(relative_error(got.d_delta_bias, wanted.d_delta_bias) < parameter_bound);
+  CHECK(relative_error(got.d_h0, wanted.d_h0) < parameter_bound);
 }
 
 template <class Device, class T>
@@ -265,6 +292,21 @@ TEST_CASE("selective_scan: finite differences, also through the states at both e
   check("D", p.D, result.d_D);
   check("delta_bias", p.delta_bias, result.d_delta_bias);
   check("h0", p.h0, result.d_h0);
+}
+
+TEST_CASE_TEMPLATE("selective_scan: rows with gaps, forward and backward", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  for (const Index per_head : {6, 37}) {
+    const Problem p = random_problem({70, 0, 3}, {2, 1, 0}, 2, per_head, 8);
+    const Values d_y = cotangents(p.u.size(), 1), d_h = cotangents(p.h0.size(), 2);
+    const Result together = run<cpu, double>(p, true, d_y, d_h);
+    for (const Index padding : {1, 2}) {
+      const Result apart = run<Device, T>(p, true, d_y, d_h, 1, true, padding);
+      CHECK(relative_error(apart.y, together.y) < Where::definition);
+      if (!apart.d_u.empty()) check_gradients(apart, together, Where::definition, Where::definition);
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("selective_scan: threads and reruns change no bit; a later token changes none before it", Where,

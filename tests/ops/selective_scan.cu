@@ -157,4 +157,64 @@ TEST_CASE("selective_scan without a state, and with more states than CUDA has ro
                        "zamba: selective_scan: on CUDA d_state is at most 256, got 257", Error);
 }
 
+/// Against the CPU in double, of inputs that are T already.
+template <class T>
+void check_backward(Problem p, double bound, double parameter_bound) {
+  for (Values* values : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.A_log, &p.D, &p.delta_bias})
+    for (double& value : *values) value = static_cast<double>(T(static_cast<compute_t<T>>(value)));
+  Values d_y = cotangents(p.u.size(), 1);
+  for (double& value : d_y) value = static_cast<double>(T(static_cast<compute_t<T>>(value)));
+  const Values d_h = cotangents(p.h0.size(), 2);
+  check_gradients(run<cuda, T>(p, true, d_y, d_h), run<cpu, double>(p, true, d_y, d_h), bound, parameter_bound);
+}
+
+// Of a gradient in float: some factors of 2e-7 each for every step that a state remembers, of which there are few here.
+constexpr double backward_in_float = 4e-6;
+
+TEST_CASE("selective_scan backward on CUDA: the edges of its tiles, slices, stages and chunks") {
+  for (const Index per_head : {1, 4, 31, 32, 33, 66})
+    for (const Index N : {1, 8, 15, 16, 17, 64, 128}) {
+      CAPTURE(per_head);
+      CAPTURE(N);
+      const Problem p = random_problem({7, 8, 0, 1, 63, 66}, {1, 0, 2, 0, 3, 0}, 2, per_head, N);
+      check_backward<float>(p, backward_in_float, backward_in_float);
+      if (N % 16 > 0) check_backward<double>(p, 1e-13, 1e-13);
+    }
+}
+
+TEST_CASE("selective_scan backward on CUDA: long rows, and packed documents of single tokens") {
+  for (const Index N : {8, 16, 20}) {
+    CAPTURE(N);
+    check_backward<float>(random_problem({4099}, {0}, 1, 5, N), backward_in_float, backward_in_float);
+    std::vector<Index> lengths, starts;
+    for (Index row = 0; row < 150; ++row) {
+      lengths.push_back(row % 7 == 6 ? 0 : row % 11 == 10 ? 70 : 1);
+      starts.push_back(row % 3);
+    }
+    check_backward<float>(random_problem(lengths, starts, 2, 34, N), backward_in_float, backward_in_float);
+  }
+}
+
+TEST_CASE("selective_scan backward on CUDA in bf16: as in float, rounded where it is written; a rerun is bit-equal") {
+  // Of N 16 and 20: two kernels. Heads in pairs or not.
+  for (const auto [per_head, N] : {std::pair<Index, Index>{36, 16}, {37, 16}, {21, 7}, {36, 20}}) {
+    CAPTURE(per_head);
+    CAPTURE(N);
+    const Problem p = random_problem({150, 0, 9, 1}, {0, 1, 5, 0}, 2, per_head, N);
+    // 8 bits: at most 2^-9 of each element, beside which parts of dB and dC with 11 bits vanish.
+    check_backward<bf16>(p, 0x1p-9, backward_in_float);
+    const Values d_y = cotangents(p.u.size(), 1), d_h = cotangents(p.h0.size(), 2);
+    CHECK(run<cuda, bf16>(p, true, d_y, d_h) == run<cuda, bf16>(p, true, d_y, d_h));
+  }
+}
+
+TEST_CASE("selective_scan backward on CUDA without states") {
+  Problem p = random_problem({70, 3}, {0, 0}, 1, 12, 16);
+  const Values d_y = cotangents(p.u.size(), 1);
+  const Result with = run<cuda, float>(p, true, d_y, Values(p.h0.size())), without = run<cuda, float>(p, false, d_y);
+  CHECK(with.d_u == without.d_u);
+  CHECK(with.d_A_log == without.d_A_log);
+  for (const double value : with.d_h0) REQUIRE(value == 0);  // rows that began from zero
+}
+
 }  // namespace

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: MIT
-// selective_scan on CUDA, forward; equations and shapes in selective_scan.hpp.
+// selective_scan on CUDA; equations and shapes in selective_scan.hpp.
 //
-// Float and up to 32 states: ops/selective_scan/prefill.cuh for rows of some tokens, ops/selective_scan/decode.cuh for
-// single ones. Double and more states: a thread a channel, ops/selective_scan/channelwise.cuh.
+// Forward. Float and up to 32 states: ops/selective_scan/prefill.cuh for rows of some tokens,
+// ops/selective_scan/decode.cuh for single ones. Double and more states: a thread a channel,
+// ops/selective_scan/channelwise.cuh.
+//
+// Backward. Float and up to 16 states: ops/selective_scan/backward.cuh. Double and more states, and on GPUs with less
+// shared memory than that takes: ops/selective_scan/channelwise_backward.cuh. Both leave partial sums of dB, dC and of
+// the parameters' gradients, which are added in order here.
 //
 // Numeric contract: everything in compute_t. In float an exp is 2^x of the special-function unit, within 2e-7, and dt
 // and the gate within (3 + |x|) 1e-7 of theirs for an input x. The sum over n: four neighbouring n in order, then these
@@ -13,14 +18,58 @@
 #include <algorithm>
 
 #include <zamba/context.cuh>
+#include <zamba/kernel/elementwise.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/selective_scan.hpp>
+#include <zamba/ops/selective_scan/backward.cuh>
 #include <zamba/ops/selective_scan/channelwise.cuh>
+#include <zamba/ops/selective_scan/channelwise_backward.cuh>
 #include <zamba/ops/selective_scan/decode.cuh>
 #include <zamba/ops/selective_scan/prefill.cuh>
 
 namespace zamba {
+
+namespace kernel {
+
+/// dB and dC (tokens, heads, N): each head's sum over its `per_head` tiles, in order; for i = 2 N token + value.
+template <class A>
+struct AddScanTiles {
+  using F = compute_t<A>;
+  Tensor<const F, 3> BC;  // ScanPartials
+  Index per_head;
+  Tensor<A, 3> d_B, d_C;
+
+  __device__ void operator()(Index head, Index i) const {
+    const F* part = &BC(head * per_head, 0, 0) + i;
+    F sum = 0;
+#pragma unroll 8
+    for (Index k = 0; k < per_head; ++k) sum += part[k * BC.stride[0]];
+    const Index N = d_B.shape[2], token = i / (2 * N), value = i % (2 * N);
+    (value < N ? d_B(token, head, value) : d_C(token, head, value - N)) = A(sum);
+  }
+};
+
+/// The parameters' gradients are added to: each channel's sums over groups of rows, in order. dA / dA_log = A.
+template <class F>
+struct AddScanGroups {
+  Tensor<const F, 3> parameters;  // ScanPartials
+  Matrix<const F> A_log;
+  Matrix<F> d_A_log;
+  Vector<F> d_D, d_bias;
+
+  __device__ void operator()(Index c, Index i) const {
+    F sum = 0;
+    for (Index group = 0; group < parameters.shape[0]; ++group) sum += parameters(group, c, i);
+    const Index N = A_log.cols();
+    if (i < N)
+      d_A_log(c, i) -= sum * ::exp(A_log(c, i));
+    else
+      (i == N ? d_D : d_bias)[c] += sum;
+  }
+};
+
+}  // namespace kernel
 
 template <>
 struct SelectiveScan<cuda> {
@@ -45,7 +94,49 @@ struct SelectiveScan<cuda> {
     }
   }
 
+  template <class A, class F>
+  static void backward(Context<cuda>& ctx, Matrix<const A> d_y, const SelectiveScanInputs<A, F>& in,
+                       const Sequences& sequences, Tensor<const F, 3> checkpoints,
+                       const SelectiveScanGradients<A, F>& out, Tensor<F, 3> d_state) {
+    if (sequences.tokens == 0) return;
+    const Index N = in.B.shape[2], heads = in.B.shape[1], across = tiles(in, backward_channels);
+    const Index rows_each = ceil_div(sequences.rows, most_groups), groups = ceil_div(sequences.rows, rows_each);
+    ArenaScope scope(ctx.arena());
+    const kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
+                                           ctx.arena().template tensor<F>(groups, in.u.cols(), N + 2)};
+    using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
+    const bool in_registers = std::is_same_v<F, float> && N <= 16 && sizeof(Shared) <= ctx.most_shared();
+    const auto queue = [&](auto kernel, int threads, std::size_t shared, auto... more) {
+      kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
+                     static_cast<unsigned>(groups * across), static_cast<unsigned>(threads), shared, in, d_y, sequences,
+                     checkpoints, out, d_state, partials, rows_each, more...);
+    };
+    if (!in_registers) {
+      using Traits = kernel::ChannelBackwardTraits<A>;
+      queue(kernel::channel_backward_kernel<Traits>, Traits::threads, sizeof(kernel::ChannelBackwardShared<Traits>),
+            ctx.arena().template tensor<F>(groups, N, in.u.cols()));
+    } else if constexpr (std::is_same_v<F, float>) {
+      const bool wide =
+          in.u.cols() / heads % 2 == 0 && in_pairs(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
+      const auto by = [&]<class Traits>(Traits) {
+        queue(kernel::selective_scan_backward_kernel<Traits>, Traits::threads, sizeof(Shared));
+      };
+      wide ? by(kernel::ScanBackwardTraits<A, true>{}) : by(kernel::ScanBackwardTraits<A, false>{});
+    }
+    kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
+                         kernel::AddScanTiles<A>{partials.BC, across / heads, out.B, out.C},
+                         "selective_scan_backward: sums over channels");
+    kernel::for_elements(ctx, in.u.cols(), N + 2,
+                         kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
+                         "selective_scan_backward: sums over rows");
+  }
+
  private:
+  /// Of a tile of the backward pass.
+  static constexpr Index backward_channels = 32;
+  /// At most so many partial sums of the parameters' gradients.
+  static constexpr Index most_groups = 64;
+
   template <class T, int Rank>
   static bool in_fours(Tensor<T, Rank> tensor) {
     return kernel::aligned(tensor, 4) && tensor.cols() % 4 == 0;
@@ -56,9 +147,14 @@ struct SelectiveScan<cuda> {
            in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
   }
 
+  template <class... Tensors>
+  static bool in_pairs(const Tensors&... tensors) {
+    return ((kernel::aligned(tensors, 2) && tensors.cols() % 2 == 0) && ...);
+  }
+
   /// Tiles of so many channels in a row.
-  template <class A>
-  static Index tiles(const SelectiveScanInputs<A, float>& in, Index channels) {
+  template <class A, class F>
+  static Index tiles(const SelectiveScanInputs<A, F>& in, Index channels) {
     const Index heads = in.B.shape[1], P = in.u.cols() / heads;
     return heads * ceil_div(P, channels);
   }

@@ -23,6 +23,9 @@ __device__ inline float scan_softplus(float x) {
   return ::fmaf(p, w, x > 0 ? x : 0.0f);
 }
 
+/// 1 / (1 + e^-x), the derivative of softplus.
+__device__ inline float scan_sigmoid(float x) { return reciprocal_approximate(1.0f + exp2_approximate(x * -log2_e)); }
+
 /// (sum + skip u) silu(z)
 __device__ inline float scan_output(float sum, float skip, float u, float z) { return ::fmaf(skip, u, sum) * silu(z); }
 
