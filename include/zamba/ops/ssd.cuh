@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// ssd on CUDA, forward; equations and shapes in ssd.hpp.
+// ssd on CUDA; equations and shapes in ssd.hpp. Forward:
 //
 //   more than 8 tokens of a row, bf16   the chunk scan, products on tensor cores: ops/ssd/chunk_scan.cuh, with its
 //                                       numeric contract; long rows, where there are few, in segments side by side,
@@ -11,12 +11,14 @@
 // of the two a row takes depends on its own length only.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include <zamba/context.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/ssd.hpp>
+#include <zamba/ops/ssd/backward.cuh>
 #include <zamba/ops/ssd/chunk_scan.cuh>
 #include <zamba/ops/ssd/decode.cuh>
 #include <zamba/ops/ssd/state_passing.cuh>
@@ -43,6 +45,14 @@ struct Ssd<cuda> {
       recur<A, width>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
     else
       recur<A, 1>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
+  }
+
+  template <class A, class F>
+  static void backward(Context<cuda>& ctx, Matrix<const A> d_y, const SsdInputs<A, F>& in, const Sequences& sequences,
+                       Tensor<const F, 3> checkpoints, const SsdGradients<A, F>& out, Tensor<F, 3> d_state,
+                       Index chunk) {
+    if (sequences.tokens == 0) return;
+    differentiate_rows(ctx, d_y, in, sequences, checkpoints, out, d_state, chunk);
   }
 
   /// Of the segments of long rows, on whatever GPU.
@@ -146,6 +156,43 @@ struct Ssd<cuda> {
       of_lanes(std::integral_constant<int, 8>{});
     else
       of_lanes(std::integral_constant < int, Width == 1 ? 32 : 8 > {});
+  }
+
+  template <class A, class F>
+  static void differentiate_rows(Context<cuda>& ctx, Matrix<const A> d_y, const SsdInputs<A, F>& in,
+                                 const Sequences& sequences, Tensor<const F, 3> checkpoints,
+                                 const SsdGradients<A, F>& out, Tensor<F, 3> d_state, Index chunk) {
+    using Traits = kernel::SsdBackwardTraits<A>;
+    constexpr Index tasks = 256;  // about so many are wanted, and no more parts of dB and dC than that takes
+    const kernel::SsdBlocks blocks(in, sequences.rows * in.delta.cols() / tasks);
+    const Index count = sequences.rows * blocks.count();
+    ArenaScope scope(ctx.arena());
+    const auto parts = gradient_parts<F>(ctx, blocks, sequences.tokens, sequences.rows);
+    const auto memory = ctx.arena().template tensor<F>(
+        count, kernel::SsdHeadGradient<Traits>::memory(std::min(chunk, sequences.longest), blocks.N, blocks.P));
+    kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "ssd_backward", kernel::ssd_backward_kernel<Traits>,
+                   static_cast<unsigned>(count), Traits::threads, 0, d_y, in, sequences, checkpoints, out, d_state,
+                   chunk, blocks, parts, memory);
+    add_up(ctx, blocks, parts, out);
+  }
+
+  template <class F>
+  static kernel::SsdGradientParts<F> gradient_parts(Context<cuda>& ctx, const kernel::SsdBlocks& blocks, Index tokens,
+                                                    Index pieces) {
+    return {ctx.arena().template tensor<F>(blocks.count(), tokens, 2 * blocks.N),
+            ctx.arena().template tensor<F>(Index{3}, blocks.H, pieces)};
+  }
+
+  template <class A, class F>
+  static void add_up(Context<cuda>& ctx, const kernel::SsdBlocks& blocks, const kernel::SsdGradientParts<F>& parts,
+                     const SsdGradients<A, F>& out) {
+    using Traits = kernel::SsdBackwardTraits<A>;
+    const kernel::Overlap overlap = kernel::overlap_for(out.u.rows());
+    kernel::launch(ctx, overlap, "ssd_backward: B and C", kernel::ssd_add_parts_kernel<Traits>,
+                   kernel::blocks_for(out.B.size() * 2, Traits::threads), Traits::threads, 0, parts.BC,
+                   blocks.per_group, out.B, out.C);
+    kernel::launch(ctx, overlap, "ssd_backward: parameters", kernel::ssd_add_parameters_kernel<Traits>,
+                   static_cast<unsigned>(3 * blocks.H), Traits::threads, 0, parts.parameters, out);
   }
 };
 
