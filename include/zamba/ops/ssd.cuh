@@ -19,8 +19,10 @@
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/ssd.hpp>
 #include <zamba/ops/ssd/backward.cuh>
+#include <zamba/ops/ssd/chunk_gradient.cuh>
 #include <zamba/ops/ssd/chunk_scan.cuh>
 #include <zamba/ops/ssd/decode.cuh>
+#include <zamba/ops/ssd/state_gradient.cuh>
 #include <zamba/ops/ssd/state_passing.cuh>
 
 namespace zamba {
@@ -52,6 +54,9 @@ struct Ssd<cuda> {
                        Tensor<const F, 3> checkpoints, const SsdGradients<A, F>& out, Tensor<F, 3> d_state,
                        Index chunk) {
     if (sequences.tokens == 0) return;
+    if constexpr (std::is_same_v<A, bf16>)
+      if (differentiates_chunks(ctx, d_y, in, checkpoints, out, chunk))
+        return differentiate_chunks(ctx, d_y, in, sequences, checkpoints, out, d_state);
     differentiate_rows(ctx, d_y, in, sequences, checkpoints, out, d_state, chunk);
   }
 
@@ -156,6 +161,49 @@ struct Ssd<cuda> {
       of_lanes(std::integral_constant<int, 8>{});
     else
       of_lanes(std::integral_constant < int, Width == 1 ? 32 : 8 > {});
+  }
+
+  static bool differentiates_chunks(const Context<cuda>& ctx, Matrix<const bf16> d_y, const SsdInputs<bf16, float>& in,
+                                    Tensor<const float, 3> checkpoints, const SsdGradients<bf16, float>& out,
+                                    Index chunk) {
+    constexpr Index piece = 8;  // of 16 bytes
+    const Index N = in.B.shape[2];
+    return chunk == 64 && N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 &&
+           kernel::aligned(in.u, piece) && kernel::aligned(d_y, piece) && kernel::aligned(in.B, piece) &&
+           kernel::aligned(in.C, piece) && kernel::aligned(out.u, piece) && kernel::aligned(checkpoints, piece / 2) &&
+           ctx.most_shared() >= (N <= 64 ? gradient_bytes<64> : gradient_bytes<128>);
+  }
+
+  template <int N>
+  static constexpr std::size_t gradient_bytes =
+      kernel::SsdGradientShared<kernel::SsdGradientTraits<N>>::bytes(kernel::SsdGradientTraits<N>::most_heads);
+
+  static void differentiate_chunks(Context<cuda>& ctx, Matrix<const bf16> d_y, const SsdInputs<bf16, float>& in,
+                                   const Sequences& sequences, Tensor<const float, 3> checkpoints,
+                                   const SsdGradients<bf16, float>& out, Tensor<float, 3> d_state) {
+    const auto with = [&]<int N>(std::integral_constant<int, N>) {
+      using States = kernel::SsdStateGradientTraits<N>;
+      using Traits = kernel::SsdGradientTraits<N>;
+      constexpr Index wanted = 1024;  // blocks; of more heads, less is computed twice and added up afterwards
+      const Index slots = ssd_checkpoint_count(sequences), heads = in.delta.cols();
+      const kernel::SsdBlocks blocks(in, std::min<Index>(slots * heads / wanted, Traits::most_heads));
+      const kernel::Overlap overlap = kernel::overlap_for(sequences.tokens);
+      ArenaScope scope(ctx.arena());
+      const auto parts = gradient_parts<float>(ctx, blocks, sequences.tokens, slots);
+      const auto after = ctx.arena().template tensor<bf16>(slots, blocks.N, in.u.cols());
+      kernel::launch(ctx, overlap, "ssd_backward: states", kernel::ssd_state_gradient_kernel<States>,
+                     static_cast<unsigned>(sequences.rows * heads * ceil_div(blocks.P, States::P)), States::threads,
+                     kernel::SsdStateGradientShared<States>::bytes, d_y, in, sequences, d_state, after);
+      kernel::launch(ctx, overlap, "ssd_backward: chunks", kernel::ssd_chunk_gradient_kernel<Traits>,
+                     static_cast<unsigned>(slots * blocks.count()), Traits::threads,
+                     kernel::SsdGradientShared<Traits>::bytes(blocks.heads), d_y, in, sequences, checkpoints, after,
+                     out, blocks, parts);
+      add_up(ctx, blocks, parts, out);
+    };
+    if (in.B.shape[2] <= 64)
+      with(std::integral_constant<int, 64>{});
+    else
+      with(std::integral_constant<int, 128>{});
   }
 
   template <class A, class F>
