@@ -87,6 +87,8 @@ template <>
 inline constexpr bool has_backward<Rope, cuda> = true;  // by the function that is its forward pass
 template <>
 inline constexpr bool has_backward<SelectiveScan, cuda> = true;
+template <>
+inline constexpr bool has_backward<Ssd, cuda> = true;
 
 namespace detail {
 

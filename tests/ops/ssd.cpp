@@ -73,13 +73,14 @@ Result run(const Problem& p, bool with_state, const Values& d_y = {}, const Valu
     if (std::isnan(value)) value = std::numeric_limits<double>::infinity();
   if constexpr (defines_backward<Ssd<Device>>) {
     if (d_y.empty()) return result;
-    const A dy(d_y), dh(d_h), d_u(nans(p.u.size())), d_delta(nans(p.delta.size())), d_B(nans(p.B.size())),
-        d_C(nans(p.C.size())), d_A_log(Values(p.A_log.size())), d_D(Values(p.D.size())), d_bias(Values(p.D.size()));
-    const SsdGradients<T, T> gradients{d_u.view(tokens, D),    d_delta.view(tokens, H), d_B.view(tokens, G, N),
+    const A dy(d_y), d_u(nans(p.u.size())), d_delta(nans(p.delta.size())), d_B(nans(p.B.size())), d_C(nans(p.C.size()));
+    const Array<Device, F> dh(d_h), d_A_log(Values(p.A_log.size())), d_D(Values(p.D.size())),
+        d_bias(Values(p.D.size()));
+    const SsdGradients<T, F> gradients{d_u.view(tokens, D),    d_delta.view(tokens, H), d_B.view(tokens, G, N),
                                        d_C.view(tokens, G, N), d_A_log.view(H),         d_D.view(H),
                                        d_bias.view(H)};
     ssd_backward(ctx, dy.view(tokens, D), in, sequences, kept, gradients,
-                 with_state ? dh.view(p.rows, N, D) : Tensor<T, 3>{}, chunk);
+                 with_state ? dh.view(p.rows, N, D) : Tensor<F, 3>{}, chunk);
     result = {result.y,         result.h,     d_u.values(),    d_delta.values(), d_B.values(), d_C.values(),
               d_A_log.values(), d_D.values(), d_bias.values(), dh.values(),      result.kept};
   }

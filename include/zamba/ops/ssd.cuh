@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// ssd on CUDA, forward; equations and shapes in ssd.hpp.
+// ssd on CUDA; equations and shapes in ssd.hpp. Forward:
 //
 //   more than 8 tokens of a row, bf16   the chunk scan, products on tensor cores: ops/ssd/chunk_scan.cuh, with its
 //                                       numeric contract; long rows, where there are few, in segments side by side,
@@ -11,14 +11,18 @@
 // of the two a row takes depends on its own length only.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include <zamba/context.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/ssd.hpp>
+#include <zamba/ops/ssd/backward.cuh>
+#include <zamba/ops/ssd/chunk_gradient.cuh>
 #include <zamba/ops/ssd/chunk_scan.cuh>
 #include <zamba/ops/ssd/decode.cuh>
+#include <zamba/ops/ssd/state_gradient.cuh>
 #include <zamba/ops/ssd/state_passing.cuh>
 
 namespace zamba {
@@ -43,6 +47,17 @@ struct Ssd<cuda> {
       recur<A, width>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
     else
       recur<A, 1>(ctx, in, sequences, state, y, checkpoints, chunk, longest);
+  }
+
+  template <class A, class F>
+  static void backward(Context<cuda>& ctx, Matrix<const A> d_y, const SsdInputs<A, F>& in, const Sequences& sequences,
+                       Tensor<const F, 3> checkpoints, const SsdGradients<A, F>& out, Tensor<F, 3> d_state,
+                       Index chunk) {
+    if (sequences.tokens == 0) return;
+    if constexpr (std::is_same_v<A, bf16>)
+      if (differentiates_chunks(ctx, d_y, in, checkpoints, out, chunk))
+        return differentiate_chunks(ctx, d_y, in, sequences, checkpoints, out, d_state);
+    differentiate_rows(ctx, d_y, in, sequences, checkpoints, out, d_state, chunk);
   }
 
   /// Of the segments of long rows, on whatever GPU.
@@ -146,6 +161,86 @@ struct Ssd<cuda> {
       of_lanes(std::integral_constant<int, 8>{});
     else
       of_lanes(std::integral_constant < int, Width == 1 ? 32 : 8 > {});
+  }
+
+  static bool differentiates_chunks(const Context<cuda>& ctx, Matrix<const bf16> d_y, const SsdInputs<bf16, float>& in,
+                                    Tensor<const float, 3> checkpoints, const SsdGradients<bf16, float>& out,
+                                    Index chunk) {
+    constexpr Index piece = 8;  // of 16 bytes
+    const Index N = in.B.shape[2];
+    return chunk == 64 && N <= 128 && N % piece == 0 && in.u.cols() / in.delta.cols() % piece == 0 &&
+           kernel::aligned(in.u, piece) && kernel::aligned(d_y, piece) && kernel::aligned(in.B, piece) &&
+           kernel::aligned(in.C, piece) && kernel::aligned(out.u, piece) && kernel::aligned(checkpoints, piece / 2) &&
+           ctx.most_shared() >= (N <= 64 ? gradient_bytes<64> : gradient_bytes<128>);
+  }
+
+  template <int N>
+  static constexpr std::size_t gradient_bytes =
+      kernel::SsdGradientShared<kernel::SsdGradientTraits<N>>::bytes(kernel::SsdGradientTraits<N>::most_heads);
+
+  static void differentiate_chunks(Context<cuda>& ctx, Matrix<const bf16> d_y, const SsdInputs<bf16, float>& in,
+                                   const Sequences& sequences, Tensor<const float, 3> checkpoints,
+                                   const SsdGradients<bf16, float>& out, Tensor<float, 3> d_state) {
+    const auto with = [&]<int N>(std::integral_constant<int, N>) {
+      using States = kernel::SsdStateGradientTraits<N>;
+      using Traits = kernel::SsdGradientTraits<N>;
+      constexpr Index wanted = 1024;  // blocks; of more heads, less is computed twice and added up afterwards
+      const Index slots = ssd_checkpoint_count(sequences), heads = in.delta.cols();
+      const kernel::SsdBlocks blocks(in, std::min<Index>(slots * heads / wanted, Traits::most_heads));
+      const kernel::Overlap overlap = kernel::overlap_for(sequences.tokens);
+      ArenaScope scope(ctx.arena());
+      const auto parts = gradient_parts<float>(ctx, blocks, sequences.tokens, slots);
+      const auto after = ctx.arena().template tensor<bf16>(slots, blocks.N, in.u.cols());
+      kernel::launch(ctx, overlap, "ssd_backward: states", kernel::ssd_state_gradient_kernel<States>,
+                     static_cast<unsigned>(sequences.rows * heads * ceil_div(blocks.P, States::P)), States::threads,
+                     kernel::SsdStateGradientShared<States>::bytes, d_y, in, sequences, d_state, after);
+      kernel::launch(ctx, overlap, "ssd_backward: chunks", kernel::ssd_chunk_gradient_kernel<Traits>,
+                     static_cast<unsigned>(slots * blocks.count()), Traits::threads,
+                     kernel::SsdGradientShared<Traits>::bytes(blocks.heads), d_y, in, sequences, checkpoints, after,
+                     out, blocks, parts);
+      add_up(ctx, blocks, parts, out);
+    };
+    if (in.B.shape[2] <= 64)
+      with(std::integral_constant<int, 64>{});
+    else
+      with(std::integral_constant<int, 128>{});
+  }
+
+  template <class A, class F>
+  static void differentiate_rows(Context<cuda>& ctx, Matrix<const A> d_y, const SsdInputs<A, F>& in,
+                                 const Sequences& sequences, Tensor<const F, 3> checkpoints,
+                                 const SsdGradients<A, F>& out, Tensor<F, 3> d_state, Index chunk) {
+    using Traits = kernel::SsdBackwardTraits<A>;
+    constexpr Index tasks = 256;  // about so many are wanted, and no more parts of dB and dC than that takes
+    const kernel::SsdBlocks blocks(in, sequences.rows * in.delta.cols() / tasks);
+    const Index count = sequences.rows * blocks.count();
+    ArenaScope scope(ctx.arena());
+    const auto parts = gradient_parts<F>(ctx, blocks, sequences.tokens, sequences.rows);
+    const auto memory = ctx.arena().template tensor<F>(
+        count, kernel::SsdHeadGradient<Traits>::memory(std::min(chunk, sequences.longest), blocks.N, blocks.P));
+    kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "ssd_backward", kernel::ssd_backward_kernel<Traits>,
+                   static_cast<unsigned>(count), Traits::threads, 0, d_y, in, sequences, checkpoints, out, d_state,
+                   chunk, blocks, parts, memory);
+    add_up(ctx, blocks, parts, out);
+  }
+
+  template <class F>
+  static kernel::SsdGradientParts<F> gradient_parts(Context<cuda>& ctx, const kernel::SsdBlocks& blocks, Index tokens,
+                                                    Index pieces) {
+    return {ctx.arena().template tensor<F>(blocks.count(), tokens, 2 * blocks.N),
+            ctx.arena().template tensor<F>(Index{3}, blocks.H, pieces)};
+  }
+
+  template <class A, class F>
+  static void add_up(Context<cuda>& ctx, const kernel::SsdBlocks& blocks, const kernel::SsdGradientParts<F>& parts,
+                     const SsdGradients<A, F>& out) {
+    using Traits = kernel::SsdBackwardTraits<A>;
+    const kernel::Overlap overlap = kernel::overlap_for(out.u.rows());
+    kernel::launch(ctx, overlap, "ssd_backward: B and C", kernel::ssd_add_parts_kernel<Traits>,
+                   kernel::blocks_for(out.B.size() * 2, Traits::threads), Traits::threads, 0, parts.BC,
+                   blocks.per_group, out.B, out.C);
+    kernel::launch(ctx, overlap, "ssd_backward: parameters", kernel::ssd_add_parameters_kernel<Traits>,
+                   static_cast<unsigned>(3 * blocks.H), Traits::threads, 0, parts.parameters, out);
   }
 };
 

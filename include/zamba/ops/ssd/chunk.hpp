@@ -20,23 +20,26 @@ struct SsdBlock {
   Index channels() const { return heads * P; }
 };
 
-/// The heads of all groups in blocks of about 256 channels.
+/// The heads of all groups in blocks of about equally many, of about 256 channels if it is not said how many at most.
 struct SsdBlocks {
   static constexpr Index task_channels = 256;
   Index G, N, H, P, per_group, heads;
 
   template <class Inputs>
-  explicit SsdBlocks(const Inputs& in) : G(in.B.shape[1]), N(in.B.shape[2]), H(in.delta.cols()), P(in.u.cols() / H) {
-    const Index of_group = H / G, most = std::clamp<Index>(task_channels / P, 1, of_group);
+  explicit SsdBlocks(const Inputs& in) : SsdBlocks(in, task_channels * in.delta.cols() / in.u.cols()) {}
+  template <class Inputs>
+  SsdBlocks(const Inputs& in, Index most_heads)
+      : G(in.B.shape[1]), N(in.B.shape[2]), H(in.delta.cols()), P(in.u.cols() / H) {
+    const Index of_group = H / G, most = std::clamp<Index>(most_heads, 1, of_group);
     per_group = ceil_div(of_group, most);
     heads = ceil_div(of_group, per_group);
     per_group = ceil_div(of_group, heads);
   }
-  Index count() const { return G * per_group; }
+  ZAMBA_HOST_DEVICE Index count() const { return G * per_group; }
   Index most_channels() const { return heads * P; }
-  SsdBlock operator[](Index i) const {
+  ZAMBA_HOST_DEVICE SsdBlock operator[](Index i) const {
     const Index group = i / per_group, first = i % per_group * heads, of_group = H / G;
-    return {group, group * of_group + first, std::min(heads, of_group - first), P};
+    return {group, group * of_group + first, first + heads < of_group ? heads : of_group - first, P};
   }
 };
 

@@ -15,6 +15,38 @@
 
 namespace zamba::kernel {
 
+/// dt and l of a chunk's tokens, by a warp: a lane has tokens 2 lane and 2 lane + 1.
+struct SsdSteps {
+  float dt[2], l[2];
+
+  /// x: delta + bias. a: in powers of 2. A token that is not there has dt 0 and a decay of 1.
+  __device__ SsdSteps(const float (&x)[2], int count, float a, float least) {
+    const int lane = threadIdx.x % 32;
+    float step[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool there = 2 * lane + i < count;
+      dt[i] = there ? ::max(least, x[i] > 20 ? x[i] : ::log1p(::exp(x[i]))) : 0.0f;
+      step[i] = there ? ::max(dt[i] * a, -128.0f) : 0.0f;
+    }
+    float sum = step[0] + step[1];  // of the lanes up to this one, by doubling distances
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float before = __shfl_up_sync(0xffffffffu, sum, distance);
+      if (lane >= distance) sum += before;
+    }
+    float before = __shfl_up_sync(0xffffffffu, sum, 1);
+    if (lane == 0) before = 0;
+    l[0] = before + step[0];
+    l[1] = sum;
+  }
+
+  __device__ void store(float* all_dt, float* all_l) const {
+    const int at = threadIdx.x % 32 * 2;
+    *reinterpret_cast<float2*>(all_dt + at) = make_float2(dt[0], dt[1]);
+    *reinterpret_cast<float2*>(all_l + at) = make_float2(l[0], l[1]);
+  }
+};
+
 /// dt and l of chunks, one warp for each chunk; a lane has two neighbouring tokens.
 template <class Traits>
 class SsdDecay {
@@ -38,29 +70,10 @@ class SsdDecay {
     }
   }
 
-  /// dt and l of the chunk that was loaded; a token that is not there has dt 0 and a decay of 1.
+  /// dt and l of the chunk that was loaded.
   __device__ void store(int chunk) const {
-    const int count = part_.count(chunk);
-    float dt[2], step[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float x = delta_[i] + bias_;
-      const bool there = 2 * lane_ + i < count;
-      dt[i] = there ? ::max(least_, x > 20 ? x : ::log1p(::exp(x))) : 0.0f;
-      step[i] = there ? ::max(dt[i] * a_, -128.0f) : 0.0f;
-    }
-    float sum = step[0] + step[1];  // of the lanes up to this one, by doubling distances
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const float before = __shfl_up_sync(0xffffffffu, sum, distance);
-      if (lane_ >= distance) sum += before;
-    }
-    float before = __shfl_up_sync(0xffffffffu, sum, 1);
-    if (lane_ == 0) before = 0;
-    float *const to = shared_.dt(chunk) + 2 * lane_, *const logarithm = shared_.l(chunk) + 2 * lane_;
-    to[0] = dt[0];
-    to[1] = dt[1];
-    logarithm[0] = before + step[0];
-    logarithm[1] = sum;
+    const float x[2] = {delta_[0] + bias_, delta_[1] + bias_};
+    SsdSteps(x, part_.count(chunk), a_, least_).store(shared_.dt(chunk), shared_.l(chunk));
   }
 
  private:

@@ -162,6 +162,20 @@ struct SsdPart {
   }
 };
 
+/// Begins to copy (Rows, Width), zeros outside of (count, columns). thread: of those that do.
+template <int Rows, int Width, int Threads>
+__device__ void ssd_copy_tile(const bf16* from, Index stride, int count, int columns, SsdSwizzled<Width> to,
+                              int thread) {
+  constexpr int pieces = Width / 8;
+  static_assert(Threads % pieces == 0, "zamba: a thread keeps to a column");
+  const int column = thread % pieces * 8;
+#pragma unroll 4
+  for (int row = thread / pieces; row < Rows; row += Threads / pieces) {
+    const bool there = row < count && column < columns;
+    copy_async(to.in_tile(row, column).address(0, 0), there ? from + row * stride + column : from, there);
+  }
+}
+
 /// The producer's side of the pipeline: one thread of the state warps, which together load u, B and C of chunks.
 template <class Traits>
 class SsdLoader {
@@ -195,16 +209,9 @@ class SsdLoader {
     copy_async_commit();
   }
 
-  /// (Q, Width), zeros outside of (count, columns).
   template <int Width>
   __device__ void copy(const bf16* from, Index stride, int count, int columns, SsdSwizzled<Width> to) const {
-    constexpr int pieces = Width / 8;
-    const int column = thread_ % pieces * 8;
-#pragma unroll 4
-    for (int row = thread_ / pieces; row < Traits::Q; row += 32 * Traits::state_warps / pieces) {
-      const bool there = row < count && column < columns;
-      copy_async(to.in_tile(row, column).address(0, 0), there ? from + row * stride + column : from, there);
-    }
+    ssd_copy_tile<Traits::Q, Width, 32 * Traits::state_warps>(from, stride, count, columns, to, thread_);
   }
 
   const SsdInputs<bf16, float>& in_;
