@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // attention in bf16 on CUDA: prefill of one row over its own tokens (the heads of Zamba-7B, of Zamba2 and of
-// Llama-2-7B) and of a chunk over a cache; decode of one token, and of 64 rows, over caches.
+// Llama-2-7B) and of a chunk over a cache; decode of one token, and of 64 rows, over caches; the backward pass of rows
+// over their own tokens.
 #include <zamba/ops/attention.cuh>
 
 #include <cmath>
@@ -113,6 +114,108 @@ void forward(benchmark::State& state) {
   bench::report_on_device(state, data.flops(), data.bytes());
 }
 
+/// The backward pass of `data`, which has no caches.
+struct Gradients {
+  const Data& data;
+  bench::DeviceArray<bf16> d_out, d_q, d_k, d_v;
+
+  Gradients(Context<cuda>& ctx, const Data& data)
+      : data(data),
+        d_out(ctx, data.q.size(), 8),
+        d_q(ctx, data.q.size(), 9),
+        d_k(ctx, data.k.size(), 10),
+        d_v(ctx, data.v.size(), 11) {}
+
+  double bytes() const {
+    return static_cast<double>(4 * data.rows * data.tokens * (data.width + data.kv_width)) * sizeof(bf16);
+  }
+  void backward(Context<cuda>& ctx, Index set) const {
+    const Index width = data.width, kv_width = data.kv_width;
+    attention_backward(ctx, data.shape, data.of_set(d_out, set, width), data.of_set(data.q, set, width),
+                       data.of_set(data.k, set, kv_width), data.of_set(data.v, set, kv_width), data.sequences,
+                       Tensor<bf16, 3>{}, {}, data.of_set(data.out, set, width),
+                       data.lse.view(data.rows * data.tokens, data.shape.heads), data.of_set(d_q, set, width),
+                       data.of_set(d_k, set, kv_width), data.of_set(d_v, set, kv_width), {}, {});
+  }
+
+  /// Sums of squares of errors, and of what is right.
+  struct Difference {
+    double error = 0, norm = 0;
+    void add(double got, double wanted) {
+      error += (got - wanted) * (got - wanted);
+      norm += wanted * wanted;
+    }
+    /// Probabilities, dS and the gradient rounded to bf16, 1.1e-3 each by norm.
+    bool small() const { return error < 2e-5 * norm; }
+  };
+
+  /// Whether plain loops give the same gradients of set 0 for the first and the last head of the first row: of the
+  /// query of the last token; and of the keys and values of three tokens.
+  bool right() const {
+    using Row = std::vector<bf16>;
+    const Index n = data.tokens, d = data.shape.head_dim, group = data.shape.heads / data.shape.kv_heads;
+    const Row q = data.q.host(), k = data.k.host(), v = data.v.host(), y = data.out.host(), dy = d_out.host();
+    const Row of_q = d_q.host(), of_k = d_k.host(), of_v = d_v.host();
+    const std::vector<float> lse = data.lse.host();
+    const auto dot = [&](const Row& a, Index a_at, const Row& b, Index b_at) {
+      double sum = 0;
+      for (Index c = 0; c < d; ++c)
+        sum += double(a[static_cast<std::size_t>(a_at + c)]) * b[static_cast<std::size_t>(b_at + c)];
+      return sum;
+    };
+    Difference query, key, value;
+    std::vector<double> sums(static_cast<std::size_t>(d)), sums_v(sums);
+    for (const Index kv_head : {Index{0}, data.shape.kv_heads - 1}) {
+      const auto own = [&](Index i, Index head) { return i * data.width + head * d; };
+      const auto other = [&](Index j) { return j * data.kv_width + kv_head * d; };
+      const auto p = [&](Index i, Index j, Index head) {
+        return std::exp(data.shape.scale * dot(q, own(i, head), k, other(j)) -
+                        lse[static_cast<std::size_t>(i * data.shape.heads + head)]);
+      };
+      const auto add = [&](std::vector<double>& to, double factor, const Row& from, Index at) {
+        for (Index c = 0; c < d; ++c)
+          to[static_cast<std::size_t>(c)] += factor * from[static_cast<std::size_t>(at + c)];
+      };
+      const auto compare = [&](Difference& difference, const Row& got, Index at, const std::vector<double>& wanted) {
+        for (Index c = 0; c < d; ++c)
+          difference.add(got[static_cast<std::size_t>(at + c)], wanted[static_cast<std::size_t>(c)]);
+      };
+      const Index head = kv_head * group, last = own(n - 1, head);
+      std::fill(sums.begin(), sums.end(), 0.0);
+      for (Index j = 0; j < n; ++j)
+        add(sums, data.shape.scale * p(n - 1, j, head) * (dot(dy, last, v, other(j)) - dot(dy, last, y, last)), k,
+            other(j));
+      compare(query, of_q, last, sums);
+      for (const Index j : {Index{0}, n / 3, n - 2}) {
+        std::fill(sums.begin(), sums.end(), 0.0);
+        std::fill(sums_v.begin(), sums_v.end(), 0.0);
+        for (Index h = head; h < head + group; ++h)
+          for (Index i = j; i < n; ++i) {
+            const Index at = own(i, h);
+            const double e = p(i, j, h);
+            add(sums_v, e, dy, at);
+            add(sums, data.shape.scale * e * (dot(dy, at, v, other(j)) - dot(dy, at, y, at)), q, at);
+          }
+        compare(key, of_k, other(j), sums);
+        compare(value, of_v, other(j), sums_v);
+      }
+    }
+    return query.small() && key.small() && value.small();
+  }
+};
+
+void backward(benchmark::State& state) {
+  Context<cuda> ctx;
+  const Data data(ctx, state.range(0), state.range(1), state.range(2), state.range(3), state.range(4), 0);
+  const Gradients gradients(ctx, data);
+  data.forward(ctx, 0);
+  gradients.backward(ctx, 0);
+  if (!gradients.right()) return state.SkipWithError("differs from plain loops");
+  bench::time_on_device(
+      state, ctx, data.sets, [&](Index set) { gradients.backward(ctx, set); }, 4);
+  bench::report_on_device(state, 2.5 * data.flops(), gradients.bytes());
+}
+
 const std::vector<std::string> names = {"heads", "kv_heads", "head_dim", "rows", "tokens", "past"};
 BENCHMARK(forward)
     ->Name("attention/prefill/cuda/bf16")
@@ -131,6 +234,18 @@ BENCHMARK(forward)
     ->Args({32, 8, 128, 1, 8192, 0})
     ->Args({32, 32, 80, 1, 8192, 0})
     ->Args({32, 32, 64, 1, 8192, 0})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(backward)
+    ->Name("attention/backward/cuda/bf16")
+    ->ArgNames({"heads", "kv_heads", "head_dim", "rows", "tokens"})
+    ->Args({16, 16, 464, 1, 4096})
+    ->Args({16, 16, 464, 1, 8192})
+    ->Args({32, 32, 224, 1, 8192})
+    ->Args({32, 32, 160, 1, 8192})
+    ->Args({32, 32, 128, 1, 8192})
+    ->Args({32, 8, 128, 1, 8192})
+    ->Args({32, 32, 64, 1, 8192})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK(forward)

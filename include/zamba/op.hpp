@@ -76,6 +76,8 @@ inline constexpr bool has_backward = false;
 template <template <class> class Operator>
 inline constexpr bool has_backward<Operator, cpu> = true;
 template <>
+inline constexpr bool has_backward<Attention, cuda> = true;
+template <>
 inline constexpr bool has_backward<CrossEntropy, cuda> = true;
 template <>
 inline constexpr bool has_backward<Embedding, cuda> = true;

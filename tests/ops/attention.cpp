@@ -115,7 +115,10 @@ Result run(const Problem& p) {
   if constexpr (Where::backward) {
     const auto d_out = activations(p.d_out, p.q_width()), d_q = activations(new_q, p.q_width());
     const auto d_k = activations(new_k, p.k_width()), d_v = activations(new_k, p.k_width());
-    const auto d_cache_k = activations(p.d_cache_k, p.k_width()), d_cache_v = activations(p.d_cache_v, p.k_width());
+    const auto of_cache = [&](const Values& values) {
+      return PaddedMatrix<Device, F>::of_width(values, p.k_width(), p.padding);
+    };
+    const auto d_cache_k = of_cache(p.d_cache_k), d_cache_v = of_cache(p.d_cache_v);
     attention_backward(ctx, p.shape, d_out.view(), q.view(), k.view(), v.view(), sequences,
                        Tensor<const S, 3>(cache_k.parts(rows)), cache_v.parts(rows), out.view(), lse.view(), d_q.view(),
                        d_k.view(), d_v.view(), d_cache_k.parts(rows), d_cache_v.parts(rows));

@@ -15,7 +15,7 @@ Values rounded(Values values) {
 
 Problem bf16_problem(AttentionShape shape, std::vector<Index> lengths, std::vector<Index> starts, Index max_length) {
   Problem p = random_problem(shape, std::move(lengths), std::move(starts), max_length);
-  for (Values* values : {&p.q, &p.k, &p.v, &p.cache_k, &p.cache_v}) *values = rounded(*values);
+  for (Values* values : {&p.q, &p.k, &p.v, &p.d_out, &p.cache_k, &p.cache_v}) *values = rounded(*values);
   return p;
 }
 
@@ -33,8 +33,11 @@ Problem row_of_problem(const Problem& batch, std::size_t row) {
   alone.q = part(batch.q, first * batch.q_width(), length * batch.q_width());
   alone.k = part(batch.k, first * batch.k_width(), length * batch.k_width());
   alone.v = part(batch.v, first * batch.k_width(), length * batch.k_width());
+  alone.d_out = part(batch.d_out, first * batch.q_width(), length * batch.q_width());
   alone.cache_k = part(batch.cache_k, static_cast<Index>(row) * cached, cached);
   alone.cache_v = part(batch.cache_v, static_cast<Index>(row) * cached, cached);
+  alone.d_cache_k = part(batch.d_cache_k, static_cast<Index>(row) * cached, cached);
+  alone.d_cache_v = part(batch.d_cache_v, static_cast<Index>(row) * cached, cached);
   return alone;
 }
 
@@ -55,9 +58,22 @@ Values plain_batch(const Problem& p) {
 /// 1.1e-3 by norm where the errors are spread evenly.
 constexpr double bf16_tolerance = 2.5e-3;
 
+/// Of gradients in bf16, by norm. They, probabilities and dS are rounded, 1.1e-3 each; so is `out` in d_out . out,
+/// whose error all keys of a query share, so that it may add up where those of the others do not.
+constexpr double bf16_gradient_tolerance = 5e-3;
+
 using Bf16 = On<cuda, bf16>;
 
-/// Against the definition, and each row alone: what lies in unused memory is NaN.
+void check_gradients(const Result& got, const Result& wanted) {
+  CHECK(relative_error(got.d_q, wanted.d_q) < bf16_gradient_tolerance);
+  CHECK(relative_error(got.d_k, wanted.d_k) < bf16_gradient_tolerance);
+  CHECK(relative_error(got.d_v, wanted.d_v) < bf16_gradient_tolerance);
+  if (wanted.d_cache_k.empty()) return;
+  CHECK(relative_error(got.d_cache_k, wanted.d_cache_k) < bf16_gradient_tolerance);
+  CHECK(relative_error(got.d_cache_v, wanted.d_cache_v) < bf16_gradient_tolerance);
+}
+
+/// Against the definition, the CPU's gradients, and each row alone: what lies in unused memory is NaN.
 void check_bf16(Problem p) {
   const Values wanted = plain_batch(p);
   for (std::size_t row = 0; row < p.lengths.size(); ++row)
@@ -67,21 +83,29 @@ void check_bf16(Problem p) {
   p.padding = 8;
   const Result together = run<Bf16>(p);
   CHECK(relative_error(together.out, wanted) < bf16_tolerance);
-  Values out, lse;
+  Result each;
   for (std::size_t row = 0; row < p.lengths.size(); ++row) {
     if (p.lengths[row] == 0) continue;
     const Result alone = run<Bf16>(row_of_problem(p, row));
-    out = joined(out, alone.out);
-    lse = joined(lse, alone.lse);
+    each.out = joined(each.out, alone.out);
+    each.lse = joined(each.lse, alone.lse);
+    each.d_q = joined(each.d_q, alone.d_q);
+    each.d_k = joined(each.d_k, alone.d_k);
+    each.d_v = joined(each.d_v, alone.d_v);
   }
-  CHECK(out == together.out);
-  CHECK(lse == together.lse);
+  CHECK(each.out == together.out);
+  CHECK(each.lse == together.lse);
+  CHECK(each.d_q == together.d_q);
+  CHECK(each.d_k == together.d_k);
+  CHECK(each.d_v == together.d_v);
   // Scores of exact products, summed in float: lse is right to some 1e-7 of the scores.
   Problem exact = p;
   exact.padding = 0;
   for (Values* values : {&exact.cache_k, &exact.cache_v})
     for (double& value : *values) value = std::isnan(value) ? 0 : value;
-  CHECK(relative_error(together.lse, run<On<cpu, float>>(exact).lse) < 1e-5);
+  const Result reference = run<On<cpu, double>>(exact);
+  CHECK(relative_error(together.lse, reference.lse) < 1e-5);
+  check_gradients(together, reference);
 }
 
 TEST_CASE("attention in bf16: heads of every width") {
@@ -154,21 +178,53 @@ TEST_CASE("attention in bf16: cuts of a sequence agree, and reruns are bit-equal
       CHECK(relative_error(cut.lse, whole.lse) < 1e-6);
       CHECK(cut.cache_k == whole.cache_k);
       CHECK(cut.cache_v == whole.cache_v);
+      check_gradients(cut, whole);
     }
   }
+}
+
+TEST_CASE("attention in bf16: gradients of long rows, and of many that are short") {
+  for (const Index length : {1000, 4099}) {
+    CAPTURE(length);
+    const Problem p = bf16_problem(shape_of(1, 1, 16), {length}, {0}, 0);
+    check_gradients(run<Bf16>(p), run<On<cpu, double>>(p));
+  }
+  std::vector<Index> lengths(200, 1);
+  for (std::size_t row = 0; row < lengths.size(); row += 7) lengths[row] = static_cast<Index>(row % 40);
+  for (const Index head_dim : {64, 160, 464}) {
+    CAPTURE(head_dim);
+    const Problem p = bf16_problem(shape_of(2, 1, head_dim), lengths, std::vector<Index>(lengths.size(), 0), 0);
+    check_gradients(run<Bf16>(p), run<On<cpu, double>>(p));
+  }
+}
+
+TEST_CASE("attention in bf16: gradients without those of caches") {
+  Problem p = bf16_problem(shape_of(2, 1, 128), {150, 0, 20}, {200, 7, 0}, 380);
+  std::fill(p.d_cache_k.begin(), p.d_cache_k.end(), 0.0);
+  p.d_cache_v = p.d_cache_k;
+  const Result with = run<Bf16>(p);
+  p.d_cache_k = p.d_cache_v = {};
+  const Result without = run<Bf16>(p);
+  CHECK(without.d_q == with.d_q);
+  CHECK(without.d_k == with.d_k);
+  CHECK(without.d_v == with.d_v);
 }
 
 TEST_CASE("attention in bf16: scores of any size give finite numbers") {
   Problem p = bf16_problem(shape_of(1, 1, 64), {140}, {0}, 0);
   p.shape.scale = 1e4;
-  for (const double value : run<Bf16>(p).out) CHECK(std::isfinite(value));
+  const Result result = run<Bf16>(p);
+  for (const Values* values : {&result.out, &result.d_q, &result.d_k, &result.d_v})
+    for (const double value : *values) CHECK(std::isfinite(value));
 }
 
 TEST_CASE("attention in bf16: memory that is not aligned to 16 bytes") {
   Problem p = bf16_problem(shape_of(2, 1, 40), {60, 1}, {7, 90}, 100);
   const Values wanted = plain_batch(p);
   p.padding = 3;
-  CHECK(relative_error(run<Bf16>(p).out, wanted) < bf16_tolerance);
+  const Result result = run<Bf16>(p);
+  CHECK(relative_error(result.out, wanted) < bf16_tolerance);
+  check_gradients(result, run<On<cpu, double>>(p));
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// attention on CUDA, forward; equations and shapes in attention.hpp.
+// attention on CUDA; equations and shapes in attention.hpp.
 //
 // Decode: rows of few tokens over a cache go at the pace of memory, by split-KV decode as FlashDecoding
 // (attention/decode.cuh, attention/splits.cuh). Prefill: longer rows of bf16 go through tensor cores, as FlashAttention
 // (attention/prefill_sm90.cuh, attention/prefill_sm80.cuh); of other types, or where rows do not start at multiples of
-// 16 bytes, through the decode kernel with one split.
+// 16 bytes, through the decode kernel with one split. Backward: attention/backward.cuh.
 //
 // Numeric contract: scores, softmax and sums in compute_t; which way a row goes, its splits and the order of its keys
 // follow from the row alone, so a rerun is bit-equal and nothing depends on the rest of the batch. Rounded once when
@@ -20,6 +20,7 @@
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/attention.hpp>
 #include <zamba/ops/attention/append.cuh>
+#include <zamba/ops/attention/backward.cuh>
 #include <zamba/ops/attention/decode.cuh>
 #include <zamba/ops/attention/prefill_sm80.cuh>
 #include <zamba/ops/attention/prefill_sm90.cuh>
@@ -34,10 +35,7 @@ struct Attention<cuda> {
                       Matrix<const A> v, const Sequences& sequences, Tensor<S, 3> cache_k, Tensor<S, 3> cache_v,
                       Matrix<A> out, Matrix<F> lse) {
     if (sequences.tokens == 0) return;
-    require(shape.head_dim <= most_dimensions, "attention: on CUDA head_dim is at most ", most_dimensions, ", got ",
-            shape.head_dim);
-    require(shape.heads % shape.kv_heads == 0, "attention: heads must be a multiple of kv_heads, got ", shape.heads,
-            " and ", shape.kv_heads);
+    check_shape(shape);
     if (!cache_k)
       return attend(ctx, shape, q, kernel::AttentionKeys<A>{of_all(k), of_all(v), false}, New<A, A>{}, sequences, out,
                     lse);
@@ -55,10 +53,36 @@ struct Attention<cuda> {
       partial_results<F>(ctx, shape, most_splits(cache_k.shape[1]), places_of_few(sequences));
   }
 
+  template <class A, class S, class F>
+  static void backward(Context<cuda>& ctx, const AttentionShape& shape, Matrix<const A> d_out, Matrix<const A> q,
+                       Matrix<const A> k, Matrix<const A> v, const Sequences& sequences, Tensor<S, 3> cache_k,
+                       Tensor<S, 3> cache_v, Matrix<const A> out, Matrix<const F> lse, Matrix<A> d_q, Matrix<A> d_k,
+                       Matrix<A> d_v, Tensor<F, 3> d_cache_k, Tensor<F, 3> d_cache_v) {
+    if (sequences.tokens == 0) return;
+    check_shape(shape);
+    ArenaScope scope(ctx.arena());
+    const auto sums = ctx.arena().template tensor<F>(2, shape.heads, sequences.tokens);
+    kernel::sum_attention_gradients(ctx, shape, d_out, out, lse, sums);
+    const kernel::AttentionBackwardTensors<A> at{d_out, q, sums, d_q, {d_k, d_cache_k}, {d_v, d_cache_v}};
+    if (!cache_k)
+      return kernel::attention_gradients(ctx, shape, at, kernel::AttentionKeys<A>{of_all(k), of_all(v), false},
+                                         sequences);
+    const kernel::AttentionKeys<std::remove_const_t<S>> cached{cache_k, cache_v, true};
+    kernel::attention_gradients(ctx, shape, at, cached, sequences);
+  }
+
  private:
   /// Rows of at most so many tokens split their keys.
   static constexpr Index few_tokens = 4;
   static constexpr Index most_dimensions = 512;
+  static_assert(most_dimensions <= kernel::PlainAttentionBackward::most_dimensions);
+
+  static void check_shape(const AttentionShape& shape) {
+    require(shape.head_dim <= most_dimensions, "attention: on CUDA head_dim is at most ", most_dimensions, ", got ",
+            shape.head_dim);
+    require(shape.heads % shape.kv_heads == 0, "attention: heads must be a multiple of kv_heads, got ", shape.heads,
+            " and ", shape.kv_heads);
+  }
 
   /// Keys and values of a batch's tokens, and where they go; none: they are there already.
   template <class A, class S>

@@ -29,6 +29,23 @@ struct AttentionRows {
   __device__ bool have(Index length) const { return length >= shortest && length <= longest; }
 };
 
+/// A tile of Size neighbouring tokens of a row: the row, and the tile's first token counted from the row's.
+struct TilePlace {
+  Index row, first;
+
+  /// Row r has the places from offsets[r] / Size + r on, which are enough for its tiles whatever the offsets. Some
+  /// places are of no tile: they begin beyond the row.
+  template <int Size>
+  static __device__ TilePlace of(const Sequences& sequences, Index place) {
+    Index row = 0, high = sequences.rows;
+    while (high - row > 1) {
+      const Index middle = (row + high) / 2;
+      (sequences.offsets[middle] / Size + middle <= place ? row : high) = middle;
+    }
+    return {row, (place - sequences.begin(row) / Size - row) * Size};
+  }
+};
+
 /// A tile of queries of one row and head, with its keys.
 struct QueryTile {
   const bf16 *q, *k, *v;  // of the first query, of key 0
@@ -38,24 +55,17 @@ struct QueryTile {
   int keys;               // that the last query sees
   int row, first_key;     // where key 0 is in the tensors of keys and values: the row there, and the position
 
-  /// Row r has the places from offsets[r] / Queries + r on, which are enough for its tiles whatever the offsets. The
-  /// last tiles come first: they see the most keys, and short tasks at the end keep the machine even. Some places are
-  /// of no tile: without tokens. Each tile is that of Blocks neighbouring blocks.
+  /// The last tiles come first: they see the most keys, and short tasks at the end keep the machine even. Some blocks
+  /// are of no tile: without tokens. Each tile is that of Blocks neighbouring blocks.
   template <int Queries, int Blocks = 1>
   static __device__ QueryTile of_block(const AttentionShape& shape, Matrix<const bf16> queries,
                                        const AttentionKeys<bf16>& source, const Sequences& sequences,
                                        const AttentionRows& rows) {
     QueryTile tile{};
     const unsigned block = (gridDim.x - 1 - blockIdx.x) / Blocks, heads = static_cast<unsigned>(shape.heads);
-    const Index place = block / heads;
     tile.head = static_cast<int>(block % heads);
-    Index row = 0, high = sequences.rows;
-    while (high - row > 1) {
-      const Index middle = (row + high) / 2;
-      (sequences.offsets[middle] / Queries + middle <= place ? row : high) = middle;
-    }
+    const auto [row, first] = TilePlace::of<Queries>(sequences, block / heads);
     const Index begin = sequences.begin(row), length = sequences.length(row);
-    const Index first = (place - begin / Queries - row) * Queries;
     if (first >= length || !rows.have(length)) return tile;
     const Index column = tile.head / (shape.heads / shape.kv_heads) * shape.head_dim;
     tile.token = static_cast<int>(begin + first);
