@@ -76,6 +76,16 @@ inline constexpr bool has_backward = false;
 template <template <class> class Operator>
 inline constexpr bool has_backward<Operator, cpu> = true;
 template <>
+inline constexpr bool has_backward<AdamWStep, cuda> = true;
+template <>
+inline constexpr bool has_backward<Add, cuda> = true;
+template <>
+inline constexpr bool has_backward<CausalConv1d, cuda> = true;
+template <>
+inline constexpr bool has_backward<GatedActivation, cuda> = true;
+template <>
+inline constexpr bool has_backward<GatedRmsNorm, cuda> = true;
+template <>
 inline constexpr bool has_backward<RmsNorm, cuda> = true;
 template <>
 inline constexpr bool has_backward<Rope, cuda> = true;  // by the function that is its forward pass
