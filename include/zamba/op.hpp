@@ -76,11 +76,21 @@ inline constexpr bool has_backward = false;
 template <template <class> class Operator>
 inline constexpr bool has_backward<Operator, cpu> = true;
 template <>
+inline constexpr bool has_backward<AdamWStep, cuda> = true;
+template <>
+inline constexpr bool has_backward<Add, cuda> = true;
+template <>
 inline constexpr bool has_backward<Attention, cuda> = true;
+template <>
+inline constexpr bool has_backward<CausalConv1d, cuda> = true;
 template <>
 inline constexpr bool has_backward<CrossEntropy, cuda> = true;
 template <>
 inline constexpr bool has_backward<Embedding, cuda> = true;
+template <>
+inline constexpr bool has_backward<GatedActivation, cuda> = true;
+template <>
+inline constexpr bool has_backward<GatedRmsNorm, cuda> = true;
 template <>
 inline constexpr bool has_backward<Linear, cuda> = true;
 template <>

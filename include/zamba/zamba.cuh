@@ -7,6 +7,8 @@
 #include <zamba/context.cuh>
 #include <zamba/generate/generator.cuh>
 #include <zamba/generate/sampler.cuh>
+#include <zamba/ops/adamw_step.cuh>
+#include <zamba/ops/add.cuh>
 #include <zamba/ops/attention.cuh>
 #include <zamba/ops/causal_conv1d.cuh>
 #include <zamba/ops/cross_entropy.cuh>

@@ -61,7 +61,7 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-/// Forward and, on the CPU, backward; gradients of parameters begin at zero.
+/// Forward and, where the device has it, backward; gradients of parameters begin at zero.
 template <class Device, class T>
 Result run(const Problem& p) {
   using F = compute_t<T>;
@@ -171,17 +171,29 @@ TEST_CASE("causal_conv1d: finite differences, through the states") {
   }
 }
 
-TEST_CASE("causal_conv1d adds to d_weight and d_bias") {
-  const Index offsets[] = {0, 3}, starts[] = {0};
-  const Sequences sequences{offsets, starts, 1, 3, 3};
-  float x[6] = {1, 2, 3, 4, 5, 6}, weight[4] = {1, -1, 2, 0.5f}, d_x[6], once[4] = {}, twice[4] = {}, bias[2] = {};
-  Context<cpu> ctx(1);
-  for (float* d_weight : {once, twice, twice})
-    causal_conv1d_backward(ctx, Matrix<float>(x, 3, 2), Matrix<float>(x, 3, 2), Matrix<float>(weight, 2, 2), {},
-                           sequences, {}, Matrix<float>(d_x, 3, 2), Matrix<float>(d_weight, 2, 2),
-                           Vector<float>(bias, 2), {});
-  for (int i = 0; i < 4; ++i) CHECK(twice[i] == 2 * once[i]);
-  CHECK(once[0] != 0);
+TEST_CASE_TEMPLATE("causal_conv1d adds to d_weight and d_bias", Where, ZAMBA_TEST_ON) {
+  using Device = typename Where::device;
+  using T = typename Where::type;
+  if constexpr (defines_backward<CausalConv1d<Device>>) {
+    auto ctx = zamba::testing::new_context<Device>(1);
+    const Index lengths[] = {0, 3}, starts[] = {0};
+    const Sequences sequences{ctx.readable(lengths, 2), ctx.readable(starts, 1), 1, 3, 3};
+    for (const Index K : {2, 4}) {
+      const Array<Device, T> x({1, 2, 3, 4, 5, 6}), d_x(Values(6));
+      const Array<Device, compute_t<T>> weight(random_values(2 * K, 1));
+      const auto added = [&](int times) {
+        const Array<Device, compute_t<T>> d_weight(Values(static_cast<std::size_t>(2 * K))), d_bias(Values(2));
+        for (int i = 0; i < times; ++i)
+          causal_conv1d_backward(ctx, x.view(3, 2), x.view(3, 2), weight.view(2, K), {}, sequences, {}, d_x.view(3, 2),
+                                 d_weight.view(2, K), d_bias.view(2), {});
+        return joined(d_weight.values(), d_bias.values());
+      };
+      Values twice = added(1);
+      CHECK(twice.back() != 0);
+      for (double& value : twice) value *= 2;
+      CHECK(added(2) == twice);
+    }
+  }
 }
 
 /// What the chunks of a row give one after the other, states and their gradients handed on.

@@ -25,6 +25,7 @@ TEST_CASE("causal_conv1d on CUDA: a thread's group of tokens has many rows, or e
     const Result on_cpu = run<cpu, float>(p), on_cuda = run<cuda, float>(p);
     CHECK(relative_error(on_cuda.out, on_cpu.out) < On<cuda, float>::tolerance);
     CHECK(on_cuda.state == on_cpu.state);
+    CHECK(relative_error(on_cuda.d_x, on_cpu.d_x) < On<cuda, float>::tolerance);
   }
 }
 
@@ -73,10 +74,49 @@ TEST_CASE("causal_conv1d on CUDA: wide loads and single elements give the same b
 TEST_CASE("causal_conv1d in bf16 is that in float, rounded where it is written") {
   for (const Index width : {4, 3}) {
     Problem p = short_rows(72, width, 200);
-    for (double& value : p.x) value = bf16(static_cast<float>(value));
+    for (Values* values : {&p.x, &p.d_out})
+      for (double& value : *values) value = bf16(static_cast<float>(value));
     const Result exact = run<cuda, float>(p), stored = run<cuda, bf16>(p);
     CHECK(relative_error(stored.out, exact.out) < 0x1p-9);  // 8 bits: at most 2^-9 of each element
-    CHECK(stored.state == exact.state);                     // kept in float
+    CHECK(relative_error(stored.d_x, exact.d_x) < 0x1p-9);
+    // The others are kept in float, and computed from the same numbers in the same order.
+    CHECK(stored.state == exact.state);
+    CHECK(stored.d_weight == exact.d_weight);
+    CHECK(stored.d_bias == exact.d_bias);
+    CHECK(stored.d_state == exact.d_state);
+  }
+}
+
+TEST_CASE("causal_conv1d on CUDA, backward: groups of tokens that begin and end anywhere in rows") {
+  // Rows about as long as the window, as the loads under way, and of many groups: 2112 / ceil(D / 128) of them, of 16
+  // tokens or more; documents of length 1, and rows without a token between others.
+  struct Rows {
+    Index channels;
+    std::vector<Index> lengths;
+  };
+  std::vector<Index> ones(40, 1);
+  for (const Rows& rows :
+       {Rows{8, {1}}, Rows{8, {2}}, Rows{12, {3, 0, 4, 5}}, Rows{6, {7, 16, 17, 0, 0, 31}}, Rows{520, {4099}},
+        Rows{516, {33, 0, 2048, 1, 1, 600}}, Rows{300, ones}, Rows{7424, {100, 3, 190}}, Rows{517, {515, 2}}}) {
+    for (const Index width : {4, 3}) {
+      if (width == 3 && rows.channels > 600) continue;
+      CAPTURE(rows.channels);
+      CAPTURE(width);
+      std::vector<Index> starts;
+      for (std::size_t row = 0; row < rows.lengths.size(); ++row) starts.push_back(static_cast<Index>(row % 2) * 5);
+      const Problem p = random_problem(rows.channels, width, rows.lengths, starts);
+      const Result exact = run<cpu, double>(p), got = run<cuda, float>(p), twin = run<cuda, double>(p);
+      CHECK(relative_error(got.d_x, exact.d_x) < On<cuda, float>::tolerance);
+      CHECK(relative_error(got.d_state, exact.d_state) < On<cuda, float>::tolerance);
+      CHECK(relative_error(got.d_weight, exact.d_weight) < 4e-6);  // 4,099 terms: their root times 2^-24
+      CHECK(relative_error(got.d_bias, exact.d_bias) < 4e-6);
+      CHECK(relative_error(twin.d_x, exact.d_x) < 1e-14);
+      CHECK(relative_error(twin.d_weight, exact.d_weight) < 1e-14);
+      CHECK(relative_error(twin.d_bias, exact.d_bias) < 1e-14);
+      CHECK(relative_error(twin.d_state, exact.d_state) < 1e-14);
+      CHECK(run<cuda, float>(p) == got);
+      CHECK(run<cuda, bf16>(p) == run<cuda, bf16>(p));
+    }
   }
 }
 

@@ -12,6 +12,11 @@
 
 namespace zamba::kernel {
 
+/// Blocks across, which may be 2^31 - 1: for so many columns, each thread having `width` of them.
+inline unsigned blocks_across(Index cols, Index width) {
+  return static_cast<unsigned>(ceil_div(cols, width * Index{elementwise_threads}));
+}
+
 /// Blocks across: columns; down: rows, a grid at a time.
 template <class F>
 __global__ void __launch_bounds__(elementwise_threads) elementwise_kernel(Index rows, Index cols, F f) {
@@ -24,7 +29,7 @@ __global__ void __launch_bounds__(elementwise_threads) elementwise_kernel(Index 
 template <class F>
 void for_elements(Context<cuda>& ctx, Index rows, Index cols, const F& f, const char* name) {
   if (rows == 0 || cols == 0) return;
-  const dim3 grid(blocks_for(cols, elementwise_threads), static_cast<unsigned>(std::min<Index>(rows, 65535)));
+  const dim3 grid(blocks_across(cols, 1), static_cast<unsigned>(std::min<Index>(rows, 65535)));
   elementwise_kernel<<<grid, elementwise_threads, 0, ctx.stream()>>>(rows, cols, f);
   check_launch(name);
 }
@@ -47,11 +52,11 @@ void for_vectors(Context<cuda>& ctx, bool whole, Index rows, Index cols, const F
   const auto down = static_cast<unsigned>(std::min<Index>(rows, 65535));
   if (whole) {
     using Width = std::integral_constant<int, vector_width<A>>;
-    const dim3 grid(blocks_for(cols / Width::value, elementwise_threads), down);
+    const dim3 grid(blocks_across(cols, Width::value), down);
     launch(ctx, overlap_for(rows), name, vectorized_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
   } else {
     using Width = std::integral_constant<int, 1>;
-    const dim3 grid(blocks_for(cols, elementwise_threads), down);
+    const dim3 grid(blocks_across(cols, Width::value), down);
     launch(ctx, overlap_for(rows), name, vectorized_kernel<Width, F>, grid, elementwise_threads, 0, rows, cols, f);
   }
 }

@@ -30,8 +30,18 @@ __device__ inline float reciprocal_approximate(float x) {
   return y;
 }
 
-/// x / (1 + e^-x), in float within (3 + |x|) 1e-7 of its value.
-__device__ inline float silu(float x) { return x * reciprocal_approximate(1.0f + exp2_approximate(x * -log2_e)); }
+/// 1 / (1 + e^-x), in float within (3 + |x|) 1e-7 of its value.
+__device__ inline float sigmoid(float x) { return reciprocal_approximate(1.0f + exp2_approximate(x * -log2_e)); }
+__device__ inline double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
+
+/// x / (1 + e^-x), likewise.
+__device__ inline float silu(float x) { return x * sigmoid(x); }
 __device__ inline double silu(double x) { return x / (1 + ::exp(-x)); }
+
+/// The derivative of silu, from the sigmoid of x.
+template <class F>
+__device__ F silu_slope(F x, F gate) {
+  return gate * ::fma(x, F(1) - gate, F(1));
+}
 
 }  // namespace zamba::kernel

@@ -13,12 +13,15 @@
 //
 // Numeric contract: elementwise arithmetic in compute_t (float, or double for double); the squares are summed in double
 // over pieces of 2^14 elements, and the pieces in order. Bit-equal for any number of threads, where the arrays of a
-// step are aligned to 64 bytes, as those of models and gradients are. Weights in bf16 have a master copy in float,
-// which is stepped; the weight is its rounding.
+// step are aligned to 64 bytes, as those of models and gradients are.
+//
+// Weights in bf16 stand for a master in float, which is stepped; the weight is its rounding. The master is a copy of its
+// own, or is split (SplitFloat): then only its lower 16 bits are beside the weight. Both are stepped to the same bits.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <type_traits>
 
@@ -42,25 +45,91 @@ struct AdamWScalars {
 };
 
 /// What scales gradients of this norm.
-inline double clip_factor(double norm, double clip_norm) {
-  return clip_norm > 0 ? std::min(1.0, clip_norm / (norm + 1e-6)) : 1.0;
+ZAMBA_HOST_DEVICE inline double clip_factor(double norm, double clip_norm) {
+  const double factor = clip_norm > 0 ? clip_norm / (norm + 1e-6) : 1.0;
+  return factor < 1 ? factor : 1.0;
 }
+
+namespace detail {
+
+template <class F>
+inline constexpr double largest = static_cast<double>(std::numeric_limits<F>::max());
+
+}  // namespace detail
 
 /// Whether gradients of this norm may be stepped with: it is finite and, clipped, its square is no overflow in F.
 template <class F>
-bool can_step(double norm, double clip_norm) {
+ZAMBA_HOST_DEVICE bool can_step(double norm, double clip_norm) {
   if (!is_finite(norm)) return false;
   const double clipped = norm * clip_factor(norm, clip_norm) * (1 + 1e-6);  // room for the roundings of F
-  return clipped * clipped <= static_cast<double>(std::numeric_limits<F>::max());
+  return clipped * clipped <= detail::largest<F>;
 }
 
-/// The tensors of one parameter, (n) each. W: the stored type; where it is F, there is no master copy.
+/// A float as the bf16 that is nearest to it and its own lower 16 bits. These, taken with their sign, are what the
+/// float is above the bf16, in units in its last place: so the two say which float it is, every one but for the bits
+/// of a NaN. Of two nearest bf16 it is the one away from zero. With ties to even there would be no such form: 2^16 + 1
+/// floats round to each even bf16, which is one more than 16 bits tell apart.
+struct SplitFloat {
+  bf16 nearest;
+  std::uint16_t low = 0;
+
+  SplitFloat() = default;
+  ZAMBA_HOST_DEVICE constexpr explicit SplitFloat(float value) {
+    const std::uint32_t bits = is_nan(value) ? 0x7fc00000u : __builtin_bit_cast(std::uint32_t, value);
+    nearest.bits = static_cast<std::uint16_t>((bits + 0x8000u) >> 16);
+    low = static_cast<std::uint16_t>(bits);
+  }
+  ZAMBA_HOST_DEVICE constexpr explicit operator float() const {
+    const auto above = static_cast<std::uint32_t>(static_cast<std::int16_t>(low));
+    return __builtin_bit_cast(float, (static_cast<std::uint32_t>(nearest.bits) << 16) + above);
+  }
+};
+
+/// The tensors of one parameter, (n) each. W: the stored type. Where it is F there is neither master nor low; else
+/// there is one of them: a master copy, or, for bf16 weights, the lower halves of masters of which the weights are the
+/// upper ones.
 template <class W, class F>
 struct AdamWTensors {
   Vector<W> weight;
   Vector<F> master;
   Vector<const F> gradient;
   Vector<F> m, v;
+  Vector<std::uint16_t> low = {};
+};
+
+/// The numbers of a step in the arithmetic of F.
+template <class F>
+struct AdamWFactors {
+  F beta1, beta2, eps;
+  F keep;   // 1 - lr decay
+  F rate;   // lr / (1 - beta1^t)
+  F root;   // 1 / sqrt(1 - beta2^t)
+  double share1, root_share2, clip_norm;  // 1 - beta1, sqrt(1 - beta2)
+  // Known with the norm: what a gradient is scaled by, what it adds to m then, and the root of what it adds to v. In
+  // two factors where it is tiny, because one alone would lose its digits among the least floats.
+  F coarse = 1, gain1 = 0, root2 = 0;
+
+  explicit AdamWFactors(const AdamWScalars& s)
+      : beta1(static_cast<F>(s.beta1)),
+        beta2(static_cast<F>(s.beta2)),
+        eps(static_cast<F>(s.eps)),
+        keep(static_cast<F>(1 - s.learning_rate * s.decay)),
+        rate(static_cast<F>(s.learning_rate / (1 - std::pow(s.beta1, static_cast<double>(s.step_number))))),
+        root(static_cast<F>(1 / std::sqrt(1 - std::pow(s.beta2, static_cast<double>(s.step_number))))),
+        share1(1 - s.beta1),
+        root_share2(std::sqrt(1 - s.beta2)),
+        clip_norm(s.clip_norm) {}
+
+  /// Takes the squared norm of all gradients; whether they may be stepped with.
+  ZAMBA_HOST_DEVICE bool clip(double norm_squared) {
+    const double norm = ::sqrt(norm_squared);
+    if (!can_step<F>(norm, clip_norm)) return false;
+    const double factor = clip_factor(norm, clip_norm), large = factor < 0x1p-100 ? 0x1p-100 : 1, fine = factor / large;
+    coarse = static_cast<F>(large);
+    gain1 = static_cast<F>(share1 * fine);
+    root2 = static_cast<F>(root_share2 * fine);
+    return true;
+  }
 };
 
 /// Steps one parameter. norm_squared: one element, of all gradients.
@@ -70,7 +139,9 @@ void adamw_step(Context<Device>& ctx, const AdamWTensors<W, F>& tensors, const A
   if constexpr (checked) {
     const kernel::Door door{"adamw_step"};
     const Index n = tensors.weight.size();
-    door.shape("master", tensors.master, std::is_same_v<W, F> ? 0 : n);
+    door.shape("master", tensors.master, std::is_same_v<W, F> || tensors.low ? 0 : n);
+    door.optional("low", tensors.low, n);
+    require(!tensors.low || std::is_same_v<W, bf16>, "adamw_step: low: only weights in bf16 are halves of masters");
     door.shape("gradient", tensors.gradient, n);
     door.shape("m", tensors.m, n);
     door.shape("v", tensors.v, n);
@@ -89,33 +160,30 @@ struct AdamWStep<cpu> {
   template <class W, class F>
   static void forward(Context<cpu>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& s,
                       const double* norm_squared) {
-    const double steps = static_cast<double>(s.step_number);
-    const double norm = std::sqrt(*norm_squared);
-    if (!can_step<F>(norm, s.clip_norm)) return;
-    // In two factors where it is tiny, because one alone would lose its digits among the least floats.
-    const double clip = clip_factor(norm, s.clip_norm), coarse = clip < 0x1p-100 ? 0x1p-100 : 1, fine = clip / coarse;
-    const F beta1 = static_cast<F>(s.beta1), beta2 = static_cast<F>(s.beta2), eps = static_cast<F>(s.eps);
-    const F gain1 = static_cast<F>((1 - s.beta1) * fine), root2 = static_cast<F>(std::sqrt(1 - s.beta2) * fine);
-    const F keep = static_cast<F>(1 - s.learning_rate * s.decay);
-    const F rate = static_cast<F>(s.learning_rate / (1 - std::pow(s.beta1, steps)));
-    const F root = static_cast<F>(1 / std::sqrt(1 - std::pow(s.beta2, steps)));
+    AdamWFactors<F> by(s);
+    if (!by.clip(*norm_squared)) return;
     for_pieces(ctx, t.weight.size(), step_piece, [&](Index first, Index count) {
       const F* gradient = t.gradient.data + first;
-      alignas(64) F scaled[step_piece];
-      if (coarse != 1) {
-        map(scaled, count) = map(gradient, count) * static_cast<F>(coarse);
+      alignas(64) F scaled[step_piece], masters[step_piece];
+      if (by.coarse != 1) {
+        map(scaled, count) = map(gradient, count) * by.coarse;
         gradient = scaled;
       }
       const auto g = map(gradient, count);
       auto m = map(t.m.data + first, count), v = map(t.v.data + first, count);
-      m = beta1 * m + gain1 * g;
-      v = beta2 * v + (root2 * g).square();
-      const auto step = [&](auto p) { p = keep * p - rate * m / (v.sqrt() * root + eps); };
+      m = by.beta1 * m + by.gain1 * g;
+      v = by.beta2 * v + (by.root2 * g).square();
+      const auto step = [&](auto p) { p = by.keep * p - by.rate * m / (v.sqrt() * by.root + by.eps); };
+      W* const weight = t.weight.data + first;
       if constexpr (std::is_same_v<W, F>) {
-        step(map(t.weight.data + first, count));
-      } else {
+        step(map(weight, count));
+      } else if (!t.low) {
         step(map(t.master.data + first, count));
-        round(t.master.data + first, t.weight.data + first, count);
+        round(t.master.data + first, weight, count);
+      } else if constexpr (std::is_same_v<W, bf16>) {
+        join(weight, t.low.data + first, masters, count);
+        step(map(masters, count));
+        split(masters, weight, t.low.data + first, count);
       }
     });
   }
@@ -150,14 +218,38 @@ struct AdamWStep<cpu> {
     return total;
   }
 
-  /// A loop of constant length is one that compilers vectorise at -O2.
   template <class F, class W>
   static void round(const F* from, W* to, Index count) {
+    for_blocks(count, [=](Index i) { to[i] = static_cast<W>(from[i]); });
+  }
+
+  /// Halves to masters, and back.
+  template <class F>
+  static void join(const bf16* nearest, const std::uint16_t* low, F* to, Index count) {
+    for_blocks(count, [=](Index i) {
+      SplitFloat halves;
+      halves.nearest = nearest[i];
+      halves.low = low[i];
+      to[i] = static_cast<float>(halves);
+    });
+  }
+  template <class F>
+  static void split(const F* from, bf16* nearest, std::uint16_t* low, Index count) {
+    for_blocks(count, [=](Index i) {
+      const SplitFloat halves(static_cast<float>(from[i]));
+      nearest[i] = halves.nearest;
+      low[i] = halves.low;
+    });
+  }
+
+  /// f(i) for i below count. A loop of constant length is one that compilers vectorise at -O2.
+  template <class Body>
+  [[gnu::always_inline]] static void for_blocks(Index count, Body f) {
     constexpr Index block = 64;
     Index i = 0;
     for (; i + block <= count; i += block)
-      for (Index k = 0; k < block; ++k) to[i + k] = static_cast<W>(from[i + k]);
-    for (; i < count; ++i) to[i] = static_cast<W>(from[i]);
+      for (Index k = 0; k < block; ++k) f(i + k);
+    for (; i < count; ++i) f(i);
   }
 
   template <class F>

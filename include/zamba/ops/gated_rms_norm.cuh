@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// gated_rms_norm on CUDA, forward; equations and shapes in gated_rms_norm.hpp. The kernels are those of rms_norm, with
-// a gated input; two passes gate it twice.
+// gated_rms_norm on CUDA; equations and shapes in gated_rms_norm.hpp. The kernels are those of rms_norm, with a gated
+// input; two passes gate it twice.
 //
 // Numeric contract: as rms_norm on CUDA; in float silu(z) is within (3 + |z|) 1e-7 of its value.
 #pragma once
@@ -22,6 +22,7 @@ struct GatedInput {
   using F = compute_t<A>;
   Matrix<const A> x, z;
   Index group;
+  Matrix<A> d_x, d_z;
 
   __device__ Index width() const { return group; }
   __device__ F value(Index i, Index c) const { return F(x(i, c)) * silu(F(z(i, c))); }
@@ -40,6 +41,33 @@ struct GatedInput {
     for (int k = 0; k < vector_width<A>; ++k) to[k] *= silu(gate[k]);
   }
   bool in_vectors() const { return kernel::in_vectors(x) && kernel::in_vectors(z); }
+
+  static constexpr int added = 0;  // both gradients are assigned
+  template <class Fetch>
+  __device__ void fetch_added(Index, Index, Fetch&&) const {}
+  /// d_v becomes d_x, and x becomes d_z.
+  static __device__ void differentiate(F z, F& x_d_z, F& d_v_d_x) {
+    const F gate = sigmoid(z);
+    x_d_z *= d_v_d_x * silu_slope(z, gate);
+    d_v_d_x *= z * gate;
+  }
+  template <class Fetched, class Added>
+  __device__ void store_gradients(Index i, Index c, F (&d_v)[vector_width<A>], Fetched&& fetched, Added&&) const {
+    F value[vector_width<A>], gate[vector_width<A>];
+    fetched(0).unpack(value);
+    fetched(1).unpack(gate);
+#pragma unroll
+    for (int k = 0; k < vector_width<A>; ++k) differentiate(gate[k], value[k], d_v[k]);
+    store_vector(&d_x(i, c), d_v);
+    store_vector(&d_z(i, c), value);
+  }
+  __device__ void give_gradient(Index i, Index c, F d_v) const {
+    F value = F(x(i, c));
+    differentiate(F(z(i, c)), value, d_v);
+    d_x(i, c) = A(d_v);
+    d_z(i, c) = A(value);
+  }
+  bool gradients_in_vectors() const { return kernel::in_vectors(d_x) && kernel::in_vectors(d_z); }
 };
 
 }  // namespace kernel
@@ -49,8 +77,15 @@ struct GatedRmsNorm<cuda> {
   template <class A, class F>
   static void forward(Context<cuda>& ctx, Matrix<const A> x, Matrix<const A> z, Vector<const F> weight, double eps,
                       Matrix<A> out, Matrix<F> rstd) {
-    kernel::launch_norm(ctx, kernel::GatedInput<A>{x, z, out.cols() / rstd.cols()}, weight, eps, out, rstd,
+    kernel::launch_norm(ctx, kernel::GatedInput<A>{x, z, out.cols() / rstd.cols(), {}, {}}, weight, eps, out, rstd,
                         "gated_rms_norm");
+  }
+
+  template <class A, class F>
+  static void backward(Context<cuda>& ctx, Matrix<const A> d_out, Matrix<const A> x, Matrix<const A> z,
+                       Vector<const F> weight, Matrix<const F> rstd, Matrix<A> d_x, Matrix<A> d_z, Vector<F> d_weight) {
+    kernel::launch_norm_gradient(ctx, kernel::GatedInput<A>{x, z, d_out.cols() / rstd.cols(), d_x, d_z}, d_out, weight,
+                                 rstd, d_weight, "gated_rms_norm_backward");
   }
 };
 

@@ -25,6 +25,16 @@ namespace zamba {
 
 namespace kernel {
 
+/// Writes a vector and what is added to it.
+template <class A, int N>
+__device__ void store_sum(A* to, const AlignedVector<A, N>& vector, const compute_t<A> (&more)[N]) {
+  compute_t<A> sum[N];
+  vector.unpack(sum);
+#pragma unroll
+  for (int k = 0; k < N; ++k) sum[k] += more[k];
+  store_vector(to, sum);
+}
+
 /// v = x + t, or x where t is absent; its gradient goes to d_x and, where wanted, d_t.
 template <class A_>
 struct SummedInput {
@@ -53,10 +63,23 @@ struct SummedInput {
     for (int k = 0; k < vector_width<A>; ++k) to[k] += more[k];
   }
   bool in_vectors() const { return kernel::in_vectors(x) && (!t || kernel::in_vectors(t)); }
-  __device__ void add_gradient(Index i, Index c, F d_v) const {
+
+  /// Backwards: where the gradient of v goes. `added` vectors of what it is added to are fetched, as above.
+  static constexpr int added = 1;
+  template <class Fetch>
+  __device__ void fetch_added(Index i, Index c, Fetch&& fetch) const {
+    fetch(0, &d_x(i, c));
+  }
+  template <class Fetched, class Added>
+  __device__ void store_gradients(Index i, Index c, const F (&d_v)[vector_width<A>], Fetched&&, Added&& to) const {
+    store_sum<A>(&d_x(i, c), to(0), d_v);
+    if (d_t) store_vector(&d_t(i, c), d_v);
+  }
+  __device__ void give_gradient(Index i, Index c, F d_v) const {
     d_x(i, c) = A(F(d_x(i, c)) + d_v);
     if (d_t) d_t(i, c) = A(d_v);
   }
+  bool gradients_in_vectors() const { return kernel::in_vectors(d_x) && (!d_t || kernel::in_vectors(d_t)); }
 };
 
 /// v = concat[a, b]
@@ -79,10 +102,22 @@ struct ConcatenatedInput {
     fetched(0).unpack(to);
   }
   bool in_vectors() const { return kernel::in_vectors(a) && kernel::in_vectors(b); }
-  __device__ void add_gradient(Index i, Index c, F d_v) const {
-    A& d = c < a.cols() ? d_a(i, c) : d_b(i, c - a.cols());
-    d = A(F(d) + d_v);
+
+  static constexpr int added = 1;
+  __device__ A* gradient(Index i, Index c) const { return c < a.cols() ? &d_a(i, c) : &d_b(i, c - a.cols()); }
+  template <class Fetch>
+  __device__ void fetch_added(Index i, Index c, Fetch&& fetch) const {
+    fetch(0, gradient(i, c));
   }
+  template <class Fetched, class Added>
+  __device__ void store_gradients(Index i, Index c, const F (&d_v)[vector_width<A>], Fetched&&, Added&& to) const {
+    store_sum<A>(gradient(i, c), to(0), d_v);
+  }
+  __device__ void give_gradient(Index i, Index c, F d_v) const {
+    A* const d = gradient(i, c);
+    *d = A(F(*d) + d_v);
+  }
+  bool gradients_in_vectors() const { return kernel::in_vectors(d_a) && kernel::in_vectors(d_b); }
 };
 
 /// The forward pass, by a block of few threads or of twice as many. In bf16 and float those hold up to 4096 and 8192
@@ -269,9 +304,6 @@ struct RmsNorm<cuda> {
   }
 
  private:
-  /// At most this many partial sums of d_weight.
-  static constexpr Index groups_at_most = 64;
-
   template <class Input, class A, class F>
   static void launch_forward(Context<cuda>& ctx, const Input& in, Vector<const F> weight, double eps, Matrix<A> out,
                              Vector<F> rstd) {
@@ -281,23 +313,8 @@ struct RmsNorm<cuda> {
   template <class Input, class A, class F>
   static void launch_backward(Context<cuda>& ctx, const Input& in, Matrix<const A> d_out, Vector<const F> weight,
                               Vector<const F> rstd, Vector<F> d_weight) {
-    using Traits = kernel::RmsNormGradientTraits<Input>;
-    const Index n = d_out.rows(), width = d_weight.size();
-    if (n == 0) return;
-    kernel::rms_norm_input_gradient_kernel<Traits>
-        <<<kernel::blocks_for(n, 1), Traits::threads, 0, ctx.stream()>>>(in, d_out, weight, rstd);
-    kernel::check_launch("rms_norm_backward: input");
-
-    const Index group_size = std::max(Index{8}, ceil_div(n, groups_at_most));
-    const Index groups = ceil_div(n, group_size);
-    const unsigned across = kernel::blocks_for(width, Traits::columns);
-    ArenaScope scope(ctx.arena());
-    const auto partial = ctx.arena().template tensor<F>(groups, width);
-    kernel::rms_norm_weight_gradient_kernel<Traits>
-        <<<dim3(across, static_cast<unsigned>(groups)), Traits::columns, 0, ctx.stream()>>>(in, d_out, rstd, group_size,
-                                                                                            partial);
-    kernel::add_groups_kernel<F><<<across, Traits::columns, 0, ctx.stream()>>>(partial, d_weight);
-    kernel::check_launch("rms_norm_backward: weight");
+    kernel::launch_norm_gradient(ctx, in, d_out, weight, Matrix<const F>(rstd.data, d_out.rows(), 1), d_weight,
+                                 "rms_norm_backward");
   }
 };
 

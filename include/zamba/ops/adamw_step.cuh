@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+// adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: a thread steps 16 bytes of the
+// weight, from 20 to 30 bytes an element. Every thread reads the norm and decides alike whether there is a step, so the
+// host need not know it.
+//
+// sum_of_squares is a sum over pieces, a block for each, then over their sums by one block.
+//
+// Numeric contract: the arithmetic of the CPU version, with multiply-adds, the same however weights are stored and
+// aligned. The squares are summed in double in an order that the size alone fixes.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include <zamba/context.cuh>
+#include <zamba/kernel/block_reduce.cuh>
+#include <zamba/kernel/elementwise.cuh>
+#include <zamba/kernel/launch.cuh>
+#include <zamba/kernel/vector_load.cuh>
+#include <zamba/ops/adamw_step.hpp>
+
+namespace zamba {
+
+namespace kernel {
+
+/// What is stepped: load() and store() of N neighbouring values.
+template <class F>
+struct PlainWeights {
+  Vector<F> weight;
+
+  template <int N>
+  __device__ void load(Index i, F (&p)[N]) const {
+    load_vector<N>(&weight[i]).unpack(p);
+  }
+  template <int N>
+  __device__ void store(Index i, const F (&p)[N]) const {
+    store_vector(&weight[i], p);
+  }
+};
+
+template <class W, class F>
+struct MasteredWeights {
+  Vector<W> weight;
+  Vector<F> master;
+
+  template <int N>
+  __device__ void load(Index i, F (&p)[N]) const {
+    load_vector<N>(&master[i]).unpack(p);
+  }
+  template <int N>
+  __device__ void store(Index i, const F (&p)[N]) const {
+    store_vector(&master[i], p);
+    store_vector(&weight[i], p);
+  }
+};
+
+/// Masters in two halves.
+struct SplitWeights {
+  Vector<bf16> weight;
+  Vector<std::uint16_t> low;
+
+  template <int N>
+  __device__ void load(Index i, float (&p)[N]) const {
+    const auto uppers = load_vector<N>(&weight[i]);
+    const auto lowers = load_vector<N>(&low[i]);
+    SplitFloat halves[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      memcpy(&halves[k].nearest, reinterpret_cast<const unsigned char*>(uppers.words) + 2 * k, 2);
+      memcpy(&halves[k].low, reinterpret_cast<const unsigned char*>(lowers.words) + 2 * k, 2);
+      p[k] = static_cast<float>(halves[k]);
+    }
+  }
+  template <int N>
+  __device__ void store(Index i, const float (&p)[N]) const {
+    AlignedVector<bf16, N> uppers;
+    AlignedVector<std::uint16_t, N> lowers;
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const SplitFloat halves(p[k]);
+      memcpy(reinterpret_cast<unsigned char*>(uppers.words) + 2 * k, &halves.nearest, 2);
+      memcpy(reinterpret_cast<unsigned char*>(lowers.words) + 2 * k, &halves.low, 2);
+    }
+    store_vector(&weight[i], uppers);
+    store_vector(&low[i], lowers);
+  }
+};
+
+template <class F, class Weights>
+struct AdamWElements {
+  Weights weights;
+  Vector<const F> gradient;
+  Vector<F> m, v;
+  AdamWFactors<F> factors;
+  const double* norm_squared;
+  Index first;  // of the elements that the kernel counts from
+
+  template <int N>
+  __device__ void vector(Index, Index i) const {
+    i += first;
+    AdamWFactors<F> by = factors;
+    if (!by.clip(*norm_squared)) return;
+    F p[N], g[N], m_[N], v_[N];
+    load_vector_streaming<N>(&gradient[i]).unpack(g);
+    load_vector<N>(&m[i]).unpack(m_);
+    load_vector<N>(&v[i]).unpack(v_);
+    weights.load(i, p);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const F scaled = g[k] * by.coarse, root = by.root2 * scaled;
+      m_[k] = ::fma(by.beta1, m_[k], by.gain1 * scaled);
+      v_[k] = ::fma(by.beta2, v_[k], root * root);
+      p[k] = ::fma(by.keep, p[k], -(by.rate * m_[k] / ::fma(::sqrt(v_[k]), by.root, by.eps)));
+    }
+    store_vector(&m[i], m_);
+    store_vector(&v[i], v_);
+    weights.store(i, p);
+  }
+};
+
+template <class F_>
+struct SquaresTraits {
+  using F = F_;
+  static constexpr Index piece = 1 << 14;
+  static constexpr int threads = 256, width = vector_width<F>;
+  static constexpr int threads_of_total = 1024;
+};
+
+/// sums[i] = the sum of the squares of the i-th piece: of neighbouring elements by thread, then over threads.
+template <class Traits, bool Aligned>
+__global__ void __launch_bounds__(Traits::threads)
+    squares_of_pieces_kernel(Vector<const typename Traits::F> values, Vector<double> sums) {
+  constexpr int width = Traits::width;
+  launch_dependents();
+  grid_dependency_wait();
+  for (Index i = blockIdx.x; i < sums.size(); i += gridDim.x) {
+    const Index end = ::min(values.size(), (i + 1) * Traits::piece);
+    double sum[width] = {};
+#pragma unroll 4
+    for (Index at = i * Traits::piece + threadIdx.x * width; at < end; at += Traits::threads * width) {
+      const auto vector = Aligned && at + width <= end
+                              ? load_vector<width>(&values[at])
+                              : load_vector_masked<width, false>(&values[at], static_cast<int>(end - at));
+#pragma unroll
+      for (int k = 0; k < width; ++k) {
+        const auto value = static_cast<double>(vector[k]);
+        sum[k] = ::fma(value, value, sum[k]);
+      }
+    }
+    double all = sum[0];
+#pragma unroll
+    for (int k = 1; k < width; ++k) all += sum[k];
+    all = block_sum<Traits::threads>(all);
+    if (threadIdx.x == 0) sums[i] = all;
+  }
+}
+
+/// *out = the sum of all pieces: of every 1024th by thread, in order, then over threads.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads_of_total)
+    sum_of_pieces_kernel(Vector<const double> sums, double* out) {
+  launch_dependents();
+  grid_dependency_wait();
+  double sum = 0;
+#pragma unroll 8
+  for (Index i = threadIdx.x; i < sums.size(); i += Traits::threads_of_total) sum += sums[i];
+  sum = block_sum<Traits::threads_of_total>(sum);
+  if (threadIdx.x == 0) *out = sum;
+}
+
+}  // namespace kernel
+
+template <>
+struct AdamWStep<cuda> {
+  template <class W, class F>
+  static void forward(Context<cuda>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& scalars,
+                      const double* norm_squared) {
+    const auto launch = [&](const auto& weights, bool aligned) {
+      using Weights = std::remove_cvref_t<decltype(weights)>;
+      constexpr Index width = kernel::vector_width<W>;
+      const bool vectors = aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
+                           kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
+      const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
+      kernel::AdamWElements<F, Weights> elements{
+          weights, t.gradient, t.m, t.v, AdamWFactors<F>(scalars), norm_squared, 0};
+      kernel::for_vectors<W>(ctx, true, 1, whole, elements, "adamw_step");
+      elements.first = whole;
+      kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");
+    };
+    if constexpr (std::is_same_v<W, F>) {
+      launch(kernel::PlainWeights<F>{t.weight}, true);
+    } else if (!t.low) {
+      launch(kernel::MasteredWeights<W, F>{t.weight, t.master}, kernel::aligned(t.master, kernel::vector_width<F>));
+    } else if constexpr (std::is_same_v<W, bf16>) {
+      launch(kernel::SplitWeights{t.weight, t.low}, kernel::aligned(t.low, kernel::vector_width<std::uint16_t>));
+    }
+  }
+
+  template <class F>
+  static void sum_of_squares(Context<cuda>& ctx, Vector<const F> values, double* out) {
+    using Traits = kernel::SquaresTraits<F>;
+    ArenaScope scope(ctx.arena());
+    const Index pieces = ceil_div(values.size(), Traits::piece);
+    const auto sums = ctx.arena().template tensor<double>(pieces);
+    if (pieces > 0)
+      kernel::launch(ctx, "sum_of_squares",
+                     kernel::aligned(values, Traits::width) ? kernel::squares_of_pieces_kernel<Traits, true>
+                                                            : kernel::squares_of_pieces_kernel<Traits, false>,
+                     kernel::blocks_for(pieces, 1), Traits::threads, 0, values, sums);
+    kernel::launch(ctx, "sum_of_squares", kernel::sum_of_pieces_kernel<Traits>, 1, Traits::threads_of_total, 0, sums,
+                   out);
+  }
+};
+
+}  // namespace zamba
