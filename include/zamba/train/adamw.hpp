@@ -12,9 +12,9 @@
 // first. It reads the norm of the gradients before anything is changed: gradients that are not finite are an Error that
 // names them, and no step.
 // Groups of parameters may have a rate of their own or be frozen (train/parameter_groups.hpp). What is frozen neither
-// steps nor decays, its moments stay, and the norm that clips is that of the others' gradients; those of its own are
-// computed all the same, since others depend on them, and may be anything. A gradient of zero freezes nothing: such
-// weights decay where they are listed so, and move on by their momentum.
+// steps nor decays, its moments stay, and the norm that clips is that of the others' gradients: its own are computed as
+// ever, and may be anything. A gradient of zero freezes nothing: such weights decay where they are listed so, and move
+// on by their momentum.
 #pragma once
 
 #include <algorithm>
