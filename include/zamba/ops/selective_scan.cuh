@@ -116,8 +116,9 @@ struct SelectiveScan<cuda> {
       queue(kernel::channel_backward_kernel<Traits>, Traits::threads, sizeof(kernel::ChannelBackwardShared<Traits>),
             ctx.arena().template tensor<F>(groups, N, in.u.cols()));
     } else if constexpr (std::is_same_v<F, float>) {
+      const auto fours = [](const auto&... tensors) { return (in_fours(tensors) && ...); };
       const bool wide =
-          in.u.cols() / heads % 2 == 0 && in_pairs(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
+          in.u.cols() / heads % 4 == 0 && fours(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
       const auto by = [&]<class Traits>(Traits) {
         queue(kernel::selective_scan_backward_kernel<Traits>, Traits::threads, sizeof(Shared));
       };
@@ -145,11 +146,6 @@ struct SelectiveScan<cuda> {
   static bool wide(const SelectiveScanInputs<A, float>& in, Tensor<float, 3> state, Matrix<A> y) {
     return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
            in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
-  }
-
-  template <class... Tensors>
-  static bool in_pairs(const Tensors&... tensors) {
-    return ((kernel::aligned(tensors, 2) && tensors.cols() % 2 == 0) && ...);
   }
 
   /// Tiles of so many channels in a row.
