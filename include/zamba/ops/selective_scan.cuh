@@ -58,10 +58,10 @@ struct AddScanGroups {
   Matrix<F> d_A_log;
   Vector<F> d_D, d_bias;
 
-  __device__ void operator()(Index c, Index i) const {
+  __device__ void operator()(Index, Index element) const {
+    const Index N = A_log.cols(), c = element / (N + 2), i = element % (N + 2);
     F sum = 0;
     for (Index group = 0; group < parameters.shape[0]; ++group) sum += parameters(group, c, i);
-    const Index N = A_log.cols();
     if (i < N)
       d_A_log(c, i) -= sum * ::exp(A_log(c, i));
     else
@@ -127,7 +127,7 @@ struct SelectiveScan<cuda> {
     kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
                          kernel::AddScanTiles<A>{partials.BC, across / heads, out.B, out.C},
                          "selective_scan_backward: sums over channels");
-    kernel::for_elements(ctx, in.u.cols(), N + 2,
+    kernel::for_elements(ctx, 1, in.u.cols() * (N + 2),
                          kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
                          "selective_scan_backward: sums over rows");
   }

@@ -132,16 +132,20 @@ struct ScanBackwardConsumer {
 
   __device__ float decay(float dt, int n) const { return exp2_approximate(dt * a[n]); }
 
-  /// Keeps the state where a group begins, and scans the group.
+  /// Scans so many groups, and keeps the states where they begin.
+  template <int Groups>
   __device__ void scan(int index, int place) {
-    store_vector(&shared.starts[index][threadIdx.x].x, s);
+    float step[Groups * group][2], B[Groups * group][states];
 #pragma unroll
-    for (int k = 0; k < group; ++k) {
-      float step[2], B[states];
-      load_vector<2>(&shared.steps[place + k][step_place].x).unpack(step);
-      load_vector<4>(shared.BC[place + k][slice][0]).unpack(B);
+    for (int k = 0; k < Groups * group; ++k) {
+      load_vector<2>(&shared.steps[place + k][step_place].x).unpack(step[k]);
+      load_vector<4>(shared.BC[place + k][slice][0]).unpack(B[k]);
+    }
 #pragma unroll
-      for (int n = 0; n < states; ++n) s[n] = ::fmaf(decay(step[0], n), s[n], step[1] * B[n]);
+    for (int k = 0; k < Groups * group; ++k) {
+      if (k % group == 0) store_vector(&shared.starts[index + k / group][threadIdx.x].x, s);
+#pragma unroll
+      for (int n = 0; n < states; ++n) s[n] = ::fmaf(decay(step[k][0], n), s[n], step[k][1] * B[k][n]);
     }
   }
 
@@ -200,7 +204,7 @@ struct ScanBackwardConsumer {
 
   /// Of a stage whose first token has this place.
   __device__ void adjoin_stage(int stage, int place, int buffer) {
-#pragma unroll 1
+#pragma unroll
     for (int i = Traits::groups - 1; i >= 0; --i) {
       Group at;
       scan_again(at, stage * Traits::groups + i, place + i * group, buffer, i * group);
@@ -213,16 +217,14 @@ struct ScanBackwardConsumer {
                               int& buffer) {
     __syncthreads();  // the first stages are prepared
     for (int chunk = chunks.count - 1; chunk >= 0; --chunk) {
-      const int turn = chunks.turn(chunk), stages = chunks.stages(chunk), last = stages * Traits::groups - 1;
-      const auto place = [&](int index) {
-        return Shared::place(turn, index / Traits::groups) + index % Traits::groups * group;
-      };
+      const int turn = chunks.turn(chunk), last = chunks.stages(chunk) - 1;
       load(checkpoints[first + chunk], s);
-      for (int i = 0; i < last + 1 - Traits::groups; ++i) scan(i, place(i));
+      for (int stage = 0; stage < last; ++stage)
+        scan<Traits::groups>(stage * Traits::groups, Shared::place(turn, stage));
       __syncthreads();  // the last stage is prepared, that of the chunk before finished
-      for (int i = last + 1 - Traits::groups; i < last; ++i) scan(i, place(i));
-      store_vector(&shared.starts[last][threadIdx.x].x, s);
-      for (int stage = stages - 1; stage >= 0; --stage, buffer ^= 1) {
+      scan<Traits::groups - 1>(last * Traits::groups, Shared::place(turn, last));
+      store_vector(&shared.starts[last * Traits::groups + Traits::groups - 1][threadIdx.x].x, s);
+      for (int stage = last; stage >= 0; --stage, buffer ^= 1) {
         adjoin_stage(stage, Shared::place(turn, stage), buffer);
         __syncthreads();  // the stage can be finished
       }
@@ -355,13 +357,13 @@ struct ScanBackwardProducer {
     store_vector_masked<wide>(d_u(first), of_u, there);
     store_vector_masked<wide>(d_delta(first), of_delta, there);
     store_vector_masked<wide>(d_z(first), of_z, there);
-    float sum[4] = {};
+    float sum[4];
 #pragma unroll
     for (int k = 0; k < Traits::parts; ++k) {
       float one[4];
       load_vector<4>(&shared.parts[buffer][token][k][Shared::part_place(quad, k, token)].x).unpack(one);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i] += one[i];
+      for (int i = 0; i < 4; ++i) sum[i] = k > 0 ? sum[i] + one[i] : one[i];
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] *= QuadSums<Traits::exact>::scale;
