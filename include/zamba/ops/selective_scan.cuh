@@ -58,10 +58,10 @@ struct AddScanGroups {
   Matrix<F> d_A_log;
   Vector<F> d_D, d_bias;
 
-  __device__ void operator()(Index c, Index i) const {
+  __device__ void operator()(Index, Index element) const {
+    const Index N = A_log.cols(), c = element / (N + 2), i = element % (N + 2);
     F sum = 0;
     for (Index group = 0; group < parameters.shape[0]; ++group) sum += parameters(group, c, i);
-    const Index N = A_log.cols();
     if (i < N)
       d_A_log(c, i) -= sum * ::exp(A_log(c, i));
     else
@@ -116,8 +116,9 @@ struct SelectiveScan<cuda> {
       queue(kernel::channel_backward_kernel<Traits>, Traits::threads, sizeof(kernel::ChannelBackwardShared<Traits>),
             ctx.arena().template tensor<F>(groups, N, in.u.cols()));
     } else if constexpr (std::is_same_v<F, float>) {
+      const auto fours = [](const auto&... tensors) { return (in_fours(tensors) && ...); };
       const bool wide =
-          in.u.cols() / heads % 2 == 0 && in_pairs(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
+          in.u.cols() / heads % 4 == 0 && fours(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
       const auto by = [&]<class Traits>(Traits) {
         queue(kernel::selective_scan_backward_kernel<Traits>, Traits::threads, sizeof(Shared));
       };
@@ -126,7 +127,7 @@ struct SelectiveScan<cuda> {
     kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
                          kernel::AddScanTiles<A>{partials.BC, across / heads, out.B, out.C},
                          "selective_scan_backward: sums over channels");
-    kernel::for_elements(ctx, in.u.cols(), N + 2,
+    kernel::for_elements(ctx, 1, in.u.cols() * (N + 2),
                          kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
                          "selective_scan_backward: sums over rows");
   }
@@ -145,11 +146,6 @@ struct SelectiveScan<cuda> {
   static bool wide(const SelectiveScanInputs<A, float>& in, Tensor<float, 3> state, Matrix<A> y) {
     return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
            in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
-  }
-
-  template <class... Tensors>
-  static bool in_pairs(const Tensors&... tensors) {
-    return ((kernel::aligned(tensors, 2) && tensors.cols() % 2 == 0) && ...);
   }
 
   /// Tiles of so many channels in a row.

@@ -40,20 +40,21 @@ struct ScanPartials {
   Tensor<F, 3> parameters;  // (groups of rows, D, N + 2): dA, then dD, then d delta_bias
 };
 
-/// A backward scan in float. Wide_: all rows of activations begin at even elements, and heads and states are even.
+/// A backward scan in float. Wide_: all rows of activations begin at multiples of four elements, and heads and states
+/// come in fours.
 template <class A_, bool Wide_>
 struct ScanBackwardTraits {
   using A = A_;
   static constexpr bool wide = Wide_;
   static constexpr bool exact = sizeof(A) > 2;  // whether dB and dC are summed with all bits of a float
   static constexpr int slices = 4, states = 4, most_states = slices * states;
-  static constexpr int channels = 32, pairs = channels / 2;  // of a block
-  static constexpr int consumers = channels * slices;        // threads; as many produce
-  static constexpr int threads = 2 * consumers, blocks = 2;  // of a multiprocessor, at least
-  static constexpr int tokens = consumers / pairs;           // of a stage: a pair of channels of a token a producer
-  static constexpr int group = 4, groups = tokens / group;   // of a stage: tokens of which a consumer has all states
+  static constexpr int channels = 32, quads = channels / 4;              // of a block; four channels are a quad
+  static constexpr int consumers = channels * slices;                    // threads; half as many produce
+  static constexpr int threads = consumers + consumers / 2, blocks = 2;  // of a multiprocessor, at least
+  static constexpr int tokens = (threads - consumers) / quads;           // of a stage: a quad of a token a producer
+  static constexpr int group = 4, groups = tokens / group;  // of a stage: tokens of which a consumer has all states
   static constexpr int chunk = static_cast<int>(scan_chunk), stages = chunk / tokens;
-  static constexpr int parts = channels / 4;  // of dB and dC
+  static constexpr int parts = quads;  // of dB and dC
   static_assert(scan_chunk % tokens == 0 && tokens % group == 0, "zamba: chunks are stages, and stages groups");
 };
 
@@ -63,7 +64,7 @@ struct ScanBackwardShared {
   static constexpr int tokens = Traits::tokens, channels = Traits::channels, slices = Traits::slices;
   static constexpr int values = 2 * Traits::most_states;  // of a token: B and C
 
-  float4 steps[Traits::chunk][channels];  // of a place, see place(): dt, dt u, dyp, d dt / d delta
+  float4 steps[Traits::chunk][channels];  // place(), step_place(): dt, dt u, dyp, d dt / d delta
   alignas(16) float BC[Traits::chunk][slices][2][Traits::states];   // of each slice B, then C
   float4 starts[Traits::chunk / Traits::group][Traits::consumers];  // a consumer's states where groups begin
   // Of two stages in turn, called buffers:
@@ -73,7 +74,9 @@ struct ScanBackwardShared {
 
   /// Where the first token of a stage is. Chunks take turns; in every second one stages are in reverse.
   __device__ static int place(int turn, int stage) { return (turn % 2 ? Traits::stages - 1 - stage : stage) * tokens; }
-  /// Slices are turned against each other, and so are parts and tokens, so that lanes meet different banks.
+  /// So that lanes meet different banks, quads of channels are in another order in every eight of them, slices are
+  /// turned against each other, and so are parts and tokens.
+  __device__ static int step_place(int channel) { return channel ^ channel / 8 % 4; }
   __device__ static int sum_place(int channel, int slice) {
     return slice * channels + (channel + slice * (channels / slices)) % channels;
   }
@@ -101,7 +104,8 @@ struct ScanBackwardConsumer {
   using Shared = ScanBackwardShared<Traits>;
 
   Shared& shared;
-  int of_tile, slice, first_state, mine;  // mine: states that there are
+  int slice, first_state, mine;  // mine: states that there are
+  int step_place, sum_place;     // of the channel, and of its slice
   Index channel;
   float a[states], d_a[states] = {};  // the decay's exponent, and the gradient of A
   float s[states], g[states];         // the state and its adjoint
@@ -109,9 +113,10 @@ struct ScanBackwardConsumer {
   __device__ ScanBackwardConsumer(Shared& shared, const SelectiveScanInputs<typename Traits::A, float>& in,
                                   const ScanTile& tile)
       : shared(shared) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    of_tile = 8 * warp + lane % 8;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, of_tile = 8 * warp + lane % 8;
     slice = lane / 8;
+    step_place = Shared::step_place(of_tile);
+    sum_place = Shared::sum_place(of_tile, slice);
     first_state = slice * states;
     mine = of_tile < tile.width ? ::min(::max(static_cast<int>(in.B.shape[2]) - first_state, 0), states) : 0;
     channel = tile.channel + of_tile;
@@ -127,16 +132,20 @@ struct ScanBackwardConsumer {
 
   __device__ float decay(float dt, int n) const { return exp2_approximate(dt * a[n]); }
 
-  /// Keeps the state where a group begins, and scans the group.
+  /// Scans so many groups, and keeps the states where they begin.
+  template <int Groups>
   __device__ void scan(int index, int place) {
-    store_vector(&shared.starts[index][threadIdx.x].x, s);
+    float step[Groups * group][2], B[Groups * group][states];
 #pragma unroll
-    for (int k = 0; k < group; ++k) {
-      float step[2], B[states];
-      load_vector<2>(&shared.steps[place + k][of_tile].x).unpack(step);
-      load_vector<4>(shared.BC[place + k][slice][0]).unpack(B);
+    for (int k = 0; k < Groups * group; ++k) {
+      load_vector<2>(&shared.steps[place + k][step_place].x).unpack(step[k]);
+      load_vector<4>(shared.BC[place + k][slice][0]).unpack(B[k]);
+    }
 #pragma unroll
-      for (int n = 0; n < states; ++n) s[n] = ::fmaf(decay(step[0], n), s[n], step[1] * B[n]);
+    for (int k = 0; k < Groups * group; ++k) {
+      if (k % group == 0) store_vector(&shared.starts[index + k / group][threadIdx.x].x, s);
+#pragma unroll
+      for (int n = 0; n < states; ++n) s[n] = ::fmaf(decay(step[k][0], n), s[n], step[k][1] * B[k][n]);
     }
   }
 
@@ -151,7 +160,7 @@ struct ScanBackwardConsumer {
     load_vector<4>(&shared.starts[index][threadIdx.x].x).unpack(at.states_at[0]);
 #pragma unroll
     for (int k = 0; k < group; ++k) {
-      load_vector<4>(&shared.steps[place + k][of_tile].x).unpack(at.step[k]);
+      load_vector<4>(&shared.steps[place + k][step_place].x).unpack(at.step[k]);
       load_vector<4>(shared.BC[place + k][slice][0]).unpack(at.B[k]);
       load_vector<4>(shared.BC[place + k][slice][1]).unpack(at.C[k]);
       float sum = 0;
@@ -161,7 +170,7 @@ struct ScanBackwardConsumer {
         at.states_at[k + 1][n] = ::fmaf(at.decays[k][n], at.states_at[k][n], at.step[k][1] * at.B[k][n]);
         sum = ::fmaf(at.states_at[k + 1][n], at.C[k][n], sum);
       }
-      shared.sums[buffer][token + k][Shared::sum_place(of_tile, slice)] = sum;
+      shared.sums[buffer][token + k][sum_place] = sum;
     }
   }
 
@@ -184,7 +193,7 @@ struct ScanBackwardConsumer {
         d_dt = ::fmaf(through_decay, a[n], d_dt);
         d_a[n] = ::fmaf(through_decay, dt, d_a[n]);
       }
-      shared.adjoints[buffer][token + k][Shared::sum_place(of_tile, slice)] = make_float2(g_B, d_dt);
+      shared.adjoints[buffer][token + k][sum_place] = make_float2(g_B, d_dt);
       parts.add(k % 2 * 2, d_B);
       parts.add(k % 2 * 2 + 1, d_C);
       if (k % 2 > 0) continue;
@@ -195,7 +204,7 @@ struct ScanBackwardConsumer {
 
   /// Of a stage whose first token has this place.
   __device__ void adjoin_stage(int stage, int place, int buffer) {
-#pragma unroll 1
+#pragma unroll
     for (int i = Traits::groups - 1; i >= 0; --i) {
       Group at;
       scan_again(at, stage * Traits::groups + i, place + i * group, buffer, i * group);
@@ -208,16 +217,14 @@ struct ScanBackwardConsumer {
                               int& buffer) {
     __syncthreads();  // the first stages are prepared
     for (int chunk = chunks.count - 1; chunk >= 0; --chunk) {
-      const int turn = chunks.turn(chunk), stages = chunks.stages(chunk), last = stages * Traits::groups - 1;
-      const auto place = [&](int index) {
-        return Shared::place(turn, index / Traits::groups) + index % Traits::groups * group;
-      };
+      const int turn = chunks.turn(chunk), last = chunks.stages(chunk) - 1;
       load(checkpoints[first + chunk], s);
-      for (int i = 0; i < last + 1 - Traits::groups; ++i) scan(i, place(i));
+      for (int stage = 0; stage < last; ++stage)
+        scan<Traits::groups>(stage * Traits::groups, Shared::place(turn, stage));
       __syncthreads();  // the last stage is prepared, that of the chunk before finished
-      for (int i = last + 1 - Traits::groups; i < last; ++i) scan(i, place(i));
-      store_vector(&shared.starts[last][threadIdx.x].x, s);
-      for (int stage = stages - 1; stage >= 0; --stage, buffer ^= 1) {
+      scan<Traits::groups - 1>(last * Traits::groups, Shared::place(turn, last));
+      store_vector(&shared.starts[last * Traits::groups + Traits::groups - 1][threadIdx.x].x, s);
+      for (int stage = last; stage >= 0; --stage, buffer ^= 1) {
         adjoin_stage(stage, Shared::place(turn, stage), buffer);
         __syncthreads();  // the stage can be finished
       }
@@ -234,26 +241,29 @@ struct TokenPlace {
   TokenPlace() = default;
   __device__ TokenPlace(T* first, Index stride)
       : first(reinterpret_cast<Byte*>(first)), step(static_cast<int>(stride * Index{sizeof(T)})) {}
-  __device__ T* operator()(int token) const { return reinterpret_cast<T*>(first + Index{token} * step); }
+  __device__ T* operator()(int token) const {
+    Index offset;
+    asm("mul.wide.s32 %0, %1, %2;" : "=l"(offset) : "r"(token), "r"(step));
+    return reinterpret_cast<T*>(first + offset);
+  }
 };
 
-/// A producer. Of every stage, thread i takes token i / 16, and of it channels 2 (i % 16) .. and two elements of B or
-/// C.
+/// A producer. Of every stage, thread i takes token i / 8, and of it channels 4 (i % 8) .. and four elements of B or C.
 template <class Traits>
 struct ScanBackwardProducer {
   using A = typename Traits::A;
-  using Pair = AlignedVector<A, 2>;
+  using Quad = AlignedVector<A, 4>;
   using Shared = ScanBackwardShared<Traits>;
   using Inputs = SelectiveScanInputs<A, float>;
   using Gradients = SelectiveScanGradients<A, float>;
   static constexpr bool wide = Traits::wide;
-  static constexpr int slices = Traits::slices, states = Traits::states;
+  static constexpr int slices = Traits::slices, tokens = Traits::tokens;
 
   Shared& shared;
-  int token, pair, width;        // width: channels of the pair that there are
-  int of_C, BC_state, BC_width;  // whether of C, the first state, states that there are
-  float bias[2], skip[2];        // of the channels
-  float d_bias[2] = {}, d_skip[2] = {};
+  int token, quad, width;        // width: channels of the quad that there are
+  int of_C, BC_slice, BC_width;  // whether of C, the slice, states that there are
+  float bias[4], skip[4];        // of the channels
+  float d_bias[4] = {}, d_skip[4] = {};
   // Of the row's tokens, `token` further on.
   TokenPlace<const A> u, delta, z, d_y, BC;
   TokenPlace<A> d_u, d_delta, d_z;
@@ -261,80 +271,80 @@ struct ScanBackwardProducer {
 
   __device__ ScanBackwardProducer(Shared& shared, const Inputs& in, const ScanTile& tile) : shared(shared) {
     const int thread = static_cast<int>(threadIdx.x) - Traits::consumers;
-    token = thread / Traits::pairs;
-    pair = thread % Traits::pairs;
-    width = ::max(::min(tile.width - 2 * pair, 2), 0);
+    token = thread / Traits::quads;
+    quad = thread % Traits::quads;
+    width = ::max(::min(tile.width - 4 * quad, 4), 0);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      bias[i] = i < width ? in.delta_bias[tile.channel + 2 * pair + i] : 0.0f;
-      skip[i] = i < width ? in.D[tile.channel + 2 * pair + i] : 0.0f;
+    for (int i = 0; i < 4; ++i) {
+      bias[i] = i < width ? in.delta_bias[tile.channel + 4 * quad + i] : 0.0f;
+      skip[i] = i < width ? in.D[tile.channel + 4 * quad + i] : 0.0f;
     }
-    of_C = pair / (Traits::pairs / 2);
-    BC_state = pair % (Traits::pairs / 2) * 2;
-    BC_width = ::max(::min(static_cast<int>(in.B.shape[2]) - BC_state, 2), 0);
+    of_C = quad / slices;
+    BC_slice = quad % slices;
+    BC_width = ::max(::min(static_cast<int>(in.B.shape[2]) - 4 * BC_slice, 4), 0);
   }
 
   /// A row whose first token is `begin`; part_BC: of the tile.
   __device__ void begin_row(const Inputs& in, const Matrix<const A>& dy, const Gradients& out,
                             const Matrix<float>& part_BC, const ScanTile& tile, Index begin) {
-    const Index channel = tile.channel + 2 * pair, first = begin + token;
+    const Index channel = tile.channel + 4 * quad, first = begin + token;
     const auto of = [&](const auto& matrix) { return TokenPlace(&matrix(first, channel), matrix.stride[0]); };
     u = of(in.u), delta = of(in.delta), z = of(in.z), d_y = of(dy);
     d_u = of(out.u), d_delta = of(out.delta), d_z = of(out.z);
     const Tensor<const A, 3>& source = of_C ? in.C : in.B;
-    BC = TokenPlace(&source(first, tile.head, BC_state), source.stride[0]);
-    part = TokenPlace(&part_BC(first, of_C * in.B.shape[2] + BC_state), part_BC.stride[0]);
+    BC = TokenPlace(&source(first, tile.head, 4 * BC_slice), source.stride[0]);
+    part = TokenPlace(&part_BC(first, of_C * in.B.shape[2] + 4 * BC_slice), part_BC.stride[0]);
   }
 
   /// Elements of a stage; its first token is `first` of the row, which has `left` tokens from there on, here and below.
   struct Loaded {
-    Pair u, delta, z, d_y, BC;
+    Quad u, delta, z, d_y, BC;
   };
   __device__ Loaded load(int first, int left) const {
     const int there = token < left ? width : 0;
-    return {load_vector_masked<2, wide>(u(first), there), load_vector_masked<2, wide>(delta(first), there),
-            load_vector_masked<2, wide>(z(first), there), load_vector_masked<2, wide>(d_y(first), there),
-            load_vector_masked<2, wide>(BC(first), token < left ? BC_width : 0)};
+    return {load_vector_masked<4, wide>(u(first), there), load_vector_masked<4, wide>(delta(first), there),
+            load_vector_masked<4, wide>(z(first), there), load_vector_masked<4, wide>(d_y(first), there),
+            load_vector_masked<4, wide>(BC(first), token < left ? BC_width : 0)};
   }
   /// Those that a stage is finished with.
   struct Kept {
-    Pair u, z, d_y;
+    Quad u, z, d_y;
   };
   __device__ Kept load_kept(int first, int left) const {
     const int there = token < left ? width : 0;
-    return {load_vector_masked<2, wide>(u(first), there), load_vector_masked<2, wide>(z(first), there),
-            load_vector_masked<2, wide>(d_y(first), there)};
+    return {load_vector_masked<4, wide>(u(first), there), load_vector_masked<4, wide>(z(first), there),
+            load_vector_masked<4, wide>(d_y(first), there)};
   }
 
   /// Writes what consumers read of a stage.
   __device__ void prepare(int place, int left, const Loaded& loaded) const {
     constexpr float none = -1e30f;  // past the end dt is 0 with it, and the state stays as it is
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 4; ++i) {
       const float x = token < left ? loaded.delta[i] + bias[i] : none, dt = scan_softplus(x);
-      shared.steps[place + token][2 * pair + i] =
+      shared.steps[place + token][Shared::step_place(4 * quad + i)] =
           make_float4(dt, dt * loaded.u[i], loaded.d_y[i] * silu(loaded.z[i]), scan_sigmoid(x));
     }
-    float values[2];
+    float values[4];
     loaded.BC.unpack(values);
-    store_vector(&shared.BC[place + token][BC_state / states][of_C][BC_state % states], values);
+    store_vector(shared.BC[place + token][BC_slice][of_C], values);
   }
 
   /// Writes the gradients of a stage: of its tokens and channels, and the block's part of dB and dC.
   __device__ void finish(int first, int place, int left, int buffer, const Kept& kept) {
-    float sums[slices][2], adjoints[slices][4];
+    float sums[slices][4], adjoints[slices][8];
 #pragma unroll
     for (int k = 0; k < slices; ++k) {
-      const int at = Shared::sum_place(2 * pair, k);
-      load_vector<2>(&shared.sums[buffer][token][at]).unpack(sums[k]);
-      load_vector<4>(&shared.adjoints[buffer][token][at].x).unpack(adjoints[k]);
+      const int at = Shared::sum_place(4 * quad, k);
+      load_vector<4>(&shared.sums[buffer][token][at]).unpack(sums[k]);
+      load_vector<8>(&shared.adjoints[buffer][token][at].x).unpack(adjoints[k]);
     }
-    float of_u[2], of_delta[2], of_z[2];
+    float of_u[4], of_delta[4], of_z[4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 4; ++i) {
       constexpr float ln_2 = 0.693147181f;
       const auto sum_of = [&](int j) { return (adjoints[0][j] + adjoints[1][j]) + (adjoints[2][j] + adjoints[3][j]); };
-      const float4 step = shared.steps[place + token][2 * pair + i];
+      const float4 step = shared.steps[place + token][Shared::step_place(4 * quad + i)];
       const float u = kept.u[i], z = kept.z[i], gate = scan_sigmoid(z), g_B = sum_of(2 * i);
       const float y = ::fmaf(skip[i], u, (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]));
       of_u[i] = ::fmaf(g_B, step.x, step.z * skip[i]);
@@ -347,56 +357,54 @@ struct ScanBackwardProducer {
     store_vector_masked<wide>(d_u(first), of_u, there);
     store_vector_masked<wide>(d_delta(first), of_delta, there);
     store_vector_masked<wide>(d_z(first), of_z, there);
-    finish_BC(first, left, buffer);
-  }
-
-  __device__ void finish_BC(int first, int left, int buffer) const {
-    float sum[2] = {};
+    float sum[4];
 #pragma unroll
     for (int k = 0; k < Traits::parts; ++k) {
-      float one[2];
-      const float4& quad = shared.parts[buffer][token][k][Shared::part_place(pair / 2, k, token)];
-      load_vector<2>(&quad.x + pair % 2 * 2).unpack(one);
-      sum[0] += one[0], sum[1] += one[1];
+      float one[4];
+      load_vector<4>(&shared.parts[buffer][token][k][Shared::part_place(quad, k, token)].x).unpack(one);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[i] = k > 0 ? sum[i] + one[i] : one[i];
     }
-    sum[0] *= QuadSums<Traits::exact>::scale, sum[1] *= QuadSums<Traits::exact>::scale;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] *= QuadSums<Traits::exact>::scale;
     store_vector_masked<wide>(part(first), sum, token < left ? BC_width : 0);
   }
 
   /// The way through a row, as the consumers'.
   __device__ void through_row(const ScanChunks<Traits>& chunks, int& buffer) {
-    constexpr int tokens = Traits::tokens;
+    const int length = chunks.length;
     int chunk = chunks.count - 1, stage = 0;  // the next to be prepared
-    const auto first_of = [&] { return chunk * Traits::chunk + stage * tokens; };
-    Loaded ahead = load(first_of(), chunks.length - first_of());
-    const auto prepare_next = [&] {
+    int ahead = chunk * Traits::chunk;        // its first token
+    Loaded loaded = load(ahead, length - ahead);
+    const auto prepare_next = [&](int place) {
       if (chunk < 0) return;
-      prepare(Shared::place(chunks.turn(chunk), stage), chunks.length - first_of(), ahead);
-      if (++stage == chunks.stages(chunk)) stage = 0, --chunk;
-      if (chunk >= 0) ahead = load(first_of(), chunks.length - first_of());
+      prepare(place, length - ahead, loaded);
+      ahead += tokens;
+      if (++stage == chunks.stages(chunk)) stage = 0, --chunk, ahead = chunk * Traits::chunk;
+      if (chunk >= 0) loaded = load(ahead, length - ahead);
     };
-    for (int i = 0; i < Traits::stages; ++i) prepare_next();
-    int first = (chunks.count - 1) * Traits::chunk + (chunks.stages(chunks.count - 1) - 1) * tokens;  // to be finished
-    Kept kept = load_kept(first, chunks.length - first);
-    const auto finish_next = [&](int of_chunk) {
-      const int place = Shared::place(chunks.turn(of_chunk), first % Traits::chunk / tokens);
-      finish(first, place, chunks.length - first, buffer, kept);
-      first -= tokens;
+    for (int i = 0; i < Traits::stages; ++i) prepare_next(Shared::place(chunks.turn(chunk), stage));
+
+    int behind = (chunks.length - 1) / tokens * tokens;  // the first token of the next to be finished
+    Kept kept = load_kept(behind, length - behind);
+    const auto finish_next = [&](int place) {
+      finish(behind, place, length - behind, buffer, kept);
+      behind -= tokens;
       buffer ^= 1;
-      if (first >= 0) kept = load_kept(first, chunks.length - first);
+      if (behind >= 0) kept = load_kept(behind, length - behind);
+      prepare_next(place);
     };
     __syncthreads();  // the first stages are prepared
     for (int k = chunks.count - 1; k >= 0; --k) {
-      if (k < chunks.count - 1) finish_next(k + 1), prepare_next();
+      if (k < chunks.count - 1) finish_next(Shared::place(chunks.turn(k + 1), 0));
       __syncthreads();  // the last stage is prepared, that of the chunk before finished
       __syncthreads();  // the last stage can be finished
-      for (int left = chunks.stages(k) - 1; left > 0; --left) {
-        finish_next(k);
-        prepare_next();
-        __syncthreads();  // the stage can be finished
+      for (int i = chunks.stages(k) - 1; i > 0; --i) {
+        finish_next(Shared::place(chunks.turn(k), i));
+        __syncthreads();  // the stage before it can be finished
       }
     }
-    finish_next(0);
+    finish_next(Shared::place(chunks.turn(0), 0));
   }
 };
 
@@ -407,9 +415,9 @@ __device__ void sum_producers(float (*memory)[Traits::tokens][Traits::channels],
                               const Matrix<float>& to) {
   if (producer)
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      memory[0][producer->token][2 * producer->pair + i] = producer->d_skip[i];
-      memory[1][producer->token][2 * producer->pair + i] = producer->d_bias[i];
+    for (int i = 0; i < 4; ++i) {
+      memory[0][producer->token][4 * producer->quad + i] = producer->d_skip[i];
+      memory[1][producer->token][4 * producer->quad + i] = producer->d_bias[i];
     }
   __syncthreads();
   const int channel = threadIdx.x % Traits::channels, which = threadIdx.x / Traits::channels;
