@@ -40,7 +40,7 @@ template <class Traits>
 struct SsdHeadGradient {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  static constexpr int vectors = 4;
+  static constexpr int vectors = 5;
 
   const SsdInputs<A, F>& in;
   const SsdGradients<A, F>& out;
@@ -51,7 +51,8 @@ struct SsdHeadGradient {
   Matrix<F> g, g_before;                // (N, P)
   Matrix<F> K, CB, d_CB;                // (count, count), for j <= t
   Matrix<F> through_g, d_v, through_s;  // (count, P), the same, (count, N): f B g; all of dv; e dy s^T
-  Vector<F> dt, decay, through, d_dtA;  // (count)
+  Vector<F> dt, decay, d_dtA;           // (count)
+  Matrix<F> through;                    // (2, count): through the states before and after, of each token
   F d_a = 0, d_skip = 0, d_bias = 0;    // this thread's share
 
   static Index memory(Index chunk, Index N, Index P) {
@@ -83,7 +84,7 @@ struct SsdHeadGradient {
     K = take(count, count), CB = take(count, count), d_CB = take(count, count);
     through_g = take(count, P), d_v = take(count, P), through_s = take(count, N);
     const Matrix<F> rows = take(vectors, count);
-    dt = rows[0], decay = rows[1], through = rows[2], d_dtA = rows[3];
+    dt = rows[0], decay = rows[1], d_dtA = rows[2], through = rows.slice(3, 2);
   }
 
   __device__ F u(Index t, Index p) const { return F(in.u(first + t, channel + p)); }
@@ -164,16 +165,22 @@ struct SsdHeadGradient {
     for_all(N, P, [&](Index n, Index p) { product += s(n, channel + p) * g(n, p); });
     const F passing = e(count - 1) * block_sum<Traits::threads>(product);
     for_tokens([&](Index t) {
-      d_dtA[t] = sum(0, N, [&](Index n) { return through_s(t, n) * C(t, n); }) +
-                 (sum(0, t, [&](Index j) { return d_CB(t, j) * CB(t, j); }) -
-                  sum(t + 1, count, [&](Index i) { return d_CB(i, t) * CB(i, t); }));
-      through[t] = dt[t] * sum(0, P, [&](Index p) { return through_g(t, p) * u(t, p); });
+      through[0][t] = sum(0, N, [&](Index n) { return through_s(t, n) * C(t, n); });
+      through[1][t] = dt[t] * sum(0, P, [&](Index p) { return through_g(t, p) * u(t, p); });
+      F before = 0;  // what comes from tokens before j to t takes the place of CB
+      for (Index j = 0; j <= t; ++j) {
+        const F from = d_CB(t, j) * CB(t, j);
+        CB(t, j) = before;
+        before += from;
+      }
     });
+    __syncthreads();
+    for_tokens([&](Index j) { d_dtA[j] = sum(j, count, [&](Index t) { return CB(t, j); }); });
     __syncthreads();
     if (threadIdx.x == 0) {
       F later = passing, before = 0;
-      for (Index t = count - 1; t >= 0; --t) d_dtA[t] = later += d_dtA[t];
-      for (Index t = 0; t < count; before += through[t++]) d_dtA[t] += before;
+      for (Index t = count - 1; t >= 0; --t) d_dtA[t] += later += through[0][t];
+      for (Index t = 0; t < count; before += through[1][t++]) d_dtA[t] += before;
     }
     __syncthreads();
   }
