@@ -32,7 +32,7 @@ template <class A_>
 struct SsdBackwardTraits {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int threads = 256;
+  static constexpr int threads = 256, add_threads = 128;
 };
 
 /// One head in a chunk. Matrices with t and j in them count tokens from the chunk's first.
@@ -241,22 +241,24 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
-/// dB and dC (tokens, G, N): the sums of the parts of each group, in order.
+/// dB and dC (tokens, G, N): the sums of the parts of each group, in order. Blocks take tokens in turn.
 template <class Traits>
-__global__ void __launch_bounds__(Traits::threads)
-    ssd_add_parts_kernel(Tensor<const typename Traits::F, 3> parts, Index per_group, Tensor<typename Traits::A, 3> d_B,
+__global__ void __launch_bounds__(Traits::add_threads)
+    ssd_add_parts_kernel(Tensor<const typename Traits::F, 3> parts, int per_group, Tensor<typename Traits::A, 3> d_B,
                          Tensor<typename Traits::A, 3> d_C) {
+  using A = typename Traits::A;
   using F = typename Traits::F;
   launch_dependents();
   grid_dependency_wait();
-  const Index G = d_B.shape[1], N = d_B.shape[2], all = d_B.shape[0] * G * 2 * N;
-  for (Index i = Index{blockIdx.x} * Traits::threads + threadIdx.x; i < all; i += Index{gridDim.x} * Traits::threads) {
-    const Index n = i % (2 * N), group = i / (2 * N) % G, token = i / (2 * N) / G;
-    F sum = 0;
+  const int N = static_cast<int>(d_B.shape[2]), all = static_cast<int>(d_B.shape[1]) * 2 * N;
+  for (Index token = blockIdx.x; token < d_B.shape[0]; token += gridDim.x)
+    for (int i = threadIdx.x; i < all; i += Traits::add_threads) {
+      const int n = i % (2 * N), group = i / (2 * N);
+      F sum = 0;
 #pragma unroll 8
-    for (Index part = group * per_group; part < (group + 1) * per_group; ++part) sum += parts(part, token, n);
-    (n < N ? d_B(token, group, n) : d_C(token, group, n - N)) = typename Traits::A(sum);
-  }
+      for (int part = 0; part < per_group; ++part) sum += parts(group * per_group + part, token, n);
+      (n < N ? d_B(token, group, n) : d_C(token, group, n - N)) = A(sum);
+    }
 }
 
 /// Gradients of the parameters: a block for each of A_log, D, dt_bias and each head adds up the pieces.
