@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// ssd in bf16 on CUDA: prefill and one token of Zamba2-2.7B's heads (80 of 64, N 64) and of Mamba2-1.3B's (64 of 64,
-// N 128), with one group.
+// ssd in bf16 on CUDA: prefill, its backward pass and one token of Zamba2-2.7B's heads (80 of 64, N 64) and of
+// Mamba2-1.3B's (64 of 64, N 128), with one group.
 #include <zamba/ops/ssd.cuh>
 
 #include <cmath>
@@ -58,15 +58,17 @@ struct Data {
     return array.view(sets * all, cols).slice(set * all, all);
   }
   Tensor<float, 3> states(Index set) const { return state.view(sets * rows, N, D).slice(set * rows, rows); }
-  void forward(Context<cuda>& ctx, Index set) const {
-    const SsdInputs<bf16, float> in{of_set(u, set, D),
-                                    of_set(delta, set, H),
-                                    split_heads<const bf16>(of_set(B, set, N), 1),
-                                    split_heads<const bf16>(of_set(C, set, N), 1),
-                                    A_log.view(H),
-                                    skip.view(H),
-                                    bias.view(H)};
-    ssd(ctx, in, sequences, states(set), of_set(y, set, D));
+  SsdInputs<bf16, float> inputs(Index set) const {
+    return {of_set(u, set, D),
+            of_set(delta, set, H),
+            split_heads<const bf16>(of_set(B, set, N), 1),
+            split_heads<const bf16>(of_set(C, set, N), 1),
+            A_log.view(H),
+            skip.view(H),
+            bias.view(H)};
+  }
+  void forward(Context<cuda>& ctx, Index set, Tensor<float, 3> keep = {}) const {
+    ssd(ctx, inputs(set), sequences, states(set), of_set(y, set, D), keep);
   }
 
   template <class T>
@@ -111,6 +113,89 @@ struct Data {
   }
 };
 
+/// The backward pass of one set, from the states that a forward pass kept.
+struct Gradients {
+  const Data& data;
+  bench::DeviceArray<bf16> d_y, d_u, d_delta, d_B, d_C;
+  bench::DeviceArray<float> d_A_log, d_skip, d_bias, checkpoints;
+
+  Gradients(Context<cuda>& ctx, const Data& data)
+      : data(data),
+        d_y(ctx, data.all * data.D, 10),
+        d_u(ctx, data.all * data.D, 11),
+        d_delta(ctx, data.all * data.H, 12),
+        d_B(ctx, data.all * data.N, 13),
+        d_C(ctx, data.all * data.N, 14),
+        d_A_log(ctx, data.H, 15),
+        d_skip(ctx, data.H, 16),
+        d_bias(ctx, data.H, 17),
+        checkpoints(ctx, kept() * data.N * data.D, 18) {
+    data.forward(ctx, 0, states());
+  }
+
+  Index kept() const { return ssd_checkpoint_count(data.sequences); }
+  Tensor<float, 3> states() const { return checkpoints.view(kept(), data.N, data.D); }
+  void run(Context<cuda>& ctx) const {
+    const SsdGradients<bf16, float> gradients{d_u.view(data.all, data.D),
+                                              d_delta.view(data.all, data.H),
+                                              d_B.view(data.all, Index{1}, data.N),
+                                              d_C.view(data.all, Index{1}, data.N),
+                                              d_A_log.view(data.H),
+                                              d_skip.view(data.H),
+                                              d_bias.view(data.H)};
+    ssd_backward(ctx, d_y.view(data.all, data.D), data.inputs(0), data.sequences, states(), gradients);
+  }
+
+  /// u, d_y, delta, B, C and the states once, the gradients of the former once.
+  double bytes() const {
+    return static_cast<double>(2 * data.all * (3 * data.D + 2 * data.H + 4 * data.N) + 4 * kept() * data.N * data.D);
+  }
+
+  static std::vector<double> column(const bench::DeviceArray<bf16>& array, Index from, Index cols, Index first,
+                                    Index count) {
+    const auto values = Data::host(array.view(array.size()).data + from * cols, array.size() - from * cols);
+    std::vector<double> part;
+    for (Index t = 0; t * cols < static_cast<Index>(values.size()); ++t)
+      for (Index c = first; c < first + count; ++c) part.push_back(static_cast<double>(values[t * cols + c]));
+    return part;
+  }
+
+  /// Whether the gradients of u and delta of a head of the last row are those of the CPU, by norm to the roundings of
+  /// bf16.
+  bool right(Context<cuda>& ctx) const {
+    run(ctx);
+    const Index T = data.tokens, N = data.N, head = data.H - 2, from = data.all - T;
+    auto u = column(data.u, from, data.D, head * P, P), delta = column(data.delta, from, data.H, head, 1),
+         B = column(data.B, from, N, 0, N), C = column(data.C, from, N, 0, N),
+         dy = column(d_y, from, data.D, head * P, P);
+    double A_log = data.A_log.host()[head], skip = data.skip.host()[head], bias = data.bias.host()[head];
+    std::vector<double> y(u.size()), du(u.size()), d_d(delta.size()), dB(B.size()), dC(C.size()), rest(3);
+    const Index offsets[] = {0, T};
+    const Sequences row{offsets, nullptr, 1, T, T};
+    const Index count = ssd_checkpoint_count(row);
+    std::vector<double> states_(static_cast<std::size_t>(count * N * P));
+    const Tensor<double, 3> states(states_.data(), count, N, P);
+    const SsdInputs<double, double> in{{u.data(), T, P}, {delta.data(), T, 1}, {B.data(), T, 1, N}, {C.data(), T, 1, N},
+                                       {&A_log, 1},      {&skip, 1},           {&bias, 1}};
+    const SsdGradients<double, double> out{{du.data(), T, P},    {d_d.data(), T, 1}, {dB.data(), T, 1, N},
+                                           {dC.data(), T, 1, N}, {&rest[0], 1},      {&rest[1], 1},
+                                           {&rest[2], 1}};
+    Context<cpu> host(1);
+    ssd(host, in, row, {}, Matrix<double>(y.data(), T, P), states);
+    ssd_backward(host, Matrix<const double>(dy.data(), T, P), in, row, states, out);
+    const auto error = [](const std::vector<double>& got, const std::vector<double>& wanted) {
+      double difference = 0, norm = 0;
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        difference += std::pow(got[i] - wanted[i], 2);
+        norm += wanted[i] * wanted[i];
+      }
+      return std::sqrt(difference / norm);
+    };
+    return error(column(d_u, from, data.D, head * P, P), du) < 0x1p-7 &&
+           error(column(d_delta, from, data.H, head, 1), d_d) < 0x1p-7;
+  }
+};
+
 void run(benchmark::State& state, bool past) {
   Context<cuda> ctx;
   const Data data(ctx, state.range(0), state.range(1), state.range(2), state.range(3), past);
@@ -122,6 +207,16 @@ void run(benchmark::State& state, bool past) {
 void prefill(benchmark::State& state) { run(state, false); }
 void step(benchmark::State& state) { run(state, true); }
 
+void backward(benchmark::State& state) {
+  Context<cuda> ctx;
+  const Data data(ctx, state.range(0), state.range(1), state.range(2), state.range(3), false);
+  const Gradients gradients(ctx, data);
+  if (!gradients.right(ctx)) return state.SkipWithError("differs from the CPU");
+  // What it moves is more than the L2 cache holds.
+  bench::time_on_device(state, ctx, 1, [&](Index) { gradients.run(ctx); });
+  bench::report_on_device(state, 3 * data.flops(), gradients.bytes());
+}
+
 void settings(benchmark::internal::Benchmark* b) {
   b->ArgNames({"rows", "tokens", "H", "N"})->UseManualTime()->Unit(benchmark::kMicrosecond);
 }
@@ -130,6 +225,14 @@ BENCHMARK(prefill)
     ->Name("ssd/prefill")
     ->Apply(settings)
     ->Args({1, 512, 80, 64})
+    ->Args({1, 2048, 80, 64})
+    ->Args({1, 8192, 80, 64})
+    ->Args({8, 2048, 80, 64})
+    ->Args({1, 8192, 64, 128})
+    ->Args({8, 2048, 64, 128});
+BENCHMARK(backward)
+    ->Name("ssd/backward")
+    ->Apply(settings)
     ->Args({1, 2048, 80, 64})
     ->Args({1, 8192, 80, 64})
     ->Args({8, 2048, 80, 64})

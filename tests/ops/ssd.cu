@@ -177,6 +177,158 @@ TEST_CASE("ssd in bf16 keeps the states that it keeps in float") {
   }
 }
 
+/// Cotangents of y and of the final states, as bf16 holds those of y.
+struct Cotangents {
+  Values y, h;
+  explicit Cotangents(const Problem& p) {
+    Random random(Seed{5}, 0);
+    for (std::size_t i = 0; i < p.u.size(); ++i) y.push_back(bf16(static_cast<float>(random.normal())));
+    for (std::size_t i = 0; i < p.h0.size(); ++i) h.push_back(random.normal());
+  }
+};
+
+/// sums: gradients that are sums over channels, states and tokens.
+void check_gradients(const Result& got, const Result& exact, double tolerance, double sums) {
+  for (const auto member : {&Result::d_u, &Result::d_B, &Result::d_C, &Result::d_h0})
+    CHECK(relative_error(got.*member, exact.*member) < tolerance);
+  for (const auto member : {&Result::d_delta, &Result::d_A_log, &Result::d_D, &Result::d_dt_bias})
+    CHECK(relative_error(got.*member, exact.*member) < sums);
+}
+
+/// As check_in_bf16: up to three factors of each product and the result are rounded to 8 bits, by 2^-9 of them. Sums
+/// have terms of both signs, of which less may remain than of their errors.
+constexpr double of_bf16 = 0x1p-7, of_bf16_sums = 0x1p-6;
+void check_gradients_in_bf16(const Problem& p, Index chunk = ssd_chunk) {
+  const Cotangents of(p);
+  check_gradients(run<cuda, bf16>(p, true, of.y, of.h, 1, chunk), run<cuda, float>(p, true, of.y, of.h, 1, chunk),
+                  of_bf16, of_bf16_sums);
+}
+
+TEST_CASE_TEMPLATE("ssd: gradients are those of the CPU in double", Where, On<cuda, float>, On<cuda, double>) {
+  for (const Index N : {1, 8, 33, 130})
+    for (const Index per_head : {1, 7, 32, 100})
+      for (const Index chunk : {16, 64}) {
+        CAPTURE(N);
+        CAPTURE(per_head);
+        Problem p = random_problem({5, 0, 64, 150, 1}, {0, 4, 2, 0, 7}, 2, 6, per_head, N);
+        p.dt_min = 0.2;
+        const Cotangents of(p);
+        const Result exact = run<cpu, double>(p, true, of.y, of.h, 1, chunk);
+        check_gradients(run<cuda, typename Where::type>(p, true, of.y, of.h, 1, chunk), exact, 10 * Where::definition,
+                        10 * Where::definition);
+      }
+}
+
+TEST_CASE("ssd in bf16: gradients are those in float, at the edges of chunks") {
+  for (const Index length : {1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 200, 4099})
+    for (const Index start : {0, 7}) {
+      CAPTURE(length);
+      Problem p = stored(random_problem({length}, {start}, 1, 3, 16, 16));
+      check_gradients_in_bf16(p);
+    }
+}
+
+TEST_CASE("ssd in bf16: gradients are those in float, for all sizes of heads and states") {
+  for (const Index N : {8, 16, 56, 64, 72, 128})
+    for (const Index per_head : {8, 32, 40, 64, 72}) {
+      CAPTURE(N);
+      CAPTURE(per_head);
+      check_gradients_in_bf16(stored(random_problem({70}, {3}, 1, 2, per_head, N)));
+    }
+  // Those that products do not fit.
+  for (const auto& [per_head, N] : {std::pair<Index, Index>{12, 16}, {16, 12}, {8, 136}, {7, 5}})
+    check_gradients_in_bf16(stored(random_problem({70}, {3}, 1, 2, per_head, N)));
+  check_gradients_in_bf16(stored(random_problem({70}, {3}, 1, 2, 16, 16)), 48);
+}
+
+TEST_CASE("ssd in bf16: gradients of groups, ragged rows, rows of no tokens and documents of one") {
+  std::vector<Index> lengths{9, 0, 130, 64, 1, 65, 0}, starts{0, 2, 5, 0, 1, 1, 0};
+  lengths.resize(30, 1), starts.resize(30, 0);
+  starts[20] = 2;
+  const Problem p = stored(random_problem(lengths, starts, 2, 4, 24, 24));
+  check_gradients_in_bf16(p);
+  const Cotangents of(p);
+  const Result all = run<cuda, bf16>(p, true, of.y, of.h);
+  CHECK(run<cuda, bf16>(p, true, of.y, of.h) == all);
+  const Index D = p.channels(), size = D * p.states;
+  for (Index row = 0, begin = 0; row < p.rows; begin += p.lengths[row++]) {
+    CAPTURE(row);
+    const Values d_h0 = part_of(all.d_h0, row * size, size), d_h = part_of(of.h, row * size, size);
+    if (p.lengths[row] == 0) {
+      for (Index i = 0; i < size; ++i) REQUIRE(d_h0[i] == static_cast<float>(d_h[i]));  // kept
+      continue;
+    }
+    if (p.starts[row] == 0) CHECK(d_h0 == Values(d_h0.size()));
+    // Each row alone gives the same bits.
+    const Result alone = run<cuda, bf16>(row_of(p, row), true, part_of(of.y, begin * D, p.lengths[row] * D), d_h);
+    CHECK(alone.d_u == part_of(all.d_u, begin * D, p.lengths[row] * D));
+    CHECK(alone.d_delta == part_of(all.d_delta, begin * p.heads, p.lengths[row] * p.heads));
+    CHECK(alone.d_h0 == d_h0);
+  }
+}
+
+TEST_CASE("ssd in bf16: gradients where a block takes several heads, some of them fewer than others") {
+  std::vector<Index> lengths(70), starts(70);
+  for (Index row = 0; row < 70; ++row) lengths[row] = 3 + row % 7 * 11;
+  const Problem p = stored(random_problem(lengths, starts, 2, 94, 8, 16));
+  check_gradients_in_bf16(p);
+}
+
+TEST_CASE("ssd in bf16: gradients of strong decays, weak ones after them, and the least dt") {
+  Problem p = random_problem({128}, {3}, 1, 2, 16, 16);
+  for (double& value : p.A_log) value += 2.5;  // A near -12
+  for (Index t = 0; t < 128; ++t)
+    for (Index h = 0; h < p.heads; ++h) p.delta[t * p.heads + h] += t % 64 < 40 ? 30 : -6;
+  p = stored(p);
+  const Cotangents of(p);
+  for (const double dt_min : {0.0, 0.5}) {
+    p.dt_min = dt_min;
+    Result got = run<cuda, bf16>(p, true, of.y, of.h), exact = run<cuda, float>(p, true, of.y, of.h);
+    got.d_h0 = exact.d_h0;  // nothing reaches the initial state
+    check_gradients(got, exact, of_bf16, of_bf16_sums);
+  }
+}
+
+TEST_CASE("ssd in bf16: gradients of strided views, to strided views") {
+  const Problem p = stored(random_problem({100, 33}, {0, 2}, 2, 4, 16, 24));
+  const Cotangents of(p);
+  const Index tokens = p.tokens(), N = p.states, D = p.channels(), H = p.heads, G = p.groups;
+  const Result contiguous = run<cuda, bf16>(p, true, of.y, of.h), exact = run<cuda, float>(p, true, of.y, of.h);
+  for (const Index padding : {8, 3}) {
+    Context<cuda> ctx;
+    using M = zamba::testing::PaddedMatrix<cuda, bf16>;
+    const M u(p.u, tokens, padding), delta(p.delta, tokens, padding), B(p.B, tokens, padding), C(p.C, tokens, padding),
+        y(nans(p.u.size()), tokens, padding), dy(of.y, tokens, padding), d_u(nans(p.u.size()), tokens, padding),
+        d_delta(nans(p.delta.size()), tokens, padding), d_B(nans(p.B.size()), tokens, padding),
+        d_C(nans(p.C.size()), tokens, padding);
+    const Array<cuda, float> A_log(p.A_log), skip(p.D), bias(p.dt_bias), h(p.h0), dh(of.h), d_A_log(Values(p.D.size())),
+        d_D(Values(p.D.size())), d_bias(Values(p.D.size()));
+    const Index offsets[] = {0, 100, 133};
+    const Sequences sequences{ctx.readable(offsets, 3), ctx.readable(p.starts.data(), 2), 2, tokens, 100};
+    const Index kept_states = ssd_checkpoint_count(sequences);
+    const Array<cuda, float> kept(nans(static_cast<std::size_t>(kept_states * N * D)));
+    const SsdInputs<bf16, float> in{u.view(),
+                                    delta.view(),
+                                    split_heads<const bf16>(B.view(), G),
+                                    split_heads<const bf16>(C.view(), G),
+                                    A_log.view(H),
+                                    skip.view(H),
+                                    bias.view(H)};
+    ssd(ctx, in, sequences, h.view(2, N, D), y.view(), kept.view(kept_states, N, D));
+    const SsdGradients<bf16, float> gradients{
+        d_u.view(),  d_delta.view(), split_heads(d_B.view(), G), split_heads(d_C.view(), G), d_A_log.view(H),
+        d_D.view(H), d_bias.view(H)};
+    ssd_backward(ctx, dy.view(), in, sequences, kept.view(kept_states, N, D), gradients, dh.view(2, N, D));
+    Result got = contiguous;
+    got.d_u = d_u.values(), got.d_delta = d_delta.values(), got.d_B = d_B.values(), got.d_C = d_C.values();
+    got.d_A_log = d_A_log.values(), got.d_D = d_D.values(), got.d_dt_bias = d_bias.values(), got.d_h0 = dh.values();
+    if (padding == 8)
+      CHECK(got == contiguous);
+    else
+      check_gradients(got, exact, of_bf16, of_bf16_sums);
+  }
+}
+
 TEST_CASE("ssd with more states than CUDA has room for") {
   CHECK_THROWS_WITH_AS((run<cuda, float>(random_problem({1}, {0}, 1, 1, 1, 513), false)),
                        "zamba: ssd: on CUDA d_state is at most 512, got 513", Error);

@@ -184,7 +184,7 @@ struct Ssd<cuda> {
     const auto with = [&]<int N>(std::integral_constant<int, N>) {
       using States = kernel::SsdStateGradientTraits<N>;
       using Traits = kernel::SsdGradientTraits<N>;
-      constexpr Index wanted = 1024;  // blocks; of more heads, less is computed twice and added up afterwards
+      constexpr Index wanted = 512;  // blocks; of more heads, less is computed twice and added up afterwards
       const Index slots = ssd_checkpoint_count(sequences), heads = in.delta.cols();
       const kernel::SsdBlocks blocks(in, std::min<Index>(slots * heads / wanted, Traits::most_heads));
       const kernel::Overlap overlap = kernel::overlap_for(sequences.tokens);
@@ -237,8 +237,8 @@ struct Ssd<cuda> {
     using Traits = kernel::SsdBackwardTraits<A>;
     const kernel::Overlap overlap = kernel::overlap_for(out.u.rows());
     kernel::launch(ctx, overlap, "ssd_backward: B and C", kernel::ssd_add_parts_kernel<Traits>,
-                   kernel::blocks_for(out.B.size() * 2, Traits::threads), Traits::threads, 0, parts.BC,
-                   blocks.per_group, out.B, out.C);
+                   kernel::blocks_for(out.B.shape[0], 1), Traits::add_threads, 0, parts.BC,
+                   static_cast<int>(blocks.per_group), out.B, out.C);
     kernel::launch(ctx, overlap, "ssd_backward: parameters", kernel::ssd_add_parameters_kernel<Traits>,
                    static_cast<unsigned>(3 * blocks.H), Traits::threads, 0, parts.parameters, out);
   }

@@ -32,7 +32,7 @@ template <class A_>
 struct SsdBackwardTraits {
   using A = A_;
   using F = compute_t<A>;
-  static constexpr int threads = 256;
+  static constexpr int threads = 256, add_threads = 128;
 };
 
 /// One head in a chunk. Matrices with t and j in them count tokens from the chunk's first.
@@ -40,7 +40,7 @@ template <class Traits>
 struct SsdHeadGradient {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  static constexpr int vectors = 4;
+  static constexpr int vectors = 5;
 
   const SsdInputs<A, F>& in;
   const SsdGradients<A, F>& out;
@@ -51,7 +51,8 @@ struct SsdHeadGradient {
   Matrix<F> g, g_before;                // (N, P)
   Matrix<F> K, CB, d_CB;                // (count, count), for j <= t
   Matrix<F> through_g, d_v, through_s;  // (count, P), the same, (count, N): f B g; all of dv; e dy s^T
-  Vector<F> dt, decay, through, d_dtA;  // (count)
+  Vector<F> dt, decay, d_dtA;           // (count)
+  Matrix<F> through;                    // (2, count): through the states before and after, of each token
   F d_a = 0, d_skip = 0, d_bias = 0;    // this thread's share
 
   static Index memory(Index chunk, Index N, Index P) {
@@ -83,7 +84,7 @@ struct SsdHeadGradient {
     K = take(count, count), CB = take(count, count), d_CB = take(count, count);
     through_g = take(count, P), d_v = take(count, P), through_s = take(count, N);
     const Matrix<F> rows = take(vectors, count);
-    dt = rows[0], decay = rows[1], through = rows[2], d_dtA = rows[3];
+    dt = rows[0], decay = rows[1], d_dtA = rows[2], through = rows.slice(3, 2);
   }
 
   __device__ F u(Index t, Index p) const { return F(in.u(first + t, channel + p)); }
@@ -164,16 +165,22 @@ struct SsdHeadGradient {
     for_all(N, P, [&](Index n, Index p) { product += s(n, channel + p) * g(n, p); });
     const F passing = e(count - 1) * block_sum<Traits::threads>(product);
     for_tokens([&](Index t) {
-      d_dtA[t] = sum(0, N, [&](Index n) { return through_s(t, n) * C(t, n); }) +
-                 (sum(0, t, [&](Index j) { return d_CB(t, j) * CB(t, j); }) -
-                  sum(t + 1, count, [&](Index i) { return d_CB(i, t) * CB(i, t); }));
-      through[t] = dt[t] * sum(0, P, [&](Index p) { return through_g(t, p) * u(t, p); });
+      through[0][t] = sum(0, N, [&](Index n) { return through_s(t, n) * C(t, n); });
+      through[1][t] = dt[t] * sum(0, P, [&](Index p) { return through_g(t, p) * u(t, p); });
+      F before = 0;  // what comes from tokens before j to t takes the place of CB
+      for (Index j = 0; j <= t; ++j) {
+        const F from = d_CB(t, j) * CB(t, j);
+        CB(t, j) = before;
+        before += from;
+      }
     });
+    __syncthreads();
+    for_tokens([&](Index j) { d_dtA[j] = sum(j, count, [&](Index t) { return CB(t, j); }); });
     __syncthreads();
     if (threadIdx.x == 0) {
       F later = passing, before = 0;
-      for (Index t = count - 1; t >= 0; --t) d_dtA[t] = later += d_dtA[t];
-      for (Index t = 0; t < count; before += through[t++]) d_dtA[t] += before;
+      for (Index t = count - 1; t >= 0; --t) d_dtA[t] += later += through[0][t];
+      for (Index t = 0; t < count; before += through[1][t++]) d_dtA[t] += before;
     }
     __syncthreads();
   }
@@ -234,22 +241,24 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
-/// dB and dC (tokens, G, N): the sums of the parts of each group, in order.
+/// dB and dC (tokens, G, N): the sums of the parts of each group, in order. Blocks take tokens in turn.
 template <class Traits>
-__global__ void __launch_bounds__(Traits::threads)
-    ssd_add_parts_kernel(Tensor<const typename Traits::F, 3> parts, Index per_group, Tensor<typename Traits::A, 3> d_B,
+__global__ void __launch_bounds__(Traits::add_threads)
+    ssd_add_parts_kernel(Tensor<const typename Traits::F, 3> parts, int per_group, Tensor<typename Traits::A, 3> d_B,
                          Tensor<typename Traits::A, 3> d_C) {
+  using A = typename Traits::A;
   using F = typename Traits::F;
   launch_dependents();
   grid_dependency_wait();
-  const Index G = d_B.shape[1], N = d_B.shape[2], all = d_B.shape[0] * G * 2 * N;
-  for (Index i = Index{blockIdx.x} * Traits::threads + threadIdx.x; i < all; i += Index{gridDim.x} * Traits::threads) {
-    const Index n = i % (2 * N), group = i / (2 * N) % G, token = i / (2 * N) / G;
-    F sum = 0;
+  const int N = static_cast<int>(d_B.shape[2]), all = static_cast<int>(d_B.shape[1]) * 2 * N;
+  for (Index token = blockIdx.x; token < d_B.shape[0]; token += gridDim.x)
+    for (int i = threadIdx.x; i < all; i += Traits::add_threads) {
+      const int n = i % (2 * N), group = i / (2 * N);
+      F sum = 0;
 #pragma unroll 8
-    for (Index part = group * per_group; part < (group + 1) * per_group; ++part) sum += parts(part, token, n);
-    (n < N ? d_B(token, group, n) : d_C(token, group, n - N)) = typename Traits::A(sum);
-  }
+      for (int part = 0; part < per_group; ++part) sum += parts(group * per_group + part, token, n);
+      (n < N ? d_B(token, group, n) : d_C(token, group, n - N)) = A(sum);
+    }
 }
 
 /// Gradients of the parameters: a block for each of A_log, D, dt_bias and each head adds up the pieces.
