@@ -136,29 +136,19 @@ void trains_alike(double bound) {
 TEST_SUITE("cuda/training") {
   // In double both devices round in other orders of sums: some hundred roundings of 1.1e-16, magnified by the net.
   TEST_CASE("gradients in double") {
-    agrees<Hybrid, double>(1e-13, 1e-11);
     agrees<TwoAdapted, double>(1e-13, 1e-11);
     agrees<Second, double>(1e-12, 1e-10);
     agrees<NestedTransformer, double>(1e-13, 1e-11);
-    agrees<Transformer, double>(1e-13, 1e-11);
-    agrees<Odd, double>(1e-13, 1e-11);
   }
-  TEST_CASE("gradients in float") {
-    agrees<Hybrid, float>(1e-5, 1e-4);
-    agrees<Second, float>(1e-4, 1e-3);
-    agrees<Odd, float>(1e-5, 1e-4);
-    agrees<Even, float>(1e-5, 1e-4);
-  }
+  TEST_CASE("gradients in float") { agrees<Odd, float>(1e-5, 1e-4); }
   // Activations of 8 bits: 2^-9 each, through some ten layers forward and back.
   TEST_CASE("gradients in bf16") {
-    agrees<Hybrid, bf16>(1e-2, 0.15);
-    agrees<Odd, bf16>(1e-2, 0.15);
     agrees<Even, bf16>(1e-2, 0.15);
     agrees<SecondWide, bf16>(1e-2, 0.15);
   }
   TEST_CASE("steps of AdamW") {
-    trains_alike<Hybrid, double>(1e-9);
-    trains_alike<Hybrid, float>(1e-3);
+    trains_alike<TwoAdapted, double>(1e-9);
+    trains_alike<Odd, float>(1e-3);
     trains_alike<Even, bf16>(3e-2);
   }
 }
