@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // adamw_step and sum_of_squares on CUDA, compared with the copy's bandwidth: a norm's weight, a matrix of Zamba-7B's
-// shared MLP, and 1 B parameters. A step reads and writes weight and moments and reads the gradient; a bf16 weight with a
-// master copy is written only.
+// shared MLP, and 1 B parameters. A step reads and writes weight and moments and reads the gradient; a bf16 weight with
+// a master copy is written only.
 #include <zamba/ops/adamw_step.cuh>
 
 #include <cmath>
@@ -32,7 +32,8 @@ void adamw(benchmark::State& state, Master kind) {
   Context<cuda> ctx;
   const Index n = state.range(0);
   const DeviceArray<W> weight(ctx, n, 1, 4);
-  const DeviceArray<float> gradient(ctx, n, 2), master(ctx, kind == Master::copy ? n : 0, 3), m(ctx, n, 4), v(ctx, n, 5);
+  const DeviceArray<float> gradient(ctx, n, 2), master(ctx, kind == Master::copy ? n : 0, 3), m(ctx, n, 4),
+      v(ctx, n, 5);
   const DeviceArray<std::uint16_t> low(ctx, kind == Master::split ? n : 0, 6);
   const DeviceArray<double> norm_squared(ctx, 1, 7);
   ctx.fill(norm_squared.view(1), 0.25);

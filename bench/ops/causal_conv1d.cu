@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // causal_conv1d on CUDA in bf16, width 4: prompts of Zamba-7B's mixer (D 7424, u inside rows of 2 D), and single tokens
-// of it, one and 64 rows; and the gradients of prompts. Inputs go in turn with others, so that none of them is in the cache.
+// of it, one and 64 rows; and the gradients of prompts. Inputs go in turn with others, so that none of them is in the
+// cache.
 #include <zamba/ops/causal_conv1d.cuh>
 
 #include <cmath>

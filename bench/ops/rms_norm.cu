@@ -177,13 +177,13 @@ BENCHMARK_CAPTURE(rms_norm_forward, one, Inputs::one) POSITIONS(3712);
 BENCHMARK_CAPTURE(rms_norm_forward, sum, Inputs::sum) POSITIONS(3712);
 BENCHMARK_CAPTURE(rms_norm_forward, side_by_side, Inputs::side_by_side) POSITIONS(7424);
 
-#define GRADIENTS(name, inputs, width)                 \
-  BENCHMARK_CAPTURE(rms_norm_gradients, name, inputs)  \
-      ->Name("rms_norm/" #name "/backward")            \
-      ->ArgNames({"positions", "width"})               \
-      ->Args({2048, width})                            \
-      ->Args({8192, width})                            \
-      ->UseManualTime()                                \
+#define GRADIENTS(name, inputs, width)                \
+  BENCHMARK_CAPTURE(rms_norm_gradients, name, inputs) \
+      ->Name("rms_norm/" #name "/backward")           \
+      ->ArgNames({"positions", "width"})              \
+      ->Args({2048, width})                           \
+      ->Args({8192, width})                           \
+      ->UseManualTime()                               \
       ->Unit(benchmark::kMicrosecond)
 GRADIENTS(one, Inputs::one, 3712)->Args({16384, 1024});
 GRADIENTS(sum, Inputs::sum, 3712);

@@ -178,11 +178,12 @@ struct AdamWStep<cuda> {
     const auto launch = [&](const auto& weights, bool aligned) {
       using Weights = std::remove_cvref_t<decltype(weights)>;
       constexpr Index width = kernel::vector_width<W>;
-      const bool vectors = aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
-                           kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
+      const bool vectors =
+          aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
+          kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
       const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
-      kernel::AdamWElements<F, Weights> elements{
-          weights, t.gradient, t.m, t.v, AdamWFactors<F>(scalars), norm_squared, 0};
+      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient, t.m, t.v, AdamWFactors<F>(scalars),
+                                                 norm_squared, 0};
       kernel::for_vectors<W>(ctx, true, 1, whole, elements, "adamw_step");
       elements.first = whole;
       kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");
