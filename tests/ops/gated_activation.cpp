@@ -55,7 +55,7 @@ double slope(Activation activation, double x) {
   const double gate = 1 / (1 + std::exp(-x));
   return activation == Activation::gelu
              ? 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0))
-             : gate * (1 + x * (1 - gate));
+             : gate * (1 + x / (1 + std::exp(x)));
 }
 
 constexpr Activation both[] = {Activation::gelu, Activation::silu};

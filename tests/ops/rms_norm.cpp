@@ -134,7 +134,8 @@ Result run_concat(const Values& c, const Values& weight, const Values& d_out, In
   auto ctx = zamba::testing::new_context<Device>(1);
   const PaddedMatrix<Device, T> a_(a, n, padding), b_(b, n), dy(d_out, n), out(Values(c.size()), n, padding);
   const PaddedMatrix<Device, T> d_a(Values(a.size()), n), d_b(Values(b.size()), n, padding);
-  const PaddedMatrix<Device, F> w(weight, 1), d_w(Values(weight.size()), 1), rstd(Values(static_cast<std::size_t>(n)), 1);
+  const PaddedMatrix<Device, F> w(weight, 1), d_w(Values(weight.size()), 1),
+      rstd(Values(static_cast<std::size_t>(n)), 1);
   rms_norm_concat(ctx, a_.view(), b_.view(), w.vector(), 1e-5, out.view(), rstd.vector());
   rms_norm_concat_backward(ctx, dy.view(), a_.view(), b_.view(), w.vector(), rstd.vector(), d_a.view(), d_b.view(),
                            d_w.vector());

@@ -78,8 +78,8 @@ void check_backward(Index n, Index d, Index padding) {
   check(on_cuda(), on_cuda(), run_concat<On<cpu, double>>(x, weight, d_out, n, 0));
 }
 
-TEST_CASE_TEMPLATE("rms_norm on CUDA, backward: widths about what a block holds, positions that it takes in turn", Where,
-                   On<cuda, float>, On<cuda, double>, On<cuda, bf16>) {
+TEST_CASE_TEMPLATE("rms_norm on CUDA, backward: widths about what a block holds, positions that it takes in turn",
+                   Where, On<cuda, float>, On<cuda, double>, On<cuda, bf16>) {
   for (const Index d : {8, 16, 1000, 1024, 1040, 4096, 4112, 8192, 8208, 8193}) check_backward<Where>(3, d, 0);
   for (const Index d : {16, 1000, 4112}) check_backward<Where>(5, d, 8);
   for (const Index d : {16, 1000, 4112}) check_backward<Where>(5, d, 3);

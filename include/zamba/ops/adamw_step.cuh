@@ -130,23 +130,30 @@ struct SquaresTraits {
 template <class Traits, bool Aligned>
 __global__ void __launch_bounds__(Traits::threads)
     squares_of_pieces_kernel(Vector<const typename Traits::F> values, Vector<double> sums) {
-  constexpr int width = Traits::width;
+  constexpr int width = Traits::width, step = Traits::threads * width;
   launch_dependents();
   grid_dependency_wait();
   for (Index i = blockIdx.x; i < sums.size(); i += gridDim.x) {
-    const Index end = ::min(values.size(), (i + 1) * Traits::piece);
+    const Index first = i * Traits::piece + threadIdx.x * width, end = values.size();
     double sum[width] = {};
-#pragma unroll 4
-    for (Index at = i * Traits::piece + threadIdx.x * width; at < end; at += Traits::threads * width) {
-      const auto vector = Aligned && at + width <= end
-                              ? load_vector<width>(&values[at])
-                              : load_vector_masked<width, false>(&values[at], static_cast<int>(end - at));
+    const auto add = [&](const auto& load) {
+#pragma unroll 8
+      for (int k = 0; k < Traits::piece / step; ++k) {
+        const auto vector = load(first + k * step);
 #pragma unroll
-      for (int k = 0; k < width; ++k) {
-        const auto value = static_cast<double>(vector[k]);
-        sum[k] = ::fma(value, value, sum[k]);
+        for (int l = 0; l < width; ++l) {
+          const auto value = static_cast<double>(vector[l]);
+          sum[l] = ::fma(value, value, sum[l]);
+        }
       }
-    }
+    };
+    if (Aligned && (i + 1) * Traits::piece <= end)
+      add([&](Index at) { return load_vector_streaming<width>(&values[at]); });
+    else  // what is beyond the end counts as 0
+      add([&](Index at) {
+        const auto left = static_cast<int>(::min(end - at, Index{width}));
+        return load_vector_masked<width, false>(values.data + at, left);
+      });
     double all = sum[0];
 #pragma unroll
     for (int k = 1; k < width; ++k) all += sum[k];
@@ -178,11 +185,12 @@ struct AdamWStep<cuda> {
     const auto launch = [&](const auto& weights, bool aligned) {
       using Weights = std::remove_cvref_t<decltype(weights)>;
       constexpr Index width = kernel::vector_width<W>;
-      const bool vectors = aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
-                           kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
+      const bool vectors =
+          aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
+          kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
       const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
-      kernel::AdamWElements<F, Weights> elements{
-          weights, t.gradient, t.m, t.v, AdamWFactors<F>(scalars), norm_squared, 0};
+      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient, t.m, t.v, AdamWFactors<F>(scalars),
+                                                 norm_squared, 0};
       kernel::for_vectors<W>(ctx, true, 1, whole, elements, "adamw_step");
       elements.first = whole;
       kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");

@@ -15,8 +15,9 @@
 // over pieces of 2^14 elements, and the pieces in order. Bit-equal for any number of threads, where the arrays of a
 // step are aligned to 64 bytes, as those of models and gradients are.
 //
-// Weights in bf16 stand for a master in float, which is stepped; the weight is its rounding. The master is a copy of its
-// own, or is split (SplitFloat): then only its lower 16 bits are beside the weight. Both are stepped to the same bits.
+// Weights in bf16 stand for a master in float, which is stepped; the weight is its rounding. The master is a copy of
+// its own, or is split (SplitFloat): then only its lower 16 bits are beside the weight. Both are stepped to the same
+// bits.
 #pragma once
 
 #include <algorithm>
@@ -101,9 +102,9 @@ struct AdamWTensors {
 template <class F>
 struct AdamWFactors {
   F beta1, beta2, eps;
-  F keep;   // 1 - lr decay
-  F rate;   // lr / (1 - beta1^t)
-  F root;   // 1 / sqrt(1 - beta2^t)
+  F keep;                                 // 1 - lr decay
+  F rate;                                 // lr / (1 - beta1^t)
+  F root;                                 // 1 / sqrt(1 - beta2^t)
   double share1, root_share2, clip_norm;  // 1 - beta1, sqrt(1 - beta2)
   // Known with the norm: what a gradient is scaled by, what it adds to m then, and the root of what it adds to v. In
   // two factors where it is tiny, because one alone would lose its digits among the least floats.

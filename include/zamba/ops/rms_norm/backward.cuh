@@ -31,10 +31,10 @@ struct NormGradientTraits {
   using A = typename Input::A;
   using F = typename Input::F;
   static constexpr int threads = Threads, vectors = Vectors;
-  static constexpr int blocks = 1024 / (threads * vectors);    // of a multiprocessor
-  static constexpr int width = vector_width<A>;                // elements of a vector
-  static constexpr int most = threads * width * vectors;       // elements of a position
-  static constexpr int ahead = 3;                              // positions that are there or on their way
+  static constexpr int blocks = 1024 / (threads * vectors);  // of a multiprocessor
+  static constexpr int width = vector_width<A>;              // elements of a vector
+  static constexpr int most = threads * width * vectors;     // elements of a position
+  static constexpr int ahead = 3;                            // positions that are there or on their way
   static constexpr int inputs = Input::vectors, added = Input::added, fetched = inputs + 1 + added;
   static constexpr std::size_t shared = 16 * threads * vectors * fetched * ahead;
   /// Blocks for a whole GPU of 132 multiprocessors; fixed, because they make the order of sums.
@@ -167,8 +167,7 @@ void launch_norm_gradient(Context<cuda>& ctx, const Input& in, Matrix<const A> d
   ArenaScope scope(ctx.arena());
   const auto by = [&]<class Traits>(Traits) {
     constexpr Index least = 4;  // positions of a block, so that the parts are few beside them
-    const Index parts =
-        std::clamp<Index>(Traits::parts_at_most / groups, 1, ceil_div(rows, least));
+    const Index parts = std::clamp<Index>(Traits::parts_at_most / groups, 1, ceil_div(rows, least));
     const auto partial = ctx.arena().template tensor<F>(parts, d_weight.size());
     const auto queue = [&](auto kernel, std::size_t shared) {
       launch(ctx, overlap_for(rows), name, kernel, dim3(static_cast<unsigned>(parts), static_cast<unsigned>(groups)),
