@@ -7,7 +7,7 @@
 //
 //   four warps   gradients of u, D and delta: rows of B C^T and its gradient, so that what weighs dy below is the first
 //                operand as it stands in registers
-//                  dv     = f (B g) + M^T dy                      M^T = K^T * B C^T
+//                  du     = dt f (B g) + (dt M + D)^T dy          M^T = K^T * B C^T; D on the diagonal
 //                  d_CB^T = sum over heads of K^T * (v dy^T)
 //   four warps   gradients of B and C, through the states at both ends of the chunk
 //                  dC     = sum over heads of (e dy) s^T          + d_CB B       when all heads are done
@@ -17,8 +17,8 @@
 // warps round for their products. What belongs to tokens of a head, sums over its channels and states, waits in shared
 // memory for the end, when a warp finishes a head.
 //
-// Numeric contract: as of chunk_scan.cuh; factors of products that are rounded to bf16 are g, s, M and, after the sum
-// over heads, d_CB.
+// Numeric contract: as of chunk_scan.cuh; factors of products that are rounded to bf16 are g, s, dt M + D and, after
+// the sum over heads, d_CB. What is not summed on tensor cores is in float, the weights M (dy v^T) too.
 #pragma once
 
 #include <zamba/kernel/fragment.cuh>
@@ -48,7 +48,7 @@ struct SsdTokens {
   float dt[Q], l[Q];
   float through_s[Q], through_g[Q];  // e_t C_t . (s dy_t), and f_t B_t . (g v_t)
   float within[warps][Q];            // over the rows of each warp, of M (dy v^T) those of token t less those at t
-  float d_v_u[Q], d_y_u[Q];          // over channels
+  float d_v_u[Q], d_y_u[Q];          // over channels, dv . u and dy . u
   float states[warps];               // s . g, of each warp's threads
 };
 
@@ -80,12 +80,12 @@ struct SsdGradientShared {
   }
 };
 
-/// What a block takes: a chunk and its heads; by turns, 64 channels of them or less.
+/// What a block takes: a chunk and its heads.
 template <class Traits>
 struct SsdGradientPart {
   SsdBlock block;
   Index of_heads, slot, first;  // number of the block of heads, of the kept state, first token
-  int count, parts, turns, states;
+  int count, states;
 
   /// Slots are numbered as checkpoints are; some have no chunk, of 0 tokens.
   __device__ SsdGradientPart(const Sequences& sequences, const SsdBlocks& blocks)
@@ -100,15 +100,24 @@ struct SsdGradientPart {
     const Index at = (slot - first_slot(low)) * Traits::Q;
     first = sequences.begin(low) + at;
     count = static_cast<int>(::max(Index{0}, ::min(Index{Traits::Q}, sequences.length(low) - at)));
-    parts = static_cast<int>(ceil_div(block.P, Traits::P));
-    turns = static_cast<int>(block.heads) * parts;
   }
-  __device__ Index channel(int turn) const {
-    return (block.head + turn / parts) * block.P + turn % parts * Index{Traits::P};
+};
+
+/// What a block does at a time: P channels of a head, or those that are left.
+template <class Traits>
+struct SsdTurn {
+  int number, head, channel;  // of the turn, the block's head, the head's first channel
+  const SsdBlock& block;
+
+  __device__ explicit SsdTurn(const SsdBlock& of) : number(0), head(0), channel(0), block(of) {}
+  __device__ explicit operator bool() const { return head < block.heads; }
+  __device__ void next() {
+    ++number;
+    channel += Traits::P;
+    if (channel >= block.P) channel = 0, ++head;
   }
-  __device__ int channels(int turn) const {
-    return static_cast<int>(::min(Index{Traits::P}, block.P - turn % parts * Index{Traits::P}));
-  }
+  __device__ Index first() const { return (block.head + head) * block.P + channel; }
+  __device__ int channels() const { return ::min(Traits::P, static_cast<int>(block.P) - channel); }
 };
 
 /// Each of the lane's rows of x times the same row of a (16 x 16 Steps) as it lies in an operand, summed over columns.
@@ -194,32 +203,35 @@ class SsdInputGradient {
     multiply_transposed(CB_, load_rows<N / 16>(shared.B(), first, 0), shared.C(), 0);
   }
 
-  /// A head, or a part of it.
+  /// A head, or a part of it. The gradient of u remains where the warp gathers it.
   __device__ void differentiate(int turn, SsdTokens& of, float D) {
-    const float dt[2] = {of.dt[first_ + g_], of.dt[first_ + g_ + 8]}, l[2] = {of.l[first_ + g_], of.l[first_ + g_ + 8]};
+    const Rows rows{{of.dt[first_ + g_], of.dt[first_ + g_ + 8]}, {of.l[first_ + g_], of.l[first_ + g_ + 8]}};
     const auto u = load_rows<P / 16>(shared_.u(turn), first_, 0);
-    Fragment<1, P / 8> d_v{};  // (16 tokens x P)
-    through_state_after(turn, of.l[Q - 1], l, d_v);
-    const RowValues<2> through_g = row_products(d_v, u);
-    float rows[2] = {};
-    within_chunk<0>(turn, of, dt, l, u, d_v, rows);
-    within_chunk<1>(turn, of, dt, l, u, d_v, rows);
-    const RowValues<2> d_v_u = row_products(d_v, u);
-    d_v.for_each([&](float& x, int row, int) { x *= dt[row / 8]; });
-    const RowValues<2> d_y_u = add_skip(turn, D, u, d_v);
+    Fragment<1, P / 8> d_u{};  // (16 tokens x P)
+    Sums sums{};
+    through_state_after(turn, of.l[Q - 1], rows, u, d_u, sums);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (32 * half + 32 <= first_) continue;
+      if (32 * half >= first_ + 16)
+        within_chunk<false>(half, turn, of, rows, D, u, d_u, sums);
+      else
+        within_chunk<true>(half, turn, of, rows, D, u, d_u, sums);
+    }
     __syncwarp();  // the columns' sums are there
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int j = first_ + g_ + 8 * r;
-      rows[r] = quad_sum(rows[r]);
+      const float later = quad_sum(sums.later[r]), own = quad_sum(sums.own[r]), d_y_u = quad_sum(sums.d_y_u[r]);
       if (t_ == 0) {
-        of.within[first_ / 16][j] -= rows[r];
-        of.through_g[j] += dt[r] * through_g[r];
-        of.d_v_u[j] += d_v_u[r];
-        of.d_y_u[j] += d_y_u[r];
+        of.within[first_ / 16][j] -= rows.dt[r] * later;
+        of.through_g[j] += rows.dt[r] * sums.through_g[r];
+        of.d_v_u[j] += sums.through_g[r] + (later + own);
+        of.d_y_u[j] += d_y_u;
       }
     }
-    gather(d_v);
+    gather(shared_.d_u(), d_u);
+    __syncwarp();
   }
 
   /// Writes the gradient of u of `count` tokens of the chunk, from the chunk's first at `to` on, in whole pieces of 16
@@ -235,32 +247,49 @@ class SsdInputGradient {
   }
 
   /// Shares the gradient of C B^T, of all heads.
-  __device__ void share() const { gather_in(shared_.d_CB(), d_CB_); }
+  __device__ void share() const { gather(shared_.d_CB(), d_CB_); }
 
  private:
   static constexpr int N = Traits::N, P = Traits::P, Q = Traits::Q;
 
-  /// dv = f (B g)
-  __device__ void through_state_after(int turn, float last, const float (&l)[2], Fragment<1, P / 8>& d_v) const {
+  /// Of the lane's two tokens j.
+  struct Rows {
+    float dt[2], l[2];
+  };
+  struct Sums {
+    float through_g[2];      // f (B g) . u
+    float later[2], own[2];  // of M (dy u^T), of tokens after j, and of j; this lane's share
+    float d_y_u[2];          // dy . u, this lane's share
+  };
+
+  /// du = dt f (B g)
+  __device__ void through_state_after(int turn, float last, const Rows& rows, const OperandFragment<1, P / 16>& u,
+                                      Fragment<1, P / 8>& d_u, Sums& sums) const {
     const auto g = shared_.g(turn).ldmatrix_by_columns(0, 0);
     const auto B = shared_.B().ldmatrix_by_columns(first_, 0);
 #pragma unroll
     for (int n = 0; n < N; n += 16) {
-      unsigned rows[4];  // a (16 tokens x 16 states)
-      ldmatrix(rows, B.address(0, n));
-      multiply(d_v, rows, g, n);
+      unsigned B_rows[4];  // a (16 tokens x 16 states)
+      ldmatrix(B_rows, B.address(0, n));
+      multiply(d_u, B_rows, g, n);
     }
-    const float f[2] = {exp2_approximate(last - l[0]), exp2_approximate(last - l[1])};
-    d_v.for_each([&](float& x, int row, int) { x *= f[row / 8]; });
+    const RowValues<2> product = row_products(d_u, u);
+    float f_dt[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float f = exp2_approximate(last - rows.l[r]);
+      sums.through_g[r] = f * product[r];
+      f_dt[r] = f * rows.dt[r];
+    }
+    d_u.for_each([&](float& x, int row, int) { x *= f_dt[row / 8]; });
   }
 
-  /// dv += M^T dy and d_CB^T += K^T * (v dy^T), of tokens 32 Half ... 32 Half + 31 that dy is of. rows: sums of
-  /// M^T * (v dy^T), of later tokens only.
-  template <int Half>
-  __device__ void within_chunk(int turn, SsdTokens& of, const float (&dt)[2], const float (&l)[2],
-                               const OperandFragment<1, P / 16>& u, Fragment<1, P / 8>& d_v, float (&rows)[2]) {
-    constexpr int from = 32 * Half;
-    if (from + 32 <= first_) return;
+  /// du += (dt M + D)^T dy and d_CB^T += K^T * (v dy^T), of the tokens 32 half ... 32 half + 31 that dy is of. Masked:
+  /// some of them are j, or before it.
+  template <bool Masked>
+  __device__ void within_chunk(int half, int turn, SsdTokens& of, const Rows& rows, float D,
+                               const OperandFragment<1, P / 16>& u, Fragment<1, P / 8>& d_u, Sums& sums) {
+    const int from = 32 * half;
     Fragment<1, 4> product{}, M;  // (16 tokens x 32 tokens)
     const auto by_rows = shared_.dy(turn).ldmatrix_by_rows(0, 0);
 #pragma unroll
@@ -275,54 +304,36 @@ class SsdInputGradient {
     float columns[8];
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      const int t = from + 8 * (c / 2) + c % 2 + t_;
-      const float l_t = of.l[t];
+      const int after = from + 8 * (c / 2) + c % 2 + t_ - first_ - g_;  // the first of the lane's tokens j
+      const float l_t = of.l[from + 8 * (c / 2) + c % 2 + t_];
       columns[c] = 0;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int j = first_ + g_ + 8 * r;
-        const float K = t >= j ? exp2_approximate(l_t - l[r]) : 0.0f;
-        const float d_CB = t >= j ? K * dt[r] * product.at(r, c) : 0.0f, CB = CB_.at(r, 8 * Half + c);
-        const float passing = t > j ? d_CB * CB : 0.0f;
-        d_CB_.at(r, 8 * Half + c) += d_CB;
-        M.at(r, c) = K * CB;
-        rows[r] += passing;
-        columns[c] += passing;
+        const bool there = !Masked || after >= 8 * r, own = Masked && after == 8 * r;
+        const float K = there ? exp2_approximate(l_t - rows.l[r]) : 0.0f;
+        const float weight = K * CB_.at(r, 8 * half + c), d_y_u = product.at(r, c), d_y_v = rows.dt[r] * d_y_u;
+        d_CB_.at(r, 8 * half + c) = ::fmaf(K, d_y_v, d_CB_.at(r, 8 * half + c));
+        M.at(r, c) = rows.dt[r] * weight;
+        if (own) {
+          sums.own[r] = weight * d_y_u;
+          sums.d_y_u[r] = d_y_u;
+          M.at(r, c) += D;
+        } else {
+          sums.later[r] = ::fmaf(weight, d_y_u, sums.later[r]);
+          columns[c] = ::fmaf(weight, d_y_v, columns[c]);
+        }
       }
     }
     const auto factor = M.operand();
     const auto by_columns = shared_.dy(turn).ldmatrix_by_columns(0, 0);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) multiply(d_v, factor.tile[0][k], by_columns, from + 16 * k);
-    const int column = 8 * (g_ / 2) + g_ % 2;
-    of.within[first_ / 16][from + column + t_] += column_sums(columns);
+    for (int k = 0; k < 2; ++k) multiply(d_u, factor.tile[0][k], by_columns, from + 16 * k);
+    of.within[first_ / 16][from + 8 * (g_ / 2) + g_ % 2 + t_] += column_sums(columns);
   }
 
-  /// du += D dy; returns dy . u.
-  __device__ RowValues<2> add_skip(int turn, float D, const OperandFragment<1, P / 16>& u,
-                                   Fragment<1, P / 8>& d_u) const {
-    const auto dy = load_rows<P / 16>(shared_.dy(turn), first_, 0);
-    Fragment<1, P / 8> exact;
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-      for (int j = 0; j < P / 8; ++j) {
-        const unsigned pair = dy.tile[0][j / 2][j % 2 * 2 + r];
-        exact.at(r, 2 * j) = __uint_as_float(pair << 16);
-        exact.at(r, 2 * j + 1) = __uint_as_float(pair & 0xffff0000u);
-        d_u.at(r, 2 * j) = ::fmaf(D, exact.at(r, 2 * j), d_u.at(r, 2 * j));
-        d_u.at(r, 2 * j + 1) = ::fmaf(D, exact.at(r, 2 * j + 1), d_u.at(r, 2 * j + 1));
-      }
-    return row_products(exact, u);
-  }
-
-  /// The warp's rows, rounded, where it gathers the gradient of u.
-  __device__ void gather(const Fragment<1, P / 8>& d_u) const {
-    gather_in(shared_.d_u(), d_u);
-    __syncwarp();
-  }
+  /// Writes the warp's rows, rounded, to a tile.
   template <int Width>
-  __device__ void gather_in(const SsdSwizzled<Width>& tile, const Fragment<1, Width / 8>& x) const {
+  __device__ void gather(const SsdSwizzled<Width>& tile, const Fragment<1, Width / 8>& x) const {
     const auto own = tile.in_tile(first_ + g_, 0) + t_;
 #pragma unroll
     for (int j = 0; j < Width / 8; ++j)
@@ -356,11 +367,10 @@ class SsdProjectionGradient {
     for (int n = 0; n < N; n += 64) {
       Fragment<1, 8> product{};  // (16 tokens x 64 states)
       multiply_transposed(product, dy, shared_.s(), n);
-      product.for_each([&](float& x, int r, int) { x *= e[r / 8]; });
-      add(product, n, d_C_);
+      add(e, product, n, d_C_);
       const RowValues<2> of_states = row_products(product, load_rows<4>(shared_.C(), first_, n));
 #pragma unroll
-      for (int r = 0; r < 2; ++r) through_s[r] += of_states[r];
+      for (int r = 0; r < 2; ++r) through_s[r] += e[r] * of_states[r];
     }
     if (threadIdx.x % 4 == 0)
 #pragma unroll
@@ -370,8 +380,7 @@ class SsdProjectionGradient {
     for (int n = 0; n < N; n += 64) {
       Fragment<1, 8> product{};
       multiply_transposed(product, u, shared_.g(turn), n);
-      product.for_each([&](float& x, int r, int) { x *= f_dt[r / 8]; });
-      add(product, n, d_B_);
+      add(f_dt, product, n, d_B_);
     }
   }
 
@@ -408,12 +417,12 @@ class SsdProjectionGradient {
  private:
   static constexpr int N = Traits::N, P = Traits::P, Q = Traits::Q;
 
-  /// Columns n ... n + 63 of `to` += product.
-  __device__ static void add(const Fragment<1, 8>& product, int n, Fragment<1, N / 8>& to) {
+  /// Columns n ... n + 63 of `to` += weight of the row * product.
+  __device__ static void add(const float (&weight)[2], const Fragment<1, 8>& product, int n, Fragment<1, N / 8>& to) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
-      for (int c = 0; c < 16; ++c) to.at(r, n / 4 + c) += product.at(r, c);
+      for (int c = 0; c < 16; ++c) to.at(r, n / 4 + c) = ::fmaf(weight[r], product.at(r, c), to.at(r, n / 4 + c));
   }
 
   Shared shared_;
@@ -421,75 +430,102 @@ class SsdProjectionGradient {
   Fragment<1, N / 8> d_B_, d_C_;  // (16 tokens x N)
 };
 
-/// What the block loads, begun by all threads or by those of one kind.
+/// What the block loads, begun by all threads or by the second half of them.
 template <class Traits>
-struct SsdGradientLoader {
-  static constexpr int N = Traits::N, P = Traits::P, Q = Traits::Q, half = Traits::threads / 2;
-
-  const SsdInputs<bf16, float>& in;
-  const Matrix<const bf16>& d_y;
-  const Tensor<const float, 3>& before;
-  const Tensor<const bf16, 3>& after;
-  const SsdGradientPart<Traits>& part;
-  SsdGradientShared<Traits> shared;
-
-  __device__ void load_projections() const {
-    const int thread = threadIdx.x, count = part.count;
-    ssd_copy_tile<Q, N, Traits::threads>(&in.B(part.first, part.block.group, 0), in.B.stride[0], count, part.states,
-                                         shared.B(), thread);
-    ssd_copy_tile<Q, N, Traits::threads>(&in.C(part.first, part.block.group, 0), in.C.stride[0], count, part.states,
-                                         shared.C(), thread);
+class SsdGradientLoader {
+ public:
+  __device__ SsdGradientLoader(const SsdInputs<bf16, float>& in, const Matrix<const bf16>& d_y,
+                               const Tensor<const float, 3>& before, const Tensor<const bf16, 3>& after,
+                               const SsdGradientPart<Traits>& part, const SsdGradientShared<Traits>& shared)
+      : shared_(shared),
+        row_(static_cast<int>(threadIdx.x) / pieces),
+        column_(static_cast<int>(threadIdx.x) % pieces * 8),
+        count_(part.count),
+        states_(part.states),
+        u_stride_(in.u.stride[0]),
+        y_stride_(d_y.stride[0]),
+        g_stride_(after.stride[1]),
+        s_stride_(before.stride[1]),
+        u_(in.u.data + (part.first + row_) * u_stride_ + column_),
+        d_y_(d_y.data + (part.first + row_) * y_stride_ + column_),
+        g_(&after(part.slot, 0, 0) + row_ * g_stride_ + column_),
+        s_(&before(part.slot, 0, 0) + state_row() * s_stride_ + state_column()) {
+    const Index group = part.block.group;
+    ssd_copy_tile<Q, N, Traits::threads>(&in.B(part.first, group, 0), in.B.stride[0], count_, states_, shared.B(),
+                                         static_cast<int>(threadIdx.x));
+    ssd_copy_tile<Q, N, Traits::threads>(&in.C(part.first, group, 0), in.C.stride[0], count_, states_, shared.C(),
+                                         static_cast<int>(threadIdx.x));
   }
+
   /// u, dy and g of a turn; one group of copies, though there may be none.
-  __device__ void load(int turn) const {
-    if (turn < part.turns) {
-      const int thread = threadIdx.x, count = part.count, channels = part.channels(turn);
-      const Index channel = part.channel(turn);
-      ssd_copy_tile<Q, P, Traits::threads>(&in.u(part.first, channel), in.u.stride[0], count, channels, shared.u(turn),
-                                           thread);
-      ssd_copy_tile<Q, P, Traits::threads>(&d_y(part.first, channel), d_y.stride[0], count, channels, shared.dy(turn),
-                                           thread);
-      ssd_copy_tile<N, P, Traits::threads>(&after(part.slot, 0, channel), after.stride[1], part.states, channels,
-                                           shared.g(turn), thread);
+  __device__ void load(const SsdTurn<Traits>& turn) const {
+    if (turn) {
+      const Index channel = turn.first();
+      const bool there = column_ < turn.channels();
+      copy<Q>(u_ + channel, u_stride_, there, count_, shared_.u(turn.number));
+      copy<Q>(d_y_ + channel, y_stride_, there, count_, shared_.dy(turn.number));
+      copy<N>(g_ + channel, g_stride_, there, states_, shared_.g(turn.number));
     }
     copy_async_commit();
   }
 
-  /// s of a turn, by half of the threads, each of which reads what it has copied itself; one group of copies.
-  __device__ void load_state(int turn) const {
-    if (turn < part.turns) {
-      const int channels = part.channels(turn);
-      const float* const from = &before(part.slot, 0, part.channel(turn));
-      for_pieces([&](int at, int n, int p) {
-        const bool there = n < part.states && p < channels;
-        copy_async(shared.exact_s() + at, there ? from + n * before.stride[1] + p : from, there);
-      });
+  /// s of a turn, by the second half of the threads, each of which reads what it has copied itself; one group of
+  /// copies.
+  __device__ void load_state(const SsdTurn<Traits>& turn) const {
+    if (turn) {
+      const float* const from = s_ + turn.first();
+      const bool there = state_column() < turn.channels();
+#pragma unroll
+      for (int i = 0; i < N / state_rows; ++i)
+        copy_async(state_piece(i), from + i * state_rows * s_stride_, there && state_row() + i * state_rows < states_);
     }
     copy_async_commit();
   }
   /// Rounds s for the products. Returns this thread's share of s . g.
   __device__ float round_state(int turn) const {
+    const int row = state_row(), column = state_column();
+    const auto to = shared_.s().in_tile(row, column) + column % 8;
+    const auto from = shared_.g(turn).in_tile(row, column) + column % 8;
     float product = 0;
-    for_pieces([&](int at, int n, int p) {
-      const float4 s = shared.exact_s()[at];
-      const auto place = [&](const SsdSwizzled<P>& tile) {
-        return reinterpret_cast<uint2*>(tile.in_tile(n, p).address(0, 0) + p % 8);
-      };
-      const uint2 g = *place(shared.g(turn));
-      product += s.x * __uint_as_float(g.x << 16) + s.y * __uint_as_float(g.x & 0xffff0000u);
-      product += s.z * __uint_as_float(g.y << 16) + s.w * __uint_as_float(g.y & 0xffff0000u);
-      *place(shared.s()) = make_uint2(pack_bf16(s.x, s.y), pack_bf16(s.z, s.w));
-    });
+#pragma unroll
+    for (int i = 0; i < N / state_rows; ++i) {
+      const float4 s = *state_piece(i);
+      const uint2 g = *reinterpret_cast<const uint2*>(from.address(i * state_rows, 0));
+      product = ::fmaf(s.x, __uint_as_float(g.x << 16), product);
+      product = ::fmaf(s.y, __uint_as_float(g.x & 0xffff0000u), product);
+      product = ::fmaf(s.z, __uint_as_float(g.y << 16), product);
+      product = ::fmaf(s.w, __uint_as_float(g.y & 0xffff0000u), product);
+      *reinterpret_cast<uint2*>(to.address(i * state_rows, 0)) = make_uint2(pack_bf16(s.x, s.y), pack_bf16(s.z, s.w));
+    }
     return product;
   }
 
  private:
-  /// f(number, n, p) for this thread's pieces of four channels of s.
-  template <class F>
-  __device__ static void for_pieces(F&& f) {
-#pragma unroll 4
-    for (int at = threadIdx.x % half; at < N * P / 4; at += half) f(at, at / (P / 4), at % (P / 4) * 4);
+  static constexpr int N = Traits::N, P = Traits::P, Q = Traits::Q, pieces = P / 8;
+  static constexpr int rows = Traits::threads / pieces;             // of a tile that are copied at once
+  static constexpr int state_rows = Traits::threads / 2 / (P / 4);  // the same of s
+  static_assert(Q % rows == 0 && N % rows == 0 && state_rows == 8,
+                "zamba: threads keep to a column of a swizzled tile");
+
+  /// Rows of a tile, of which `count` are there.
+  template <int Rows>
+  __device__ void copy(const bf16* from, Index stride, bool there, int count, const SsdSwizzled<P>& to) const {
+    const auto place = to.in_tile(row_, column_);
+#pragma unroll
+    for (int i = 0; i < Rows / rows; ++i)
+      copy_async(place.address(i * rows, 0), from + i * rows * stride, there && row_ + i * rows < count);
   }
+  __device__ static int state_row() { return static_cast<int>(threadIdx.x) % (Traits::threads / 2) / (P / 4); }
+  __device__ static int state_column() { return static_cast<int>(threadIdx.x) % (P / 4) * 4; }
+  __device__ float4* state_piece(int i) const {
+    return shared_.exact_s() + threadIdx.x % (Traits::threads / 2) + i * (Traits::threads / 2);
+  }
+
+  SsdGradientShared<Traits> shared_;
+  int row_, column_, count_, states_;  // of this thread, in tiles of bf16; tokens, states that are there
+  Index u_stride_, y_stride_, g_stride_, s_stride_;
+  const bf16 *u_, *d_y_, *g_;  // this thread's places, of channel 0
+  const float* s_;
 };
 
 /// The gradients of delta of a head, and of its parameters in this chunk, by a warp: a lane has tokens 2 lane and
@@ -547,45 +583,44 @@ __device__ void ssd_finish_head(const SsdInputs<bf16, float>& in, const SsdGradi
 
 /// The first four warps of a block.
 template <class Traits>
-__device__ void ssd_input_warps(const SsdGradientLoader<Traits>& loader, const SsdGradients<bf16, float>& out,
-                                const Tensor<float, 3>& parameters) {
-  const auto& part = loader.part;
-  const auto& shared = loader.shared;
+__device__ void ssd_input_warps(const SsdInputs<bf16, float>& in, const SsdGradients<bf16, float>& out,
+                                const SsdGradientPart<Traits>& part, const SsdGradientShared<Traits>& shared,
+                                const SsdGradientLoader<Traits>& loader, const Tensor<float, 3>& parameters) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   SsdInputGradient<Traits> own(shared, warp * 16);
-  for (int turn = 0; turn < part.turns; ++turn) {
+  for (SsdTurn<Traits> turn(part.block), next = turn; turn; turn.next()) {
     copy_async_wait<0>();
     __syncthreads();
-    loader.load(turn + 1);
-    const int number = turn / part.parts;
-    own.differentiate(turn, shared.of_head(number), loader.in.D[part.block.head + number]);
-    own.store(part.count, part.channels(turn), &out.u(part.first, part.channel(turn)), out.u.stride[0]);
+    next.next();
+    loader.load(next);
+    own.differentiate(turn.number, shared.of_head(turn.head), in.D[part.block.head + turn.head]);
+    own.store(part.count, turn.channels(), &out.u(part.first, turn.first()), out.u.stride[0]);
   }
   __syncthreads();
   own.share();
   __syncthreads();
   for (Index number = warp; number < part.block.heads; number += Traits::warps)
-    ssd_finish_head(loader.in, out, part, shared.of_head(number), part.block.head + number, parameters);
+    ssd_finish_head(in, out, part, shared.of_head(number), part.block.head + number, parameters);
 }
 
 /// The other four.
 template <class Traits>
-__device__ void ssd_projection_warps(const SsdGradientLoader<Traits>& loader, const Matrix<float>& d_BC) {
-  const auto& part = loader.part;
-  const auto& shared = loader.shared;
+__device__ void ssd_projection_warps(const SsdGradientPart<Traits>& part, const SsdGradientShared<Traits>& shared,
+                                     const SsdGradientLoader<Traits>& loader, const Matrix<float>& d_BC) {
   const int warp = static_cast<int>(threadIdx.x) / 32 - Traits::warps;
   SsdProjectionGradient<Traits> own(shared, warp * 16);
-  for (int turn = 0; turn < part.turns; ++turn) {
+  for (SsdTurn<Traits> turn(part.block), next = turn; turn; turn.next()) {
     copy_async_wait<0>();
     __syncthreads();
-    loader.load(turn + 1);
-    SsdTokens& of = shared.of_head(turn / part.parts);
-    float product = loader.round_state(turn);
+    next.next();
+    loader.load(next);
+    SsdTokens& of = shared.of_head(turn.head);
+    float product = loader.round_state(turn.number);
+    loader.load_state(next);
     for (int distance = 16; distance > 0; distance /= 2) product += __shfl_xor_sync(0xffffffffu, product, distance);
     if (threadIdx.x % 32 == 0) of.states[warp] += product;
     named_barrier_sync(1, Traits::threads / 2);  // s is rounded
-    loader.load_state(turn + 1);
-    own.differentiate(turn, of);
+    own.differentiate(turn.number, of);
   }
   __syncthreads();
   __syncthreads();
@@ -611,11 +646,10 @@ __global__ void __launch_bounds__(Traits::threads)
       parts.parameters(i % 3, part.block.head + i / 3, part.slot) = 0;
     return;
   }
-  const SsdGradientLoader<Traits> loader{in, d_y, before, after, part, shared};
-  loader.load_projections();
-  loader.load(0);
+  const SsdGradientLoader<Traits> loader(in, d_y, before, after, part, shared);
+  loader.load(SsdTurn<Traits>(part.block));
   const bool of_inputs = warp < Traits::warps;
-  if (!of_inputs) loader.load_state(0);
+  if (!of_inputs) loader.load_state(SsdTurn<Traits>(part.block));
   for (Index number = warp; number < part.block.heads; number += 2 * Traits::warps) {
     const Index head = part.block.head + number;
     SsdTokens& of = shared.of_head(number);
@@ -634,9 +668,9 @@ __global__ void __launch_bounds__(Traits::threads)
   __syncthreads();
   // Warps go their own ways between the barriers of the block, one a turn and two at the end.
   if (of_inputs)
-    ssd_input_warps(loader, out, parts.parameters);
+    ssd_input_warps(in, out, part, shared, loader, parts.parameters);
   else
-    ssd_projection_warps(loader, parts.BC[part.of_heads]);
+    ssd_projection_warps(part, shared, loader, parts.BC[part.of_heads]);
 }
 
 }  // namespace zamba::kernel
