@@ -151,12 +151,12 @@ struct Gradients {
     return static_cast<double>(2 * data.all * (3 * data.D + 2 * data.H + 4 * data.N) + 4 * kept() * data.N * data.D);
   }
 
-  static std::vector<double> column(const bench::DeviceArray<bf16>& array, Index from, Index cols, Index first,
-                                    Index count) {
-    const auto values = Data::host(array.view(array.size()).data + from * cols, array.size() - from * cols);
+  /// Columns of the last row's tokens in the first set.
+  std::vector<double> columns(const bench::DeviceArray<bf16>& array, Index all, Index first, Index count) const {
+    const auto values = Data::host(array.view(array.size()).data + (data.all - data.tokens) * all, data.tokens * all);
     std::vector<double> part;
-    for (Index t = 0; t * cols < static_cast<Index>(values.size()); ++t)
-      for (Index c = first; c < first + count; ++c) part.push_back(static_cast<double>(values[t * cols + c]));
+    for (Index t = 0; t < data.tokens; ++t)
+      for (Index c = first; c < first + count; ++c) part.push_back(static_cast<double>(values[t * all + c]));
     return part;
   }
 
@@ -164,10 +164,9 @@ struct Gradients {
   /// bf16.
   bool right(Context<cuda>& ctx) const {
     run(ctx);
-    const Index T = data.tokens, N = data.N, head = data.H - 2, from = data.all - T;
-    auto u = column(data.u, from, data.D, head * P, P), delta = column(data.delta, from, data.H, head, 1),
-         B = column(data.B, from, N, 0, N), C = column(data.C, from, N, 0, N),
-         dy = column(d_y, from, data.D, head * P, P);
+    const Index T = data.tokens, N = data.N, head = data.H - 2;
+    auto u = columns(data.u, data.D, head * P, P), delta = columns(data.delta, data.H, head, 1),
+         B = columns(data.B, N, 0, N), C = columns(data.C, N, 0, N), dy = columns(d_y, data.D, head * P, P);
     double A_log = data.A_log.host()[head], skip = data.skip.host()[head], bias = data.bias.host()[head];
     std::vector<double> y(u.size()), du(u.size()), d_d(delta.size()), dB(B.size()), dC(C.size()), rest(3);
     const Index offsets[] = {0, T};
@@ -191,8 +190,8 @@ struct Gradients {
       }
       return std::sqrt(difference / norm);
     };
-    return error(column(d_u, from, data.D, head * P, P), du) < 0x1p-7 &&
-           error(column(d_delta, from, data.H, head, 1), d_d) < 0x1p-7;
+    return error(columns(d_u, data.D, head * P, P), du) < 0x1p-7 &&
+           error(columns(d_delta, data.H, head, 1), d_d) < 0x1p-7;
   }
 };
 
