@@ -3,8 +3,8 @@
 //
 // In tiles of positions, of at most 2^27 logits: cuBLAS makes a tile's logits, a kernel (ops/cross_entropy/softmax.cuh)
 // turns them into losses and, in place, into their gradients, and cuBLAS makes of those d_h and what is added to d_head
-// in float32. A tile is as large as that because each reads and writes d_head once: of 4096 positions and 32,000 logits
-// that takes a sixth of the time of the product, of 256 twice its time.
+// in float32. A tile is as large as that because each reads and writes all of d_head: on an H200, with a width of 3712
+// and 32,000 logits, 1024 positions a tile make the whole take 13 % longer than 8192.
 //
 // The losses are summed on the device, in double and in a fixed order; the host waits once, at the end, for the sum.
 //

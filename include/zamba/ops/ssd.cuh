@@ -6,6 +6,13 @@
 //                                       between which ops/ssd/state_passing.cuh passes the states
 //   everything else                     the recurrence as it stands, token by token: ops/ssd/decode.cuh
 //
+// Backward:
+//
+//   bf16, states kept every 64 tokens   the gradients of the states from each row's last chunk to its first, then of
+//                                       all chunks side by side, products on tensor cores: ops/ssd/state_gradient.cuh,
+//                                       ops/ssd/chunk_gradient.cuh
+//   everything else                     chunk by chunk, in plain loops: ops/ssd/backward.cuh
+//
 // Numeric contract of the recurrence: everything in compute_t; nothing depends on how a sequence is cut. Agrees with
 // the CPU version to rounding, a rerun is bit-equal. Activations stored as bf16 are rounded once, when written. Which
 // of the two a row takes depends on its own length only.
