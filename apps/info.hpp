@@ -5,6 +5,7 @@
 #include <cctype>
 #include <charconv>
 #include <filesystem>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <system_error>
@@ -186,9 +187,10 @@ inline int info(std::vector<std::string> arguments, const zamba::Registry& regis
     }
     if (options.model.empty()) throw UsageError("MODEL is missing, a folder or a name");
     const zamba::ModelFacts& facts = find_model(registry, options.model, storage_of(options.dtype), options.device);
-    if (!options.train.empty()) training_shape(options.train);  // a mistake is told before anything is printed
+    std::optional<zamba::TrainingShape> shape;  // a mistake is told before anything is printed
+    if (!options.train.empty()) shape = training_shape(options.train);
     print_facts(console.out, facts, options.lengths);
-    if (!options.train.empty()) print_training(console.out, facts, training_shape(options.train));
+    if (shape) print_training(console.out, facts, *shape);
     if (options.svg.empty()) return;
     zamba::write_line_plot(options.svg,
                            state_plot(facts, *std::max_element(options.lengths.begin(), options.lengths.end())));

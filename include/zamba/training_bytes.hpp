@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 #include <zamba/device.hpp>
 #include <zamba/residual_io.hpp>
@@ -25,12 +24,6 @@ struct TrainingBytes {
   std::size_t workspace = 0;    // what is taken beside it at the most, on the way back
 
   std::size_t total() const { return weights + gradients + moments + activations + workspace; }
-
-  std::string text() const {
-    return "weights " + std::to_string(weights) + ", gradients " + std::to_string(gradients) + ", moments " +
-           std::to_string(moments) + ", activations " + std::to_string(activations) + ", workspace " +
-           std::to_string(workspace) + ", together " + std::to_string(total()) + " bytes";
-  }
 };
 
 }  // namespace zamba

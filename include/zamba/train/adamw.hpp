@@ -73,12 +73,7 @@ class AdamW {
   void check_rate(double learning_rate) const;
 
   /// The norm of the last gradients that were given to step(), but for those of frozen parameters, before clipping.
-  /// Waits for the device.
-  double gradient_norm() const {
-    double squared = 0;
-    Memory<Device>::copy_to_host(&squared, norm_squared(), sizeof squared);
-    return std::sqrt(squared);
-  }
+  double gradient_norm() const { return gradient_norm_; }
 
   const AdamWOptions& options() const { return options_; }
   /// What the learning rate is multiplied by for each of model.entries(); 0: it is frozen.
@@ -114,6 +109,7 @@ class AdamW {
   AdamWOptions options_;
   std::vector<double> rates_;
   double largest_rate_ = 0;  // of these
+  double gradient_norm_ = 0;
   std::vector<Run> runs_;
   Index count_ = 0, stride_ = 0, steps_ = 0;
   Buffer<Device> buffer_, norm_;
@@ -200,6 +196,9 @@ void AdamW<Net, T, Device>::measure(Context<Device>& ctx, const GradientsType& g
     sum_of_squares(ctx, gradients.values().slice(run.first, run.count), first ? sum.data : part.data);
     if (!first) add(ctx, part, sum);
   }
+  double squared = 0;
+  Memory<Device>::copy_to_host(&squared, norm_squared(), sizeof squared);
+  gradient_norm_ = std::sqrt(squared);
 }
 
 /// Names the first gradient that counts and is not finite.
@@ -226,8 +225,7 @@ void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const G
   require(gradients.values().size() == count_, "AdamW: made for a model of another size");
   check_rate(learning_rate);
   measure(ctx, gradients);
-  if (const double norm = gradient_norm(); !can_step<F>(norm, options_.clip_norm))
-    fail_for_norm(model, gradients, norm);
+  if (!can_step<F>(gradient_norm_, options_.clip_norm)) fail_for_norm(model, gradients, gradient_norm_);
   ++steps_;
   for (std::size_t i = 0; i < rates_.size(); ++i) {
     if (rates_[i] == 0) continue;
