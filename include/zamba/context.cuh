@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -112,7 +113,9 @@ class Context<cuda> {
       kernel::check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
       return value;
     };
-    overlaps_ = read(cudaDevAttrComputeCapabilityMajor) >= 9;
+    const int major = read(cudaDevAttrComputeCapabilityMajor), minor = read(cudaDevAttrComputeCapabilityMinor);
+    capability_ = std::to_string(major) + "." + std::to_string(minor);
+    overlaps_ = major >= 9;
     multiprocessors_ = read(cudaDevAttrMultiProcessorCount);
     most_shared_ = static_cast<std::size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin));
     kernel::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate");
@@ -133,6 +136,8 @@ class Context<cuda> {
   cudaStream_t stream() const { return stream_; }
   /// Of the host that need scratch of their own: kernels are queued by one.
   static constexpr int threads() { return 1; }
+  /// What the same work gives the same bits on: which kernels run depends on it.
+  std::string kind() const { return DeviceTraits<cuda>::name + (" " + capability_); }
   /// Whether a kernel can begin before the one before it ends: from compute capability 9.0 on.
   bool overlaps() const { return overlaps_; }
   /// Multiprocessors of the GPU.
@@ -321,6 +326,7 @@ class Context<cuda> {
   }
 
   cudaStream_t stream_ = nullptr;
+  std::string capability_;
   bool overlaps_ = false;
   Index multiprocessors_ = 0;
   std::size_t most_shared_ = 0;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstring>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -162,6 +163,8 @@ class Context<cpu> {
   }
 
   int threads() const { return threads_; }
+  /// What the same work gives the same bits on.
+  static std::string kind() { return DeviceTraits<cpu>::name; }
   Arena<cpu>& arena() { return arena_; }
   /// Scratch that the host reads and writes: here the same.
   Arena<cpu>& host_arena() { return arena_; }

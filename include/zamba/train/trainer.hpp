@@ -370,6 +370,7 @@ void Trainer<Net, T, Device>::save() {
 template <class Net, class T, class Device>
 Metadata Trainer<Net, T, Device>::arithmetic() const {
   Metadata text = detail::arithmetic_of(options_, model_.entries(), optimiser_.rates());
+  text["device"] = ctx_.kind();
   text["storage"] = name_of(dtype_of<weight_t<T>>());
   plan_.describe(step_, text);
   return text;
