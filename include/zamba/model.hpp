@@ -177,6 +177,9 @@ class Model {
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
                              const GradientOptions& options) const requires trains<Device>;
   LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
+  /// The same, queued: the loss is added to *total, in memory of the device, and nothing is waited for.
+  void loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
+                          const GradientOptions& options, LossSum* total) const requires trains<Device>;
 
   /// A hash of the weights as they are stored, the same in every process and on every device: of parameters of up to
   /// 16 KiB all bytes, of larger ones 256 pieces of 64 bytes. It is computed where it is first wanted after a change: a

@@ -19,6 +19,11 @@
 // again with as many threads, ends with the bytes of one that was not; so does its log, but for the key "time".
 // After the first step nothing is allocated, except by logs, measurements and checkpoints.
 //
+// A device that queues work is never waited for within a step. Its losses, the norm of its gradients and whether it is
+// taken are found on the device; the host reads them when it has drawn the next step's batches and queued its gradients
+// (not those of a step that a measurement or a checkpoint comes before). The weights are stepped once more only when
+// the step before was found to be good, so whoever reads them after a step, on_step too, finds what that step left.
+//
 // stop() ends a run after the step that is under way, as where a system asks the program to end:
 //
 //   static std::atomic<zamba::Trainer<Net>*> running;
@@ -103,9 +108,14 @@ class Trainer {
     return options;
   }
   void check_rates() const;
-  void make_batches();
+  void make_buffers();
   detail::FittingCheckpoint<Net, T, Device> open_checkpoint(const Safetensors& file);
-  void advance();
+  void advance(Index end);
+  void queue_gradients(Index step);
+  void look_ahead(Index end);
+  void report(double rate, double seconds);
+  template <class... Cause>
+  [[noreturn]] void refuse(const Cause&... cause) const;
   void end_run();
   bool to_stop() const { return stop_.load(std::memory_order_relaxed); }
   bool at_end_of_phase() const { return plan_.ends_at(step_); }
@@ -118,8 +128,10 @@ class Trainer {
   void show(const StepReport& report);
   void call_back(const StepReport& report) const;
   Metadata arithmetic() const;
-  /// Whether something that happens every so many steps, and at the end of each phase, is due.
-  bool due(Index every) const { return (every > 0 && step_ % every == 0) || at_end_of_phase(); }
+  /// Whether something that happens every so many steps, and at the end of each phase, is due after so many.
+  bool due(Index every, Index step) const { return (every > 0 && step % every == 0) || plan_.ends_at(step); }
+  bool due(Index every) const { return due(every, step_); }
+  StepNumbers* numbers() const { return reinterpret_cast<StepNumbers*>(numbers_.data()); }
 
   Context<Device>& ctx_;
   ModelType& model_;
@@ -127,7 +139,11 @@ class Trainer {
   detail::PhasePlan plan_;
   Gradients<Net, T, Device> gradients_;
   AdamW<Net, T, Device> optimiser_;
+  Buffer<Device> numbers_;            // StepNumbers
   std::vector<PackedBatch> batches_;  // of a step
+  Index queued_ = -1;                 // the step whose gradients are in gradients_, or on their way there; -1: none
+  double scale_ = 0;                  // of its losses: 1 / its targets
+  Clock::time_point settled_;         // when the step before was
   PackedBatch held_out_batch_;
   std::optional<detail::RunFolder> folder_;
   std::optional<StepLog> log_;
@@ -153,7 +169,7 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
       optimiser_(model, options_.adamw) {
   check_rates();
   plan_.check_texts(options_.held_out, Net::vocabulary);
-  make_batches();
+  make_buffers();
   if (options_.progress) progress_.emplace(*options_.progress, options_.progress_fd);
   if (!options_.folder.empty()) {
     const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
@@ -184,9 +200,10 @@ void Trainer<Net, T, Device>::check_rates() const {
   }
 }
 
-/// Takes the memory of a step's batches.
+/// Takes the memory of a step's batches, and of its numbers.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::make_batches() {
+void Trainer<Net, T, Device>::make_buffers() {
+  numbers_ = Buffer<Device>(sizeof(StepNumbers));
   try {
     batches_.resize(static_cast<std::size_t>(options_.accumulation));
     for (PackedBatch& batch : batches_) batch.clear(options_.rows * options_.length);
@@ -198,20 +215,23 @@ void Trainer<Net, T, Device>::make_batches() {
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run() {
-  while (!finished() && !to_stop()) advance();
+  queued_ = -1;  // the model was in its owner's hands
+  while (!finished() && !to_stop()) advance(steps());
   end_run();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run_phase() {
+  queued_ = -1;  // the model was in its owner's hands
   if (!finished())
-    for (const Index end = plan_.end(plan_.phase_at(step_)); step_ < end && !to_stop();) advance();
+    for (const Index end = plan_.end(plan_.phase_at(step_)); step_ < end && !to_stop();) advance(end);
   end_run();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::take_step() {
-  advance();
+  queued_ = -1;  // the model was in its owner's hands
+  advance(step_ + 1);
   if (at_end_of_phase() || to_stop()) end_run();
 }
 
@@ -223,51 +243,85 @@ void Trainer<Net, T, Device>::end_run() {
   tell_trouble();
 }
 
+/// Queues the gradients of a step, the sum over its micro-batches, and its loss.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::advance() {
-  require(!finished(), "Trainer: all ", step_, " steps were taken");
-  stopped_ = false;
-  const auto begin = Clock::now();
-  const std::size_t now = plan_.phase_at(step_);
-  const Phase& phase = plan_.phases()[now];
-  const double rate = plan_.rate_at(step_);
-
+void Trainer<Net, T, Device>::queue_gradients(Index step) {
+  queued_ = -1;
+  const Mixture& mixture = plan_.mixture(plan_.phase_at(step));
   Index targets = 0;
   for (std::size_t i = 0; i < batches_.size(); ++i) {
-    plan_.mixture(now).draw(options_.seed, step_, static_cast<Index>(i), options_.rows, options_.length, batches_[i]);
+    mixture.draw(options_.seed, step, static_cast<Index>(i), options_.rows, options_.length, batches_[i]);
     targets += std::count_if(batches_[i].targets.begin(), batches_[i].targets.end(), [](Token t) { return t >= 0; });
   }
-  const double scale = 1 / static_cast<double>(std::max<Index>(targets, 1));
-  gradients_.zero();
-  double sum = 0;
+  scale_ = 1 / static_cast<double>(std::max<Index>(targets, 1));
+  ctx_.zero(gradients_.values());
+  ctx_.zero(Vector<StepNumbers>(numbers(), 1));
   for (const PackedBatch& batch : batches_)
-    sum += model_
-               .loss_and_gradients(ctx_, {batch.tokens, batch.targets, batch.offsets}, gradients_,
-                                   {.scale = scale, .recompute = options_.recompute})
-               .sum;
-  const auto refuse = [&](const auto&... cause) {
-    fail("Trainer: step ", step_ + 1, ", in phase '", phase.name, "', was not taken: ", cause...,
-         "; the model is as it was after step ", step_);
-  };
-  if (is_nan(sum)) refuse("the loss is nan");  // of either sign
-  if (!is_finite(sum)) refuse("the loss is ", sum);
+    model_.loss_and_gradients(ctx_, {batch.tokens, batch.targets, batch.offsets}, gradients_,
+                              {.scale = scale_, .recompute = options_.recompute}, &numbers()->loss);
+  queued_ = step;
+}
+
+/// Takes a step. Where the device queues, the gradients of the next one follow, unless that is `end`.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::advance(Index end) {
+  require(!finished(), "Trainer: all ", step_, " steps were taken");
+  stopped_ = false;
+  const bool ahead = queued_ == step_;
+  const auto begin = ahead ? settled_ : Clock::now();
+  if (!ahead) queue_gradients(step_);
+  queued_ = -1;
+  const double rate = plan_.rate_at(step_), scale = scale_;
   try {
-    optimiser_.step(ctx_, model_, gradients_, rate);
+    optimiser_.queue_step(ctx_, model_, gradients_, rate, numbers());
   } catch (const OutOfMemory&) {
     throw;
   } catch (const Error& error) {
     refuse(detail::without_prefix(error.what()));
   }
-  loss_ = sum * scale;
-  ++step_;
+  ctx_.post(Vector<const StepNumbers>(numbers(), 1));
+  look_ahead(end);
 
-  const StepReport report{step_,
-                          phase.name,
-                          loss_,
-                          rate,
-                          optimiser_.gradient_norm(),
-                          tokens(),
-                          std::chrono::duration<double>(Clock::now() - begin).count()};
+  const StepNumbers read = *ctx_.template posted<StepNumbers>();
+  settled_ = Clock::now();
+  if (is_nan(read.loss.sum)) refuse("the loss is nan");  // of either sign
+  if (!is_finite(read.loss.sum)) refuse("the loss is ", read.loss.sum);
+  try {
+    optimiser_.settle_step(model_, gradients_, read);
+  } catch (const Error& error) {
+    if (queued_ < 0) refuse(detail::without_prefix(error.what()));
+    queued_ = -1;
+    return advance(step_ + 1);  // the gradients to be named were overwritten: once more, alone
+  }
+  loss_ = read.loss.sum * scale;
+  ++step_;
+  report(rate, std::chrono::duration<double>(settled_ - begin).count());
+}
+
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::look_ahead(Index end) {
+  const Index next = step_ + 1;
+  if (!DeviceTraits<Device>::queues || next >= end || due(options_.evaluate_every_steps, next) ||
+      due(options_.checkpoint_every_steps, next))
+    return;
+  try {
+    queue_gradients(next);
+  } catch (const std::exception&) {  // met again, and told, when that step is taken
+  }
+}
+
+template <class Net, class T, class Device>
+template <class... Cause>
+void Trainer<Net, T, Device>::refuse(const Cause&... cause) const {
+  fail("Trainer: step ", step_ + 1, ", in phase '", plan_.phases()[plan_.phase_at(step_)].name,
+       "', was not taken: ", cause..., "; the model is as it was after step ", step_);
+}
+
+/// What is due after a step.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::report(double rate, double seconds) {
+  const Phase& phase = plan_.phases()[plan_.phase_at(step_ - 1)];
+  const StepReport report{step_, phase.name, loss_, rate, optimiser_.gradient_norm(), tokens(), seconds};
   aside([&] { show(report); });
   if (due(options_.evaluate_every_steps)) aside([&] { log_measurement(); });
   if (due(options_.checkpoint_every_steps)) save();
