@@ -211,8 +211,10 @@ TEST_SUITE("cuda/trainer") {
     const Text text(4000);
     TrainerOptions options = small();
     const std::vector<double> losses = run_whole(text, options);
-    options.recompute = true;
-    CHECK(run_whole(text, options) == losses);
+    for (const Keep keep : {Keep::costly, Keep::layer_inputs}) {
+      options.keep = keep;
+      CHECK(run_whole(text, options) == losses);
+    }
   }
 
   TEST_CASE("steps take no memory after the first") {
