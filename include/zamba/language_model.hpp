@@ -126,13 +126,13 @@ struct LanguageModel {
     auto h = ctx.arena().template tensor<A>(x.rows(), d_model);
     auto rstd = ctx.arena().template tensor<F>(x.rows());
     rms_norm(ctx, x, {}, p.final_norm, norm_eps, h, rstd);
-    cross_entropy(ctx, h, head_of(p), targets, total);
+    cross_entropy(ctx, h, head_of(p), targets, 0, total);
   }
 
-  /// *total += the losses, and d_p += d(scale * sum of losses)/dp. d_state as in Block.
+  /// *total += the losses, z-loss included, and d_p += d(scale * sum of losses)/dp. d_state as in Block.
   template <class Device, class W, class F, class A, class Cache>
   static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                       const Saved<A, F>& s, const Token* tokens, const Token* targets, double scale,
+                       const Saved<A, F>& s, const Token* tokens, const Token* targets, double scale, double z_loss,
                        const Sequences& sequences, const typename Stack::template State<Cache, F>& state,
                        const typename Stack::template State<F, F>& d_state, LossSum* total) {
     ArenaScope scope(ctx.arena());
@@ -142,7 +142,7 @@ struct LanguageModel {
     auto d_h = ctx.arena().template tensor<A>(n, d_model);
     auto d = ctx.arena().template tensor<A>(n, d_model);
     rms_norm(ctx, s.x, {}, p.final_norm, norm_eps, h, rstd);
-    cross_entropy_backward(ctx, h, head_of(p), targets, scale, d_h, head_of(d_p), total);
+    cross_entropy_backward(ctx, h, head_of(p), targets, scale, d_h, head_of(d_p), z_loss, total);
     ctx.zero(d);
     rms_norm_backward(ctx, d_h, s.x, {}, p.final_norm, rstd, d, {}, d_p.final_norm);
     Stack::backward(ctx, p.stack, d_p.stack, s.stack, ResidualIO<A>{s.x0, {}, {}}, d, Matrix<A>{}, sequences, state,

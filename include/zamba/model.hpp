@@ -171,6 +171,7 @@ class Model {
     StateType* state = nullptr;
     StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
     Keep keep = Keep::everything;       // of the forward pass: less memory and more time, the same numbers
+    double z_loss = 0;  // of the square of the log-normaliser of each target's logits, added to its loss
   };
   /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. The state
   /// may be of any weights, as in loss(): it is an input like the tokens, and a run has it from the step before.

@@ -108,6 +108,7 @@ TEST_SUITE("cuda/trainer") {
     const Text text(4000);
     TrainerOptions options = small();
     options.accumulation = 3;
+    options.z_loss = 1e-3;
     ModelOn<cuda> trained(Seed{3}), model(Seed{3});
     Run<cuda> run(trained, phases(text), options);
     auto gradients = model.new_gradients();
@@ -127,7 +128,7 @@ TEST_SUITE("cuda/trainer") {
       for (const PackedBatch& batch : batches)
         sum += model
                    .loss_and_gradients(this_thread_context<cuda>(), {batch.tokens, batch.targets, batch.offsets},
-                                       gradients, {.scale = scale})
+                                       gradients, {.scale = scale, .z_loss = options.z_loss})
                    .sum;
       optimiser.step(model, gradients, phases(text)[0].rate.at(step * run.tokens_per_step(), phases(text)[0].tokens));
       CHECK(run.loss() == sum * scale);

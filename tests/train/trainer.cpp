@@ -45,6 +45,7 @@ TEST_SUITE("train/trainer") {
     const auto initial = zamba_test::random_model<Hybrid, double>();
     auto options = small(folder.path);
     options.seed = {10};
+    options.z_loss = 0.01;
     Trainer trainer(model, phases, options);
     CHECK(trainer.tokens_per_step() == 96);
     CHECK(trainer.steps() == 15);
@@ -64,7 +65,9 @@ TEST_SUITE("train/trainer") {
     first.tokens.insert(first.tokens.end(), second.tokens.begin(), second.tokens.end());
     first.targets.insert(first.targets.end(), second.targets.begin(), second.targets.end());
     auto gradients = initial.new_gradients();
-    const LossSum loss = initial.loss_and_gradients({first.tokens, first.targets, first.offsets}, gradients);
+    const TrainingBatch both{first.tokens, first.targets, first.offsets};
+    const LossSum loss = initial.loss_and_gradients(this_thread_context<cpu>(), both, gradients, {.z_loss = 0.01});
+    CHECK(loss.mean() > 1.01 * initial.loss(both).mean());  // logarithms of normalisers are about 3
     const auto record = records(folder.path / "log.jsonl").at(0);
     // Sums in another order: float64 rounding over some thousand terms.
     CHECK(record.at("loss").get<double>() == doctest::Approx(loss.mean()).epsilon(1e-12));
@@ -235,8 +238,10 @@ TEST_SUITE("train/trainer") {
     auto changed = options;
     changed.rows = 3;
     changed.adamw.beta2 = 0.99;
+    changed.z_loss = 0.001;
     names(refusal(phases, changed), "rows: '2' in the checkpoint, '3' now");
     names(refusal(phases, changed), "adamw.beta2: '0.95' in the checkpoint, '0.99' now");
+    names(refusal(phases, changed), "z_loss: '0.0' in the checkpoint, '0.001' now");
     auto other = phases;
     other[0].rate = LearningRate::constant(1e-3);
     names(refusal(other, options), "phase 1.rate: 'linear 0 to 0.004 over 0.1 of the phase, cosine 0.004 to 0.002'");

@@ -69,6 +69,9 @@ TEST_SUITE("train/trainer_options") {
     options.keep = Keep::nothing;
     CHECK(refusal(phases, options) ==
           "zamba: TrainerOptions: Keep::nothing leaves no way back; layer_inputs is the least");
+    options = small();
+    options.z_loss = -1e-4;
+    CHECK(refusal(phases, options) == "zamba: TrainerOptions: z_loss must be finite and 0 or more, got -0.0001");
 
     options = small(folder.path);
     options.checkpoint_every_steps = 5;

@@ -96,7 +96,8 @@ PassBytes pass_bytes(const Views& parameters, int threads, Index documents, Inde
   PassBytes bytes;
   const auto saved = Net::template forward<A>(ctx, parameters, inputs, sequences, no_state, keep);
   bytes.kept = ctx.arena().mark();
-  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, sequences, no_state, no_gradients, nullptr);
+  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, 0.0, sequences, no_state, no_gradients,
+                nullptr);
   bytes.most = ctx.arena().peak();
   return bytes;
 }
@@ -170,7 +171,8 @@ void Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Train
   }
   const auto compute = [&](const typename StateType::Views& views) {
     const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views, keep);
-    Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views, total);
+    Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, options.z_loss, sequences, views,
+                  d_views, total);
   };
   if (!options.state) return compute({});
   detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { compute(options.state->views()); });

@@ -28,14 +28,14 @@ namespace zamba {
 template <>
 struct CrossEntropy<cuda> {
   template <class A, class Weights>
-  static void forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
+  static void forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double z_loss,
                       LossSum* total) {
-    over_tiles<false>(ctx, h, head, targets, 0, total, [](Index, Matrix<A>) {});
+    over_tiles<false>(ctx, h, head, targets, {0, z_loss}, total, [](Index, Matrix<A>) {});
   }
   template <class A, class Weights, class F>
   static void backward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double scale,
-                       Matrix<A> d_h, Matrix<F> d_head, LossSum* total) {
-    over_tiles<true>(ctx, h, head, targets, scale, total, [&](Index first, Matrix<A> d_logits) {
+                       Matrix<A> d_h, Matrix<F> d_head, double z_loss, LossSum* total) {
+    over_tiles<true>(ctx, h, head, targets, {scale, z_loss}, total, [&](Index first, Matrix<A> d_logits) {
       const Index rows = d_logits.rows();
       Linear<cuda>::backward(ctx, Matrix<const A>(d_logits), h.slice(first, rows), head, d_h.slice(first, rows),
                              Accumulate::no, d_head, Vector<F>{});
@@ -48,8 +48,8 @@ struct CrossEntropy<cuda> {
 
   /// Queues the losses, and calls f(first position, logits or their gradients) for every tile.
   template <bool Gradient, class A, class Weights, class F>
-  static void over_tiles(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double scale,
-                         LossSum* total, F&& f) {
+  static void over_tiles(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
+                         kernel::LossFactors factors, LossSum* total, F&& f) {
     using Traits = kernel::SoftmaxLossTraits<A, Gradient>;
     const Index n = h.rows(), vocabulary = head.rows();
     // Rows begin at multiples of 16 bytes, whatever the vocabulary.
@@ -64,7 +64,7 @@ struct CrossEntropy<cuda> {
       const auto tile = logits.slice(0, count);
       Linear<cuda>::forward(ctx, h.slice(first, count), head, tile, Matrix<const A>{}, Vector<const compute_t<A>>{});
       kernel::launch(ctx, kernel::overlap_for(count), "cross_entropy: softmax", kernel::softmax_loss_kernel<Traits>,
-                     kernel::blocks_for(count, 1), Traits::threads, 0, tile, targets + first, scale,
+                     kernel::blocks_for(count, 1), Traits::threads, 0, tile, targets + first, factors,
                      losses.data + first);
       f(first, tile);
     }

@@ -258,7 +258,7 @@ void Trainer<Net, T, Device>::queue_gradients(Index step) {
   ctx_.zero(Vector<StepNumbers>(numbers(), 1));
   for (const PackedBatch& batch : batches_)
     model_.loss_and_gradients(ctx_, {batch.tokens, batch.targets, batch.offsets}, gradients_,
-                              {.scale = scale_, .keep = options_.keep}, &numbers()->loss);
+                              {.scale = scale_, .keep = options_.keep, .z_loss = options_.z_loss}, &numbers()->loss);
   queued_ = step;
 }
 

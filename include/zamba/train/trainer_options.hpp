@@ -31,6 +31,8 @@ struct TrainerOptions {
   Index rows = 8;          // windows in a micro-batch
   Index length = 1024;     // tokens of a window
   Index accumulation = 1;  // micro-batches in a step
+  double z_loss = 0;       // times the square of the log-normaliser of a target's logits, added to its loss: 1e-4 keeps
+                           // logits small; losses in log and reports contain it, measurements do not
   AdamWOptions adamw{};
   Seed seed{};                   // of the batches
   Keep keep = Keep::everything;  // of a forward pass: less takes more time, and comes to the same numbers
@@ -64,6 +66,7 @@ inline void TrainerOptions::check() const {
           "TrainerOptions: rows x length x accumulation may be ", most_batch_tokens, " tokens, got ", rows, " x ",
           length, " x ", accumulation);
   require(keep != Keep::nothing, "TrainerOptions: Keep::nothing leaves no way back; layer_inputs is the least");
+  require(is_finite(z_loss) && z_loss >= 0, "TrainerOptions: z_loss must be finite and 0 or more, got ", z_loss);
   require(checkpoint_every_steps >= 0 && log_every_steps >= 0 && evaluate_every_steps >= 0,
           "TrainerOptions: checkpoint_, log_ and evaluate_every_steps must be 0 or more, got ", checkpoint_every_steps,
           ", ", log_every_steps, " and ", evaluate_every_steps);
