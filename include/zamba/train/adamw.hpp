@@ -81,6 +81,9 @@ class AdamW {
   void queue_step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients, double learning_rate,
                   StepNumbers* numbers);
   void settle_step(const ModelType& model, const GradientsType& gradients, const StepNumbers& numbers);
+  bool accepts(const StepNumbers& numbers) const {
+    return can_step<F>(std::sqrt(numbers.norm_squared), options_.clip_norm) && is_finite(numbers.loss.sum);
+  }
 
   /// Throws where the rate is not finite, negative, or, multiplied by that of a group, so large that a step could not
   /// be finite.
