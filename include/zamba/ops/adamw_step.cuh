@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: a thread steps 16 bytes of the
-// weight, from 20 to 30 bytes an element. Every thread reads the norm and decides alike whether there is a step, so the
-// host need not know it.
+// weight, from 20 to 30 bytes an element. Every thread reads norm and loss and decides alike whether there is a step,
+// so the host need not know them.
 //
 // sum_of_squares is a sum over pieces, a block for each, then over their sums by one block.
 //
@@ -92,14 +92,14 @@ struct AdamWElements {
   Vector<const F> gradient;
   Vector<F> m, v;
   AdamWFactors<F> factors;
-  const double* norm_squared;
+  const double *norm_squared, *loss;
   Index first;  // of the elements that the kernel counts from
 
   template <int N>
   __device__ void vector(Index, Index i) const {
     i += first;
     AdamWFactors<F> by = factors;
-    if (!by.clip(*norm_squared)) return;
+    if (!by.clip(*norm_squared) || (loss && !is_finite(*loss))) return;
     F p[N], g[N], m_[N], v_[N];
     load_vector_streaming<N>(&gradient[i]).unpack(g);
     load_vector<N>(&m[i]).unpack(m_);
@@ -189,8 +189,8 @@ struct AdamWStep<cuda> {
           aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
           kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
       const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
-      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient, t.m, t.v, AdamWFactors<F>(scalars),
-                                                 norm_squared, 0};
+      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient,   t.m, t.v, AdamWFactors<F>(scalars),
+                                                 norm_squared, scalars.loss, 0};
       kernel::for_vectors<W>(ctx, true, 1, whole, elements, "adamw_step");
       elements.first = whole;
       kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");

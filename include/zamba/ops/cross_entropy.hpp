@@ -5,8 +5,8 @@
 //   sum = sum over t with target_t >= 0 of lse_t - z_t[target_t] + c lse_t^2,  lse_t = log(sum_v exp(z_tv))
 //   d_z_tv = scale ((1 + 2 c lse_t) exp(z_tv - lse_t) - [v = target_t]),  d_h = d_z head,  d_head += d_z^T h
 //
-// c is z_loss, 0 where nobody asks for it: the z-loss of PaLM (1e-4 there), which keeps the normalisers' logarithms near
-// 0; without it a number added to all logits of a position costs nothing.
+// c is z_loss, 0 where nobody asks for it: the z-loss of PaLM (1e-4 there), which keeps the normalisers' logarithms
+// near 0; without it a number added to all logits of a position costs nothing.
 //
 // Kept for the backward pass: nothing; loss and gradients come from one pass, each tile's logits turning into their
 // gradients in place. Scratch: a tile of at most 2^22 logits (one row at least).
@@ -35,6 +35,11 @@ struct LossSum {
   double sum = 0;
   Index count = 0;
 
+  LossSum& operator+=(const LossSum& more) {
+    sum += more.sum;
+    count += more.count;
+    return *this;
+  }
   double mean() const { return count ? sum / static_cast<double>(count) : 0; }
 };
 
@@ -43,8 +48,9 @@ ZAMBA_DECLARE_OPERATOR(CrossEntropy, "cross_entropy.cuh");
 template <>
 struct CrossEntropy<cpu> {
   template <class A, class Weights>
-  static LossSum forward(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, double z_loss) {
-    return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
+  static void forward(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, double z_loss,
+                      LossSum* total) {
+    *total += over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
       ctx.parallel_for(logits.rows(), [&](Index t, int) {
         const Token target = targets[first + t];
         losses[t] = target < 0 ? 0 : softmax(logits[t], target, z_loss).loss;
@@ -53,9 +59,9 @@ struct CrossEntropy<cpu> {
   }
 
   template <class A, class Weights>
-  static LossSum backward(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, double scale,
-                          Matrix<A> d_h, Matrix<A> d_head, double z_loss) {
-    return over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
+  static void backward(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, double scale,
+                       Matrix<A> d_h, Matrix<A> d_head, double z_loss, LossSum* total) {
+    *total += over_tiles(ctx, h, head, targets, [&](Index first, Matrix<A> logits, Vector<double> losses) {
       ctx.parallel_for(logits.rows(), [&](Index t, int) {
         const Token target = targets[first + t];
         const Vector<A> row = logits[t];
@@ -121,30 +127,57 @@ struct CrossEntropy<cpu> {
   }
 };
 
-/// The loss only. A negative target means no loss at this position; z_loss times the square of the logarithm of the
-/// normaliser is a part of it.
+namespace detail {
+
+/// What add(total) adds to nothing. Waits for the device.
+template <class D, class Add>
+LossSum read_loss(Context<D>& ctx, Add&& add) {
+  ArenaScope scope(ctx.arena());
+  const auto total = ctx.arena().template tensor<LossSum>(1);
+  ctx.zero(total);
+  add(total.data);
+  ctx.post(Vector<const LossSum>(total));
+  return *ctx.template posted<LossSum>();
+}
+
+}  // namespace detail
+
+/// The loss only, added to *total, which is of the device: nothing is waited for. A negative target means no loss at
+/// this position; z_loss times the square of the logarithm of the normaliser is a part of it.
 template <class D, class A, class Weights>
-LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, const Weights& head, const Token* targets, double z_loss = 0) {
+void cross_entropy(Context<D>& ctx, Tensor<A, 2> h, const Weights& head, const Token* targets, double z_loss,
+                   LossSum* total) {
   if constexpr (checked) {
     const kernel::Door door{"cross_entropy"};
     door.shape("h", h, h.rows(), head.cols());
   }
-  return CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h), detail::read_only(head), targets,
-                                  z_loss);
+  CrossEntropy<D>::forward(ctx, Matrix<const std::remove_const_t<A>>(h), detail::read_only(head), targets, z_loss,
+                           total);
+}
+template <class D, class A, class Weights>
+LossSum cross_entropy(Context<D>& ctx, Tensor<A, 2> h, const Weights& head, const Token* targets, double z_loss = 0) {
+  return detail::read_loss(ctx, [&](LossSum* total) { cross_entropy(ctx, h, head, targets, z_loss, total); });
 }
 
-/// The loss, d_h = d(scale * sum) / dh, and d_head += d(scale * sum) / dhead.
+/// The same, with d_h = d(scale * sum) / dh, and d_head += d(scale * sum) / dhead.
 template <class D, class A, class Weights>
-LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, const Weights& head,
-                               const Token* targets, double scale, Matrix<A> d_h,
-                               std::type_identity_t<Matrix<compute_t<A>>> d_head, double z_loss = 0) {
+void cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, const Weights& head,
+                            const Token* targets, double scale, Matrix<A> d_h,
+                            std::type_identity_t<Matrix<compute_t<A>>> d_head, double z_loss, LossSum* total) {
   if constexpr (checked) {
     const kernel::Door door{"cross_entropy_backward"};
     door.shape("h", h, h.rows(), head.cols());
     door.shape("d_h", d_h, h.rows(), head.cols());
     door.shape("d_head", d_head, head.rows(), head.cols());
   }
-  return CrossEntropy<D>::backward(ctx, h, detail::read_only(head), targets, scale, d_h, d_head, z_loss);
+  CrossEntropy<D>::backward(ctx, h, detail::read_only(head), targets, scale, d_h, d_head, z_loss, total);
+}
+template <class D, class A, class Weights>
+LossSum cross_entropy_backward(Context<D>& ctx, std::type_identity_t<Matrix<const A>> h, const Weights& head,
+                               const Token* targets, double scale, Matrix<A> d_h,
+                               std::type_identity_t<Matrix<compute_t<A>>> d_head, double z_loss = 0) {
+  return detail::read_loss(
+      ctx, [&](LossSum* total) { cross_entropy_backward(ctx, h, head, targets, scale, d_h, d_head, z_loss, total); });
 }
 
 }  // namespace zamba

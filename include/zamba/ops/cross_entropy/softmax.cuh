@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
-/// The sum of the losses and the number of targets: those of a thread in order, then those of the block.
+/// *total += the sum of the losses and the number of targets: those of a thread in order, then those of the block.
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
     sum_losses_kernel(Vector<const double> losses, const Token* targets, LossSum* total) {
@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(Threads)
   sum = block_sum<Threads>(sum);
   count = block_sum<Threads>(count);
   if (threadIdx.x == 0) {
-    total->sum = sum;
-    total->count = static_cast<Index>(count);
+    total->sum += sum;
+    total->count += static_cast<Index>(count);
   }
 }
 
