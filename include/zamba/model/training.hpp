@@ -4,6 +4,7 @@
 
 #include <zamba/model.hpp>
 #include <zamba/model/parts.hpp>
+#include <zamba/ops/adamw_step.hpp>
 
 namespace zamba {
 
@@ -119,7 +120,7 @@ TrainingBytes Model<Net, T, Device>::training_bytes(const TrainingShape& shape,
   TrainingBytes bytes;
   bytes.weights = last.byte_offset + align_up(last.bytes);
   bytes.gradients = elements * sizeof(F);
-  bytes.moments = (std::is_same_v<weight_t<T>, F> ? 2 : 3) * align_up(elements * sizeof(F));
+  bytes.moments = adamw_state_bytes<weight_t<T>, F>(last.offset + last.size);
   bytes.activations = pass.kept;
   bytes.workspace = pass.most - pass.kept;
   return bytes;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: a thread steps 16 bytes of the
-// weight, from 20 to 30 bytes an element. Every thread reads norm and loss and decides alike whether there is a step,
-// so the host need not know them.
+// weight, 28 bytes an element of a float, and of a bf16 with the lower half of its master. Every thread reads norm and
+// loss and decides alike whether there is a step, so the host need not know them.
 //
 // sum_of_squares is a sum over pieces, a block for each, then over their sums by one block.
 //
@@ -34,22 +34,6 @@ struct PlainWeights {
   }
   template <int N>
   __device__ void store(Index i, const F (&p)[N]) const {
-    store_vector(&weight[i], p);
-  }
-};
-
-template <class W, class F>
-struct MasteredWeights {
-  Vector<W> weight;
-  Vector<F> master;
-
-  template <int N>
-  __device__ void load(Index i, F (&p)[N]) const {
-    load_vector<N>(&master[i]).unpack(p);
-  }
-  template <int N>
-  __device__ void store(Index i, const F (&p)[N]) const {
-    store_vector(&master[i], p);
     store_vector(&weight[i], p);
   }
 };
@@ -195,13 +179,10 @@ struct AdamWStep<cuda> {
       elements.first = whole;
       kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");
     };
-    if constexpr (std::is_same_v<W, F>) {
+    if constexpr (std::is_same_v<W, F>)
       launch(kernel::PlainWeights<F>{t.weight}, true);
-    } else if (!t.low) {
-      launch(kernel::MasteredWeights<W, F>{t.weight, t.master}, kernel::aligned(t.master, kernel::vector_width<F>));
-    } else if constexpr (std::is_same_v<W, bf16>) {
+    else
       launch(kernel::SplitWeights{t.weight, t.low}, kernel::aligned(t.low, kernel::vector_width<std::uint16_t>));
-    }
   }
 
   template <class F>
