@@ -147,7 +147,7 @@ class AdamW {
   double gradient_norm_ = 0;
   std::vector<Run> runs_;
   Index count_ = 0, stride_ = 0, steps_ = 0;
-  Buffer<Device> buffer_, numbers_;
+  Buffer<Device> buffer_;  // the parts, then StepNumbers
 };
 
 /// The norm of all gradients together. Waits for the device.
@@ -183,8 +183,7 @@ void AdamWOptions::check() const {
 }
 
 template <class Net, class T, class Device>
-AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options)
-    : options_(std::move(options)), numbers_(sizeof(StepNumbers)) {
+AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options) : options_(std::move(options)) {
   options_.check<F>();
   const std::vector<ParameterEntry>& entries = model.entries();
   rates_ = detail::group_rates(entries, options_.groups);
@@ -197,7 +196,6 @@ AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options)
   count_ = entries.back().offset + entries.back().size;
   stride_ = static_cast<Index>(align_up(static_cast<std::size_t>(count_) * sizeof(F)) / sizeof(F));
   buffer_ = Buffer<Device>(adamw_state_bytes<weight_t<T>, F>(count_));
-  Memory<Device>::zero(numbers_.data(), numbers_.size());
   Memory<Device>::zero(buffer_.data(), buffer_.size());  // masters begin as the weights: nothing is below them
 }
 
@@ -277,7 +275,7 @@ void AdamW<Net, T, Device>::fail_for_norm(const ModelType& model, const Gradient
 template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients,
                                  double learning_rate) {
-  auto* const numbers = reinterpret_cast<StepNumbers*>(numbers_.data());
+  auto* const numbers = reinterpret_cast<StepNumbers*>(buffer_.data() + buffer_.size() - alignment);
   queue_step(ctx, model, gradients, learning_rate, numbers);
   ctx.post(Vector<const StepNumbers>(numbers, 1));
   settle_step(model, gradients, *ctx.template posted<StepNumbers>());
