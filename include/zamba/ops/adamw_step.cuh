@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: a thread steps 16 bytes of the
-// weight, 28 bytes an element of a float, and of a bf16 with the lower half of its master. Every thread reads the norm
-// and decides alike whether there is a step, so the host need not know it.
+// adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: 28 bytes an element in
+// float, and in bf16 with the lower half of a master. A thread steps 16 bytes of floats, whatever the weight is stored
+// as: with more, neighbouring threads would leave gaps between their vectors, and a warp would ask for every sector of
+// memory twice. Every thread reads the norm and decides alike whether there is a step, so the host need not know it.
 //
 // sum_of_squares is a sum over pieces, a block for each, then over their sums by one block.
 //
@@ -82,13 +83,13 @@ struct AdamWElements {
   template <int N>
   __device__ void vector(Index, Index i) const {
     i += first;
-    AdamWFactors<F> by = factors;
-    if (!by.clip(*norm_squared)) return;
     F p[N], g[N], m_[N], v_[N];
     load_vector_streaming<N>(&gradient[i]).unpack(g);
     load_vector<N>(&m[i]).unpack(m_);
     load_vector<N>(&v[i]).unpack(v_);
     weights.load(i, p);
+    AdamWFactors<F> by = factors;  // after the loads, which are on their way meanwhile
+    if (!by.clip(*norm_squared)) return;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const F scaled = g[k] * by.coarse, root = by.root2 * scaled;
@@ -166,23 +167,22 @@ struct AdamWStep<cuda> {
   template <class W, class F>
   static void forward(Context<cuda>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& scalars,
                       const double* norm_squared) {
-    const auto launch = [&](const auto& weights, bool aligned) {
+    const auto launch = [&](const auto& weights) {
       using Weights = std::remove_cvref_t<decltype(weights)>;
-      constexpr Index width = kernel::vector_width<W>;
-      const bool vectors =
-          aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
-          kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
+      constexpr Index width = kernel::vector_width<F>;
+      const auto aligned = [](const auto&... tensors) { return (kernel::aligned(tensors, width) && ...); };
+      const bool vectors = aligned(t.weight, t.low, t.gradient, t.m, t.v);
       const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
       kernel::AdamWElements<F, Weights> elements{weights,      t.gradient, t.m, t.v, AdamWFactors<F>(scalars),
                                                  norm_squared, 0};
-      kernel::for_vectors<W>(ctx, true, 1, whole, elements, "adamw_step");
+      kernel::for_vectors<F>(ctx, true, 1, whole, elements, "adamw_step");
       elements.first = whole;
-      kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");
+      kernel::for_vectors<F>(ctx, false, 1, n - whole, elements, "adamw_step");
     };
     if constexpr (std::is_same_v<W, F>)
-      launch(kernel::PlainWeights<F>{t.weight}, true);
+      launch(kernel::PlainWeights<F>{t.weight});
     else
-      launch(kernel::SplitWeights{t.weight, t.low}, kernel::aligned(t.low, kernel::vector_width<std::uint16_t>));
+      launch(kernel::SplitWeights{t.weight, t.low});
   }
 
   template <class F>
