@@ -189,8 +189,8 @@ struct AdamWStep<cuda> {
   static void sum_of_squares(Context<cuda>& ctx, Vector<const F> values, double* out) {
     using Traits = kernel::SquaresTraits<F>;
     ArenaScope scope(ctx.arena());
-    const Index pieces = ceil_div(values.size(), Traits::piece);
-    const auto sums = ctx.arena().template tensor<double>(pieces);
+    const Vector<double> sums = scratch(ctx, values, out);
+    const Index pieces = sums.size();
     if (pieces > 0)
       kernel::launch(ctx, "sum_of_squares",
                      kernel::aligned(values, Traits::width) ? kernel::squares_of_pieces_kernel<Traits, true>
@@ -198,6 +198,11 @@ struct AdamWStep<cuda> {
                      kernel::blocks_for(pieces, 1), Traits::threads, 0, values, sums);
     kernel::launch(ctx, "sum_of_squares", kernel::sum_of_pieces_kernel<Traits>, 1, Traits::threads_of_total, 0, sums,
                    out);
+  }
+  /// Of sum_of_squares.
+  template <class Ctx, class F>
+  static Vector<double> scratch(Ctx& ctx, Vector<const F> values, double*) {
+    return ctx.arena().template tensor<double>(ceil_div(values.size(), kernel::SquaresTraits<F>::piece));
   }
 };
 
