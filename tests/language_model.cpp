@@ -6,6 +6,7 @@
 
 #include <zamba/testing/finite_differences.hpp>
 
+#include "support/documents.hpp"
 #include "support/extend_properties.hpp"
 
 namespace {
@@ -16,26 +17,6 @@ using namespace zamba_test;
 constexpr double reordering = 1e-12;
 /// Central differences with h = 1e-5: errors of h^2 and of 1e-16 / h, both about 1e-10, times the curvature.
 constexpr double difference = 2e-7;
-
-struct Documents {
-  std::vector<Token> tokens, targets;
-  std::vector<Index> offsets{0};
-
-  explicit Documents(const std::vector<Index>& lengths) {
-    for (const Index length : lengths) offsets.push_back(offsets.back() + length);
-    tokens = random_tokens(offsets.back(), 1);
-    targets = random_tokens(offsets.back(), 2);
-    for (std::size_t i = 3; i < targets.size(); i += 5) targets[i] = -1;
-  }
-  operator TrainingBatch() const { return {tokens, targets, offsets}; }
-  /// Tokens [first, first + count) as one document.
-  TrainingBatch part(Index first, Index count) const {
-    static thread_local std::vector<Index> bounds;
-    bounds = {0, count};
-    const auto at = static_cast<std::size_t>(first), size = static_cast<std::size_t>(count);
-    return {std::span(tokens).subspan(at, size), std::span(targets).subspan(at, size), bounds};
-  }
-};
 
 template <class G>
 std::vector<double> all(const G& gradients) {

@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include "../support/documents.hpp"
 #include "../support/extend_properties.hpp"
 
 namespace {
@@ -22,19 +23,6 @@ using Even =
     LanguageModel<vocabulary,
                   HybridStack<2, 2, MambaBlock<MambaConfig{.d_model = 128, .d_state = 16, .n_heads = 2}>,
                               SharedAttention<SharedAttentionConfig{.d_model = 128, .n_heads = 2, .d_ff = 256}>>>;
-
-struct Documents {
-  std::vector<Token> tokens, targets;
-  std::vector<Index> offsets{0};
-
-  explicit Documents(const std::vector<Index>& lengths) {
-    for (const Index length : lengths) offsets.push_back(offsets.back() + length);
-    tokens = random_tokens(offsets.back(), 1);
-    targets = random_tokens(offsets.back(), 2);
-    for (std::size_t i = 3; i < targets.size(); i += 5) targets[i] = -1;
-  }
-  operator TrainingBatch() const { return {tokens, targets, offsets}; }
-};
 
 /// Loss, gradients, and what a state of the documents got: gradients of the initial one.
 struct Result {

@@ -45,6 +45,7 @@ TEST_SUITE("train/trainer") {
     const auto initial = zamba_test::random_model<Hybrid, double>();
     auto options = small(folder.path);
     options.seed = {10};
+    options.z_loss = 0.01;
     Trainer trainer(model, phases, options);
     CHECK(trainer.tokens_per_step() == 96);
     CHECK(trainer.steps() == 15);
@@ -64,7 +65,9 @@ TEST_SUITE("train/trainer") {
     first.tokens.insert(first.tokens.end(), second.tokens.begin(), second.tokens.end());
     first.targets.insert(first.targets.end(), second.targets.begin(), second.targets.end());
     auto gradients = initial.new_gradients();
-    const LossSum loss = initial.loss_and_gradients({first.tokens, first.targets, first.offsets}, gradients);
+    const TrainingBatch both{first.tokens, first.targets, first.offsets};
+    const LossSum loss = initial.loss_and_gradients(this_thread_context<cpu>(), both, gradients, {.z_loss = 0.01});
+    CHECK(loss.mean() > 1.01 * initial.loss(both).mean());  // logarithms of normalisers are about 3
     const auto record = records(folder.path / "log.jsonl").at(0);
     // Sums in another order: float64 rounding over some thousand terms.
     CHECK(record.at("loss").get<double>() == doctest::Approx(loss.mean()).epsilon(1e-12));
@@ -134,24 +137,24 @@ TEST_SUITE("train/trainer") {
 
   TEST_CASE("recomputing gives the same weights, bit by bit") {
     const Text text(4000);
-    std::vector<double> weights[2];
-    for (const bool recompute : {false, true}) {
+    std::vector<std::vector<double>> weights;
+    for (const Keep keep : {Keep::everything, Keep::costly, Keep::layer_inputs}) {
       auto model = zamba_test::random_model<Hybrid, float>();
       TrainerOptions options = small();
-      options.recompute = recompute;
+      options.keep = keep;
       Trainer(model, two_phases(text, 4 * 96), options).run();
-      for (const ParameterEntry& entry : model.entries())
-        for (const double value : model.read(entry)) weights[recompute].push_back(value);
+      weights.push_back(zamba_test::weights_of(model));
     }
-    CHECK(weights[0] == weights[1]);
+    CHECK(weights[1] == weights[0]);
+    CHECK(weights[2] == weights[0]);
   }
 
   TEST_CASE("steps allocate nothing after the first") {
     const Text text(4000);  // documents of all lengths, so no two batches are cut alike
-    for (const bool recompute : {false, true}) {
+    for (const Keep keep : {Keep::everything, Keep::layer_inputs}) {
       auto model = zamba_test::random_model<Hybrid, bf16>();
       TrainerOptions options = small();
-      options.recompute = recompute;
+      options.keep = keep;
       options.adamw.groups = {{.match = "shared.*", .rate = 0.5}, {.match = "layers.1.*", .frozen = true}};
       Index told = 0;
       options.on_step = [&](const StepReport& report) { told = report.step; };
@@ -235,8 +238,10 @@ TEST_SUITE("train/trainer") {
     auto changed = options;
     changed.rows = 3;
     changed.adamw.beta2 = 0.99;
+    changed.z_loss = 0.001;
     names(refusal(phases, changed), "rows: '2' in the checkpoint, '3' now");
     names(refusal(phases, changed), "adamw.beta2: '0.95' in the checkpoint, '0.99' now");
+    names(refusal(phases, changed), "z_loss: '0.0' in the checkpoint, '0.001' now");
     auto other = phases;
     other[0].rate = LearningRate::constant(1e-3);
     names(refusal(other, options), "phase 1.rate: 'linear 0 to 0.004 over 0.1 of the phase, cosine 0.004 to 0.002'");
@@ -251,7 +256,7 @@ TEST_SUITE("train/trainer") {
     other[1].tokens *= 3;
     changed = options;
     changed.log_every_steps = 5;
-    changed.recompute = true;
+    changed.keep = Keep::layer_inputs;
     CHECK(refusal(other, changed) == "continued");
     CHECK(refusal({phases[0]}, options) == "continued");
 

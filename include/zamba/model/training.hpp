@@ -98,7 +98,8 @@ PassBytes pass_bytes(const Views& parameters, int threads, Index documents, Inde
   PassBytes bytes;
   const auto saved = Net::template forward<A>(ctx, parameters, inputs, sequences, no_state, keep);
   bytes.kept = ctx.arena().mark();
-  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, sequences, no_state, no_gradients);
+  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, 0.0, sequences, no_state, no_gradients,
+                nullptr);
   bytes.most = ctx.arena().peak();
   return bytes;
 }
@@ -121,10 +122,6 @@ TrainingBytes training_bytes(const Views& parameters, const std::vector<Paramete
   bytes.workspace = std::max(pass.most, ctx.arena().peak()) - pass.kept;
   return bytes;
 }
-
-}  // namespace detail
-
-namespace detail {
 
 /// Before anything is computed: all that both passes over a batch take beside states, in one block of the arena.
 template <class Net, class T, class Device, class Views>
@@ -175,7 +172,8 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
   const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
   const auto compute = [&](const typename StateType::Views& views) {
     const auto s = Net::template forward<A>(ctx, views_, tokens, sequences, views, Keep::nothing);
-    return Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
+    return detail::read_loss(ctx,
+                             [&](LossSum* total) { Net::loss(ctx, views_, Matrix<const A>(s.x), targets, total); });
   };
   if (!state) return compute({});
   const LossSum sum = detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
@@ -190,9 +188,9 @@ LossSum Model<Net, T, Device>::loss(const TrainingBatch& batch, StateType* state
 }
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
-                                                  GradientsType& gradients,
-                                                  const GradientOptions& options) const requires trains<Device> {
+void Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
+                                               GradientsType& gradients, const GradientOptions& options,
+                                               LossSum* total) const requires trains<Device> {
   check(batch, options.state, options.d_state);
   const Keep keep = options.recompute ? Keep::layer_inputs : options.keep;
   require(keep != Keep::nothing, "loss_and_gradients: Keep::nothing leaves no way back; layer_inputs is the least");
@@ -210,14 +208,20 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
   }
   const auto compute = [&](const typename StateType::Views& views) {
     const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views, keep);
-    return Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
+    Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, options.z_loss, sequences, views,
+                  d_views, total);
   };
   if (!options.state) return compute({});
-  const LossSum sum =
-      detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { return compute(options.state->views()); });
+  detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { compute(options.state->views()); });
   options.state->set_weights(weights());
   detail::advance_all(*options.state, batch);
-  return sum;
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
+                                                  GradientsType& gradients,
+                                                  const GradientOptions& options) const requires trains<Device> {
+  return detail::read_loss(ctx, [&](LossSum* total) { loss_and_gradients(ctx, batch, gradients, options, total); });
 }
 
 template <class Net, class T, class Device>

@@ -2,7 +2,8 @@
 // adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: 28 bytes an element in
 // float, and in bf16 with the lower half of a master. A thread steps 16 bytes of floats, whatever the weight is stored
 // as: with more, neighbouring threads would leave gaps between their vectors, and a warp would ask for every sector of
-// memory twice. Every thread reads the norm and decides alike whether there is a step, so the host need not know it.
+// memory twice. Every thread reads norm and loss and decides alike whether there is a step, so the host need not know
+// them.
 //
 // sum_of_squares is a sum over pieces, a block for each, then over their sums by one block.
 //
@@ -77,7 +78,7 @@ struct AdamWElements {
   Vector<const F> gradient;
   Vector<F> m, v;
   AdamWFactors<F> factors;
-  const double* norm_squared;
+  const double *norm_squared, *loss;
   Index first;  // of the elements that the kernel counts from
 
   template <int N>
@@ -89,7 +90,7 @@ struct AdamWElements {
     load_vector<N>(&v[i]).unpack(v_);
     weights.load(i, p);
     AdamWFactors<F> by = factors;  // after the loads, which are on their way meanwhile
-    if (!by.clip(*norm_squared)) return;
+    if (!by.clip(*norm_squared) || (loss && !is_finite(*loss))) return;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const F scaled = g[k] * by.coarse, root = by.root2 * scaled;
@@ -173,8 +174,8 @@ struct AdamWStep<cuda> {
       const auto aligned = [](const auto&... tensors) { return (kernel::aligned(tensors, width) && ...); };
       const bool vectors = aligned(t.weight, t.low, t.gradient, t.m, t.v);
       const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
-      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient, t.m, t.v, AdamWFactors<F>(scalars),
-                                                 norm_squared, 0};
+      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient,   t.m, t.v, AdamWFactors<F>(scalars),
+                                                 norm_squared, scalars.loss, 0};
       kernel::for_vectors<F>(ctx, true, 1, whole, elements, "adamw_step");
       elements.first = whole;
       kernel::for_vectors<F>(ctx, false, 1, n - whole, elements, "adamw_step");

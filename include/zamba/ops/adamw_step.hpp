@@ -9,7 +9,8 @@
 //
 // Source: Loshchilov and Hutter (arXiv 1711.05101), with PyTorch's order of operations and its 1e-6 in the clipping.
 // Shapes: all (n), contiguous. The squared norm stays in the device's memory, so a step needs no wait for it. Where
-// that norm is not finite, or v could not hold its square after clipping, nothing is changed.
+// that norm is not finite, or v could not hold its square after clipping, nothing is changed; nor is it where the loss,
+// if that is given, is not finite.
 //
 // Numeric contract: elementwise arithmetic in compute_t (float, or double for double); the squares are summed in double
 // over pieces of 2^14 elements, and the pieces in order. Bit-equal for any number of threads, where the arrays of a
@@ -39,9 +40,10 @@ ZAMBA_DECLARE_OPERATOR(AdamWStep, "adamw_step.cuh");
 /// The numbers of one step.
 struct AdamWScalars {
   double learning_rate, beta1, beta2, eps;
-  double decay;       // weight decay of this parameter, 0 for none
-  double clip_norm;   // 0: no clipping
-  Index step_number;  // t, from 1
+  double decay;                  // weight decay of this parameter, 0 for none
+  double clip_norm;              // 0: no clipping
+  Index step_number;             // t, from 1
+  const double* loss = nullptr;  // of the gradients, in the device's memory
 };
 
 /// What scales gradients of this norm.
@@ -101,7 +103,7 @@ struct AdamWTensors {
   Vector<F> m, v;
 };
 
-/// Bytes of what an optimiser keeps beside n weights: their moments, the lower halves of masters, and the norm.
+/// Bytes of what an optimiser keeps beside n weights: their moments, the lower halves of masters, and the numbers of a step.
 template <class W, class F>
 constexpr std::size_t adamw_state_bytes(Index n) {
   const auto of = [n](std::size_t element) { return align_up(static_cast<std::size_t>(n) * element); };
@@ -170,7 +172,7 @@ struct AdamWStep<cpu> {
   static void forward(Context<cpu>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& s,
                       const double* norm_squared) {
     AdamWFactors<F> by(s);
-    if (!by.clip(*norm_squared)) return;
+    if (!by.clip(*norm_squared) || (s.loss && !is_finite(*s.loss))) return;
     for_pieces(ctx, t.weight.size(), step_piece, [&](Index first, Index count) {
       const F* gradient = t.gradient.data + first;
       alignas(64) F scaled[step_piece];

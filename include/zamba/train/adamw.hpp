@@ -50,6 +50,13 @@ struct AdamWOptions {
   void check() const;
 };
 
+/// What decides whether a step is taken, in memory of the device.
+struct StepNumbers {
+  LossSum loss;             // of the gradients: where its sum is not finite, there is no step
+  double norm_squared = 0;  // of the gradients that count, written by queue_step()
+  double part = 0;          // of it: scratch
+};
+
 template <class Net, class T, class Device>
 class AdamW {
   static_assert(Number<weight_t<T>>,
@@ -69,6 +76,16 @@ class AdamW {
   void step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients, double learning_rate);
   void step(ModelType& model, const GradientsType& gradients, double learning_rate) {
     step(this_thread_context<Device>(), model, gradients, learning_rate);
+  }
+
+  /// The halves of step(), for who has more to queue before the host waits. The first queues all of it, for a device
+  /// that decides by `numbers` whether to change anything; the second, given these as they were then, throws where it
+  /// did not, or counts the step.
+  void queue_step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients, double learning_rate,
+                  StepNumbers* numbers);
+  void settle_step(const ModelType& model, const GradientsType& gradients, const StepNumbers& numbers);
+  bool accepts(const StepNumbers& numbers) const {
+    return can_step<F>(std::sqrt(numbers.norm_squared), options_.clip_norm) && is_finite(numbers.loss.sum);
   }
 
   /// Throws where the rate is not finite, negative, or, multiplied by that of a group, so large that a step could not
@@ -119,12 +136,10 @@ class AdamW {
     std::uint16_t low[size()];
   };
 
-  void measure(Context<Device>& ctx, const GradientsType& gradients);
+  void measure(Context<Device>& ctx, const GradientsType& gradients, StepNumbers* numbers) const;
   [[noreturn]] void fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const;
 
   Vector<F> part(Index i) const { return {reinterpret_cast<F*>(buffer_.data()) + i * stride_, count_}; }
-  /// Two numbers, beyond the parts.
-  double* norm_squared() const { return reinterpret_cast<double*>(buffer_.data() + buffer_.size() - alignment); }
 
   AdamWOptions options_;
   std::vector<double> rates_;
@@ -132,7 +147,7 @@ class AdamW {
   double gradient_norm_ = 0;
   std::vector<Run> runs_;
   Index count_ = 0, stride_ = 0, steps_ = 0;
-  Buffer<Device> buffer_;
+  Buffer<Device> buffer_;  // the parts, then StepNumbers
 };
 
 /// The norm of all gradients together. Waits for the device.
@@ -230,16 +245,13 @@ void AdamW<Net, T, Device>::check_rate(double learning_rate) const {
 
 /// The squared norm of the gradients that count: of every run, then their sum, in order.
 template <class Net, class T, class Device>
-void AdamW<Net, T, Device>::measure(Context<Device>& ctx, const GradientsType& gradients) {
-  const Matrix<double> sum{norm_squared(), 1, 1}, part{norm_squared() + 1, 1, 1};
+void AdamW<Net, T, Device>::measure(Context<Device>& ctx, const GradientsType& gradients, StepNumbers* numbers) const {
+  const Matrix<double> sum{&numbers->norm_squared, 1, 1}, part{&numbers->part, 1, 1};
   for (const Run& run : runs_) {
     const bool first = &run == runs_.data();
     sum_of_squares(ctx, gradients.values().slice(run.first, run.count), first ? sum.data : part.data);
     if (!first) add(ctx, part, sum);
   }
-  double squared = 0;
-  Memory<Device>::copy_to_host(&squared, norm_squared(), sizeof squared);
-  gradient_norm_ = std::sqrt(squared);
 }
 
 /// Names the first gradient that counts and is not finite.
@@ -263,27 +275,45 @@ void AdamW<Net, T, Device>::fail_for_norm(const ModelType& model, const Gradient
 template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients,
                                  double learning_rate) {
+  auto* const numbers = reinterpret_cast<StepNumbers*>(buffer_.data() + buffer_.size() - alignment);
+  queue_step(ctx, model, gradients, learning_rate, numbers);
+  ctx.post(Vector<const StepNumbers>(numbers, 1));
+  settle_step(model, gradients, *ctx.template posted<StepNumbers>());
+}
+
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::queue_step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients,
+                                       double learning_rate, StepNumbers* numbers) {
   require(gradients.values().size() == count_, "AdamW: made for a model of another size");
   check_rate(learning_rate);
-  measure(ctx, gradients);
-  if (!can_step<F>(gradient_norm_, options_.clip_norm)) fail_for_norm(model, gradients, gradient_norm_);
-  ++steps_;
+  measure(ctx, gradients, numbers);
   for (std::size_t i = 0; i < rates_.size(); ++i) {
     if (rates_[i] == 0) continue;
     const ParameterEntry& entry = model.entries()[i];
     const double rate = learning_rate * rates_[i], decay = entry.decay == Decay::yes ? options_.weight_decay : 0;
-    const AdamWScalars scalars{rate, options_.beta1, options_.beta2, options_.eps, decay, options_.clip_norm, steps_};
+    const AdamWScalars scalars{rate,  options_.beta1,     options_.beta2, options_.eps,
+                               decay, options_.clip_norm, steps_ + 1,     &numbers->loss.sum};
     const auto of = [&](auto values) { return values.slice(entry.offset, entry.size); };
     const auto run = [&]<class W>(W* weight, Vector<std::uint16_t> low) {
       const AdamWTensors<W, F> tensors{
           {weight, entry.size}, low, of(gradients.values()), of(first_moments()), of(second_moments())};
-      adamw_step(ctx, tensors, scalars, norm_squared());
+      adamw_step(ctx, tensors, scalars, &numbers->norm_squared);
     };
     if (entry.precise || !splits_weights)
       run(reinterpret_cast<F*>(model.data(entry)), {});
     else
       run(reinterpret_cast<weight_t<T>*>(model.data(entry)), of(lower_halves()));
   }
+}
+
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::settle_step(const ModelType& model, const GradientsType& gradients,
+                                        const StepNumbers& numbers) {
+  gradient_norm_ = std::sqrt(numbers.norm_squared);
+  if (!can_step<F>(gradient_norm_, options_.clip_norm)) fail_for_norm(model, gradients, gradient_norm_);
+  require(is_finite(numbers.loss.sum), "AdamW: the loss is ", numbers.loss.sum,
+          "; weights and moments are as they were");
+  ++steps_;
 }
 
 }  // namespace zamba

@@ -31,6 +31,11 @@ struct SoftmaxLossTraits {
   }
 };
 
+/// Of the gradient, and of the squares of the normalisers' logarithms in the loss.
+struct LossFactors {
+  double scale, z_loss;
+};
+
 /// The largest of the logits so far, and the sum of e^(z - largest).
 template <class Traits>
 struct RunningSoftmax {
@@ -61,11 +66,11 @@ __device__ void for_row(Vector<typename Traits::A> row, F&& f) {
   if (const Index c = whole + threadIdx.x; c < row.cols()) f(c, load_vector<1>(&row[c]));
 }
 
-/// losses (n) of rows of logits, 0 where there is no target; with the gradient, the logits become scale * (softmax -
-/// [v = target]).
+/// losses (n) of rows of logits, 0 where there is no target; with the gradient, the logits become scale *
+/// ((1 + 2 z_loss lse) softmax - [v = target]).
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
-    softmax_loss_kernel(Matrix<typename Traits::A> logits, const Token* targets, double scale, double* losses) {
+    softmax_loss_kernel(Matrix<typename Traits::A> logits, const Token* targets, LossFactors factors, double* losses) {
   using A = typename Traits::A;
   using F = typename Traits::F;
   launch_dependents();
@@ -93,9 +98,13 @@ __global__ void __launch_bounds__(Traits::threads)
     const F largest = block_reduce_in_turn<Traits::threads>(softmax.largest, Maximum{}, 0);
     const F mine = softmax.sum * Traits::exponential(softmax.largest - largest);
     const double sum = block_sum_in_turn<Traits::threads>(static_cast<double>(mine), 0);
-    if (threadIdx.x == 0) losses[t] = ::log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target));
+    const double log_sum = ::log(sum), lse = log_sum + static_cast<double>(largest);
+    if (threadIdx.x == 0)
+      losses[t] =
+          log_sum + (static_cast<double>(largest) - static_cast<double>(at_target)) + factors.z_loss * lse * lse;
     if constexpr (Traits::gradient) {
-      const F factor = static_cast<F>(scale / sum), of_target = static_cast<F>(scale);
+      const double weight = 1 + 2 * factors.z_loss * lse;
+      const F factor = static_cast<F>(factors.scale * weight / sum), of_target = static_cast<F>(factors.scale);
       for_row<Traits>(row, [&]<int N>(Index c, const AlignedVector<A, N>& vector) {
         F z[N];
         vector.unpack(z);
@@ -111,7 +120,7 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
-/// The sum of the losses and the number of targets: those of a thread in order, then those of the block.
+/// *total += the sum of the losses and the number of targets: those of a thread in order, then those of the block.
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
     sum_losses_kernel(Vector<const double> losses, const Token* targets, LossSum* total) {
@@ -126,8 +135,8 @@ __global__ void __launch_bounds__(Threads)
   sum = block_sum<Threads>(sum);
   count = block_sum<Threads>(count);
   if (threadIdx.x == 0) {
-    total->sum = sum;
-    total->count = static_cast<Index>(count);
+    total->sum += sum;
+    total->count += static_cast<Index>(count);
   }
 }
 
