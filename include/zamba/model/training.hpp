@@ -123,10 +123,11 @@ TrainingBytes training_bytes(const Views& parameters, const std::vector<Paramete
   return bytes;
 }
 
-/// Before anything is computed: all that both passes over a batch take beside states, in one block of the arena.
+/// Before anything is computed: all that both passes over a batch take beside states and `taken` bytes, in one block of
+/// the arena.
 template <class Net, class T, class Device, class Views>
 void reserve_for_training(Context<Device>& ctx, const Views& parameters, const std::vector<ParameterEntry>& entries,
-                          const TrainingBatch& batch, Keep keep) {
+                          const TrainingBatch& batch, Keep keep, std::size_t taken) {
   if constexpr (by_operators<Net>) {
     Index longest = 0;
     for (std::size_t i = 1; i < batch.offsets.size(); ++i)
@@ -136,7 +137,7 @@ void reserve_for_training(Context<Device>& ctx, const Views& parameters, const s
                                        batch.offsets.back(), longest, keep);
     try {
       constexpr std::size_t least = 1 << 20;  // so that batches of small models do not differ
-      ctx.arena().reserve(std::max(bytes.activations + bytes.workspace, least));
+      ctx.arena().reserve(std::max(bytes.activations + bytes.workspace, least) - taken);
     } catch (const OutOfMemory&) {
       throw_error<OutOfMemory>("loss_and_gradients: out of memory on ", DeviceTraits<Device>::name, ": ", bytes.total(),
                                " bytes in all, weights ", bytes.weights, " + gradients ", bytes.gradients,
@@ -194,7 +195,7 @@ void Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Train
   check(batch, options.state, options.d_state);
   const Keep keep = options.recompute ? Keep::layer_inputs : options.keep;
   require(keep != Keep::nothing, "loss_and_gradients: Keep::nothing leaves no way back; layer_inputs is the least");
-  detail::reserve_for_training<Net, T>(ctx, views_, entries_, batch, keep);
+  detail::reserve_for_training<Net, T>(ctx, views_, entries_, batch, keep, align_up(sizeof(LossSum)));
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
@@ -221,6 +222,9 @@ template <class Net, class T, class Device>
 LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
                                                   GradientsType& gradients,
                                                   const GradientOptions& options) const requires trains<Device> {
+  check(batch, options.state, options.d_state);
+  const Keep keep = options.recompute ? Keep::layer_inputs : options.keep;
+  detail::reserve_for_training<Net, T>(ctx, views_, entries_, batch, keep, 0);  // with the loss, which is taken first
   return detail::read_loss(ctx, [&](LossSum* total) { loss_and_gradients(ctx, batch, gradients, options, total); });
 }
 
