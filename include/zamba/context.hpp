@@ -62,6 +62,9 @@ class Arena {
     add_block(bytes);
   }
 
+  /// The most bytes that were taken at once; of several blocks, with what was left at the ends of the former.
+  std::size_t peak() const { return peak_; }
+
   /// Bytes held, used or not.
   std::size_t capacity() const {
     std::size_t total = 0;
@@ -79,6 +82,9 @@ class Arena {
     }
     void* pointer = blocks_[at_.block].data() + at_.used;
     at_.used += bytes;
+    std::size_t taken = at_.used;
+    for (std::size_t i = 0; i < at_.block; ++i) taken += blocks_[i].size();
+    peak_ = std::max(peak_, taken);
     return pointer;
   }
 
@@ -100,7 +106,7 @@ class Arena {
 
   std::vector<Buffer<Device>> blocks_;
   Mark at_;
-  std::size_t generation_ = 0;
+  std::size_t generation_ = 0, peak_ = 0;
 };
 
 /// What a step depends on beside its input: equal keys mean the same kernels with the same arguments.

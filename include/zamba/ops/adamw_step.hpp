@@ -200,11 +200,17 @@ struct AdamWStep<cpu> {
   template <class F>
   static void sum_of_squares(Context<cpu>& ctx, Vector<const F> values, double* out) {
     ArenaScope scope(ctx.arena());
-    const auto sums = ctx.arena().template tensor<double>(ceil_div(values.size(), sum_piece));
+    const Vector<double> sums = scratch(ctx, values, out);
     for_pieces(ctx, values.size(), sum_piece,
                [&](Index first, Index count) { sums[first / sum_piece] = squares(values.data + first, count); });
     *out = 0;
     for (Index i = 0; i < sums.size(); ++i) *out += sums[i];
+  }
+
+  /// Of sum_of_squares.
+  template <class Ctx, class F>
+  static Vector<double> scratch(Ctx& ctx, Vector<const F> values, double*) {
+    return ctx.arena().template tensor<double>(ceil_div(values.size(), sum_piece));
   }
 
  private:

@@ -42,23 +42,40 @@ struct CrossEntropy<cuda> {
     });
   }
 
+  template <class Ctx, class A, class Weights, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> h, const Weights& head, const Token*, double, Matrix<A>,
+                               Matrix<F>, const auto&...) {
+    const Matrix<A> logits = tile_room<A>(ctx, h.rows(), head.rows()).logits;
+    Linear<cuda>::scratch(ctx, h.slice(0, logits.rows()), head, logits, Matrix<const A>{}, Vector<const F>{});
+  }
+
  private:
   /// Logits that exist at a time.
   static constexpr Index tile_size = Index{1} << 27;
+
+  template <class A>
+  struct Tile {
+    Matrix<A> logits;       // of a tile; rows begin at multiples of 16 bytes, whatever the vocabulary
+    Vector<double> losses;  // of all positions
+  };
+  template <class A, class Ctx>
+  static Tile<A> tile_room(Ctx& ctx, Index n, Index vocabulary) {
+    constexpr Index width = kernel::vector_width<A>;
+    const Index stride = ceil_div(vocabulary, width) * width, most = std::max<Index>(1, tile_size / stride);
+    const Index rows = ceil_div(n, std::max<Index>(1, ceil_div(n, most)));
+    return {ctx.arena().template tensor<A>(rows, stride).columns(0, vocabulary),
+            ctx.arena().template tensor<double>(n)};
+  }
 
   /// Queues the losses, and calls f(first position, logits or their gradients) for every tile.
   template <bool Gradient, class A, class Weights, class F>
   static void over_tiles(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
                          kernel::LossFactors factors, LossSum* total, F&& f) {
     using Traits = kernel::SoftmaxLossTraits<A, Gradient>;
-    const Index n = h.rows(), vocabulary = head.rows();
-    // Rows begin at multiples of 16 bytes, whatever the vocabulary.
-    const Index stride = ceil_div(vocabulary, Traits::width) * Traits::width;
-    const Index most = std::max<Index>(1, tile_size / stride), tiles = std::max<Index>(1, ceil_div(n, most));
-    const Index rows = ceil_div(n, tiles);
+    const Index n = h.rows();
     ArenaScope scope(ctx.arena());
-    const auto logits = ctx.arena().template tensor<A>(rows, stride).columns(0, vocabulary);
-    const auto losses = ctx.arena().template tensor<double>(n);
+    const auto [logits, losses] = tile_room<A>(ctx, n, head.rows());
+    const Index rows = logits.rows();
     for (Index first = 0; first < n; first += rows) {
       const Index count = std::min(rows, n - first);
       const auto tile = logits.slice(0, count);

@@ -81,6 +81,19 @@ struct CrossEntropy<cpu> {
     });
   }
 
+  template <class Ctx, class A, class Weights>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> h, const Weights& head, const Token*, double, Matrix<A> d_h,
+                               Matrix<A> d_head, const auto&...) {
+    const auto logits = tile_room<A>(ctx, h.rows(), head.rows()).logits;
+    const auto of_tile = [rows = logits.rows()](const auto& m) { return m.slice(0, rows); };
+    {
+      ArenaScope scope(ctx.arena());
+      Linear<cpu>::scratch(ctx, of_tile(h), head, logits, Matrix<const A>{}, Vector<const A>{});
+    }
+    Linear<cpu>::backward_scratch(ctx, Matrix<const A>(logits), of_tile(h), head, of_tile(d_h), Accumulate::no, d_head,
+                                  Vector<A>{});
+  }
+
  private:
   /// Logits that exist at a time: 16 MiB of float.
   static constexpr Index tile_size = Index{1} << 22;
@@ -89,17 +102,27 @@ struct CrossEntropy<cpu> {
     double loss, weight, sum;  // weight: 1 + 2 c lse
   };
 
+  template <class A>
+  struct Tile {
+    Matrix<A> logits;       // (positions, vocabulary)
+    Vector<double> losses;  // (positions)
+  };
+  /// Of n positions in tiles of about one size.
+  template <class A, class Ctx>
+  static Tile<A> tile_room(Ctx& ctx, Index n, Index vocabulary) {
+    const Index most = std::max<Index>(1, tile_size / vocabulary), rows = ceil_div(n, ceil_div(n, most));
+    return {ctx.arena().template tensor<A>(rows, vocabulary), ctx.arena().template tensor<double>(rows)};
+  }
+
   /// Calls f(first position, logits, losses to fill) tile by tile.
   template <class A, class Weights, class F>
   static LossSum over_tiles(Context<cpu>& ctx, Matrix<const A> h, Weights head, const Token* targets, F&& f) {
     LossSum total;
     const Index n = h.rows();
     if (n == 0) return total;
-    const Index most = std::max<Index>(1, tile_size / head.rows()), tiles = ceil_div(n, most);
-    const Index rows = ceil_div(n, tiles);
     ArenaScope scope(ctx.arena());
-    const auto logits = ctx.arena().template tensor<A>(rows, head.rows());
-    const auto losses = ctx.arena().template tensor<double>(rows);
+    const auto [logits, losses] = tile_room<A>(ctx, n, head.rows());
+    const Index rows = losses.size();
     for (Index first = 0; first < n; first += rows) {
       const Index count = std::min(rows, n - first);
       const auto tile = logits.slice(0, count);

@@ -93,6 +93,12 @@ struct Linear<cuda> {
     if (d_weight) weight_gradient<A>(ctx, split_heads(d_y, 1), split_heads(x, 1), one_head(d_weight));
     if (d_bias) kernel::add_column_sums(ctx, d_y, d_bias, "linear_backward: bias");
   }
+  /// Of the gradient of a bias.
+  template <class Ctx, class A, class Weights, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_y, Matrix<const A>, const Weights&, Matrix<A>, Accumulate,
+                               Matrix<F>, Vector<F> d_bias) {
+    if (d_bias) kernel::column_sums_scratch(ctx, d_y.rows(), d_bias);
+  }
 
   template <class A, class Weights, class F>
   static void backward_heads(Context<cuda>& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, const Weights& weight,

@@ -100,13 +100,12 @@ struct SelectiveScan<cuda> {
                        const SelectiveScanGradients<A, F>& out, Tensor<F, 3> d_state) {
     if (sequences.tokens == 0) return;
     const Index N = in.B.shape[2], heads = in.B.shape[1], across = tiles(in, backward_channels);
-    const Index rows_each = ceil_div(sequences.rows, most_groups), groups = ceil_div(sequences.rows, rows_each);
+    const Index rows_each = rows_of_group(sequences), groups = ceil_div(sequences.rows, rows_each);
     ArenaScope scope(ctx.arena());
-    const kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
-                                           ctx.arena().template tensor<F>(groups, in.u.cols(), N + 2)};
+    const auto [partials, memory] = backward_scratch(ctx, d_y, in, sequences, checkpoints, out, d_state);
     using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
-    const bool in_registers = std::is_same_v<F, float> && N <= 16 && sizeof(Shared) <= ctx.most_shared();
-    const auto queue = [&](auto kernel, int threads, std::size_t shared, auto... more) {
+    const bool in_registers = !memory;
+    const auto queue = [&, partials = partials](auto kernel, int threads, std::size_t shared, auto... more) {
       kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
                      static_cast<unsigned>(groups * across), static_cast<unsigned>(threads), shared, in, d_y, sequences,
                      checkpoints, out, d_state, partials, rows_each, more...);
@@ -114,7 +113,7 @@ struct SelectiveScan<cuda> {
     if (!in_registers) {
       using Traits = kernel::ChannelBackwardTraits<A>;
       queue(kernel::channel_backward_kernel<Traits>, Traits::threads, sizeof(kernel::ChannelBackwardShared<Traits>),
-            ctx.arena().template tensor<F>(groups, N, in.u.cols()));
+            memory);
     } else if constexpr (std::is_same_v<F, float>) {
       const auto fours = [](const auto&... tensors) { return (in_fours(tensors) && ...); };
       const bool wide =
@@ -132,7 +131,28 @@ struct SelectiveScan<cuda> {
                          "selective_scan_backward: sums over rows");
   }
 
+  template <class F>
+  struct BackwardScratch {
+    kernel::ScanPartials<F> partials;
+    Tensor<F, 3> memory;  // (groups of rows, N, D); none where the scan is in registers
+  };
+  template <class Ctx, class A, class F>
+  static BackwardScratch<F> backward_scratch(Ctx& ctx, Matrix<const A>, const SelectiveScanInputs<A, F>& in,
+                                             const Sequences& sequences, Tensor<const F, 3>,
+                                             const SelectiveScanGradients<A, F>&, Tensor<F, 3>) {
+    using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
+    const Index N = in.B.shape[2], D = in.u.cols(), groups = ceil_div(sequences.rows, rows_of_group(sequences));
+    BackwardScratch<F> scratch{{ctx.arena().template tensor<F>(tiles(in, backward_channels), sequences.tokens, 2 * N),
+                                ctx.arena().template tensor<F>(groups, D, N + 2)},
+                               {}};
+    if (!std::is_same_v<F, float> || N > 16 || sizeof(Shared) > ctx.most_shared())
+      scratch.memory = ctx.arena().template tensor<F>(groups, N, D);
+    return scratch;
+  }
+
  private:
+  /// Rows whose sums are one of the partial sums of the parameters' gradients.
+  static Index rows_of_group(const Sequences& sequences) { return ceil_div(sequences.rows, most_groups); }
   /// Of a tile of the backward pass.
   static constexpr Index backward_channels = 32;
   /// At most so many partial sums of the parameters' gradients.
