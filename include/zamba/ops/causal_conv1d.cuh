@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include <zamba/context.cuh>
+#include <zamba/kernel/add_parts.cuh>
 #include <zamba/kernel/elementwise.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
@@ -78,8 +79,8 @@ struct CausalConv1d<cuda> {
       kernel::for_elements(ctx, groups * (K + 1), D, kernel::ConvWeightGradient<A>{d_p, group_size, partial},
                            "causal_conv1d_backward: weight");
     }
-    kernel::for_vectors<F>(ctx, false, K + 1, D, kernel::AddConvParts<F>{partial, d_weight, d_bias},
-                           "causal_conv1d_backward: groups");
+    kernel::add_parts(ctx, Matrix<const F>(partial.data, groups, (K + 1) * D),
+                      kernel::AddConvSums<F>{d_weight, d_bias}, "causal_conv1d_backward: groups");
     if (d_state && K > 1)
       kernel::for_elements(ctx, sequences.rows, D, kernel::ConvStateGradient<A>{d_p, d_state},
                            "causal_conv1d_backward: state");

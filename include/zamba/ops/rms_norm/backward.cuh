@@ -194,7 +194,7 @@ void launch_norm_gradient(Context<cuda>& ctx, const Input& in, Matrix<const A> d
       queue(rms_norm_gradient_kernel<Traits>, Traits::shared);
     else
       queue(rms_norm_gradient_two_pass_kernel<Traits>, 0);
-    add_parts<F>(ctx, partial, d_weight, name);
+    add_parts(ctx, Matrix<const F>(partial), AddToVector<F>{d_weight}, name);
   };
   with_norm_gradient_traits<Input>(width, by);
 }
