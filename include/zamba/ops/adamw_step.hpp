@@ -103,7 +103,8 @@ struct AdamWTensors {
   Vector<F> m, v;
 };
 
-/// Bytes of what an optimiser keeps beside n weights: their moments, the lower halves of masters, and the numbers of a step.
+/// Bytes of what an optimiser keeps beside n weights: their moments, the lower halves of masters, and the numbers of a
+/// step.
 template <class W, class F>
 constexpr std::size_t adamw_state_bytes(Index n) {
   const auto of = [n](std::size_t element) { return align_up(static_cast<std::size_t>(n) * element); };
