@@ -169,7 +169,8 @@ struct Wgmma;
 
 #define ZAMBA_NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define ZAMBA_NAMES_16 ZAMBA_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define ZAMBA_NAMES_32 ZAMBA_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define ZAMBA_NAMES_24 ZAMBA_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define ZAMBA_NAMES_32 ZAMBA_NAMES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
 #define ZAMBA_NAMES_48 ZAMBA_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define ZAMBA_NAMES_64 ZAMBA_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define ZAMBA_SUMS_AT(i)                                                                                        \
@@ -177,7 +178,8 @@ struct Wgmma;
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
 #define ZAMBA_SUMS_8 ZAMBA_SUMS_AT(0)
 #define ZAMBA_SUMS_16 ZAMBA_SUMS_8, ZAMBA_SUMS_AT(8)
-#define ZAMBA_SUMS_32 ZAMBA_SUMS_16, ZAMBA_SUMS_AT(16), ZAMBA_SUMS_AT(24)
+#define ZAMBA_SUMS_24 ZAMBA_SUMS_16, ZAMBA_SUMS_AT(16)
+#define ZAMBA_SUMS_32 ZAMBA_SUMS_24, ZAMBA_SUMS_AT(24)
 #define ZAMBA_SUMS_48 ZAMBA_SUMS_32, ZAMBA_SUMS_AT(32), ZAMBA_SUMS_AT(40)
 #define ZAMBA_SUMS_64 ZAMBA_SUMS_48, ZAMBA_SUMS_AT(48), ZAMBA_SUMS_AT(56)
 
@@ -202,6 +204,7 @@ struct Wgmma;
 
 ZAMBA_WGMMA(16, 8, 8, 9, 10, 11, 12)
 ZAMBA_WGMMA(32, 16, 16, 17, 18, 19, 20)
+ZAMBA_WGMMA(48, 24, 24, 25, 26, 27, 28)
 ZAMBA_WGMMA(64, 32, 32, 33, 34, 35, 36)
 ZAMBA_WGMMA(96, 48, 48, 49, 50, 51, 52)
 ZAMBA_WGMMA(128, 64, 64, 65, 66, 67, 68)
@@ -210,12 +213,14 @@ ZAMBA_WGMMA(128, 64, 64, 65, 66, 67, 68)
 #undef ZAMBA_SUMS_64
 #undef ZAMBA_SUMS_48
 #undef ZAMBA_SUMS_32
+#undef ZAMBA_SUMS_24
 #undef ZAMBA_SUMS_16
 #undef ZAMBA_SUMS_8
 #undef ZAMBA_SUMS_AT
 #undef ZAMBA_NAMES_64
 #undef ZAMBA_NAMES_48
 #undef ZAMBA_NAMES_32
+#undef ZAMBA_NAMES_24
 #undef ZAMBA_NAMES_16
 #undef ZAMBA_NAMES_8
 
