@@ -5,7 +5,7 @@
 // First d_out . out of every query and head; then each gradient by blocks that own its rows and sum over all that they
 // meet, in order: keys over the queries that see them, of one head of their group after the other, queries over keys.
 // Scores are computed for either, and no sum is atomic.
-//   backward_sm90.cuh    bf16 by warpgroups, heads of at most 256 dimensions
+//   backward_sm90.cuh    bf16 by warpgroups
 //   backward_sm80.cuh    bf16 on tensor cores
 //   backward_plain.cuh   any other type, or rows that do not start at multiples of 16 bytes
 #pragma once

@@ -3,8 +3,8 @@
 // kernels, seven products and no atomics: wgmma, TMA, warps specialised as producer and consumers. Equations in
 // ops/attention.hpp.
 //
-//   backward_sm90_keys.cuh      d_k and d_v: a block owns keys, queries pass
-//   backward_sm90_queries.cuh   d_q: a block owns queries, keys pass
+//   backward_sm90_pairs.cuh     d_k and d_v: a block owns keys, queries pass; d_q of wide heads
+//   backward_sm90_queries.cuh   d_q of narrow heads: a block owns queries, keys pass
 //
 // The rows of all scores are those of the sums, so P and dS go from one product to the next in registers. A box that
 // leaves the tensor is filled with zeros. What it holds of other rows of the batch, or of a cache beyond the last key,
@@ -13,10 +13,12 @@
 // Numeric contract: that of backward_sm80.cuh; but dS is of P as it was rounded where d_k is concerned.
 #pragma once
 
+#include <type_traits>
+
 #include <zamba/context.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/sm90.cuh>
-#include <zamba/ops/attention/backward_sm90_keys.cuh>
+#include <zamba/ops/attention/backward_sm90_pairs.cuh>
 #include <zamba/ops/attention/backward_sm90_queries.cuh>
 #include <zamba/ops/attention/backward_tile.cuh>
 
@@ -25,64 +27,84 @@ namespace zamba::kernel {
 /// Which of what AttentionBackwardSm80 takes these kernels do, and their launch. A is bf16; templates, as there.
 class AttentionBackwardSm90 {
  public:
-  /// Whether what this GPU runs of the program was compiled for warpgroups, and the head is of at most 256 dimensions.
+  /// Whether what this GPU runs of the program was compiled for warpgroups.
   template <class A>
   static bool fit(const Context<cuda>& ctx, const AttentionShape& shape, const AttentionKeys<A>&) {
-    if (shape.head_dim > 256) return false;
-    return with_kernels(shape.head_dim, [&]<class Keys, class Queries>(Keys, auto* keys, Queries, auto* queries) {
+    bool all = true;
+    for_kernels(shape.head_dim, [&]<class Traits>(Traits, auto* kernel) {
       // As PrefillSm90::fit() has it.
-      const auto fits = [&](auto* kernel, std::size_t bytes) {
-        cudaFuncAttributes compiled{};
-        check_cuda(cudaFuncGetAttributes(&compiled, kernel), "attention backward");
-        return compiled.sharedSizeBytes > 0 && compiled.sharedSizeBytes + bytes <= ctx.most_shared();
-      };
-      return fits(keys, Keys::shared_bytes) && fits(queries, Queries::shared_bytes);
+      cudaFuncAttributes compiled{};
+      check_cuda(cudaFuncGetAttributes(&compiled, kernel), "attention backward");
+      all = all && compiled.sharedSizeBytes > 0 && compiled.sharedSizeBytes + Traits::shared_bytes <= ctx.most_shared();
     });
+    return all;
   }
 
   template <class A>
   static void launch(Context<cuda>& ctx, const AttentionShape& shape, const AttentionBackwardTensors<A>& at,
                      const AttentionKeys<A>& source, const Sequences& sequences) {
-    const auto map = [&](Tensor<const A, 3> of, Index positions) {
-      return tensor_map_of_heads(of, shape.head_dim, positions);
-    };
     const auto all = [](Matrix<const A> m) {
       Tensor<const A, 3> all(m.data, 1, m.rows(), m.cols());
       all.stride[1] = m.stride[0];
       return all;
     };
-    const auto run = [&]<class Traits>(Traits, auto* kernel, Index blocks, const AttentionBackwardMaps& maps) {
+    for_kernels(shape.head_dim, [&]<class Traits>(Traits, auto* kernel) {
+      const auto map = [&](Tensor<const A, 3> of, Index positions) {
+        return tensor_map_of_heads(of, shape.head_dim, positions);
+      };
+      const Index for_queries = Traits::owns_queries ? Traits::rows : Traits::columns;
+      const Index for_keys = Traits::owns_queries ? Traits::columns : Traits::rows;
+      const CUtensorMap q = map(all(at.q), for_queries), d_out = map(all(at.d_out), for_queries);
+      const CUtensorMap k = map(source.k, for_keys), v = map(source.v, for_keys);
+      const AttentionBackwardMaps maps =
+          Traits::owns_queries ? AttentionBackwardMaps{{q, d_out}, {k, v}} : AttentionBackwardMaps{{k, v}, {q, d_out}};
+      const Index tiles = Traits::owns_queries ? (sequences.tokens / Traits::rows + sequences.rows) * shape.heads
+                                               : Index{KeyTile<Traits::rows>::blocks(shape, source, sequences)};
       allow_shared(kernel, Traits::shared_bytes, "attention backward");
+      cudaLaunchAttribute cluster{};
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {Traits::blocks, 1, 1};
       cudaLaunchConfig_t config{};
-      config.gridDim = static_cast<unsigned>(blocks);
+      config.gridDim = static_cast<unsigned>(tiles * Traits::blocks);
       config.blockDim = Traits::threads;
       config.dynamicSmemBytes = Traits::shared_bytes;
       config.stream = ctx.stream();
+      config.attrs = &cluster;
+      config.numAttrs = 1;
       check_cuda(cudaLaunchKernelEx(&config, kernel, maps, shape, at, source, sequences), "attention backward");
-    };
-    with_kernels(
-        shape.head_dim, [&]<class Keys, class Queries>(Keys of_keys, auto* keys, Queries of_queries, auto* queries) {
-          const AttentionBackwardMaps maps{{map(source.k, Keys::keys), map(source.v, Keys::keys)},
-                                           {map(all(at.q), Keys::queries), map(all(at.d_out), Keys::queries)}};
-          run(of_keys, keys, Keys::Tile::blocks(shape, source, sequences), maps);
-          const AttentionBackwardMaps others{{map(all(at.q), Queries::queries), map(all(at.d_out), Queries::queries)},
-                                             {map(source.k, Queries::keys), map(source.v, Queries::keys)}};
-          run(of_queries, queries, (sequences.tokens / Queries::queries + sequences.rows) * shape.heads, others);
-        });
+    });
   }
 
  private:
+  /// The kernels of all gradients, one after the other.
   template <class F>
-  static auto with_kernels(Index head_dim, F&& f) {
-    const auto with = [&]<class Keys, class Queries>(Keys of_keys, Queries of_queries) {
-      return f(of_keys, attention_backward_sm90_keys_kernel<Keys>, of_queries,
-               attention_backward_sm90_queries_kernel<Queries>);
+  static void for_kernels(Index head_dim, F&& f) {
+    const auto pairs = [&]<class Traits>(Traits traits) { f(traits, attention_backward_sm90_pairs_kernel<Traits>); };
+    const auto queries = [&]<class Traits>(Traits traits) {
+      f(traits, attention_backward_sm90_queries_kernel<Traits>);
     };
-    if (head_dim <= 64) return with(KeyGradientSm90Traits<64, 64, 4>{}, QueryGradientSm90Traits<64, 64, 2>{});
-    if (head_dim <= 128) return with(KeyGradientSm90Traits<128, 64, 4>{}, QueryGradientSm90Traits<128, 64, 2>{});
-    if (head_dim <= 160) return with(KeyGradientSm90Traits<160, 64, 3>{}, QueryGradientSm90Traits<160, 64, 2>{});
-    if (head_dim <= 224) return with(KeyGradientSm90Traits<224, 48, 3>{}, QueryGradientSm90Traits<224, 48, 1>{});
-    return with(KeyGradientSm90Traits<256, 48, 3>{}, QueryGradientSm90Traits<256, 48, 1>{});
+    const auto narrow = [&]<class Keys, class Queries>(Keys of_keys, Queries of_queries) {
+      pairs(of_keys);
+      queries(of_queries);
+    };
+    const auto wide = [&]<int Dims>(std::integral_constant<int, Dims>) {
+      pairs(AttentionPairTraits<false, Dims, 48, 3, 2, 2>{});
+      pairs(AttentionPairTraits<true, Dims, 48, 3, 2, 2>{});
+    };
+    if (head_dim <= 64)
+      narrow(AttentionPairTraits<false, 64, 64, 4, 4>{}, QueryGradientSm90Traits<64, 64, 2>{});
+    else if (head_dim <= 128)
+      narrow(AttentionPairTraits<false, 128, 64, 4, 4>{}, QueryGradientSm90Traits<128, 64, 2>{});
+    else if (head_dim <= 160)
+      narrow(AttentionPairTraits<false, 160, 64, 3, 3>{}, QueryGradientSm90Traits<160, 64, 2>{});
+    else if (head_dim <= 224)
+      narrow(AttentionPairTraits<false, 224, 48, 3, 3>{}, QueryGradientSm90Traits<224, 48, 1>{});
+    else if (head_dim <= 256)
+      narrow(AttentionPairTraits<false, 256, 48, 3, 3>{}, QueryGradientSm90Traits<256, 48, 1>{});
+    else if (head_dim <= 480)
+      wide(std::integral_constant<int, 240>{});
+    else
+      wide(std::integral_constant<int, 256>{});
   }
 };
 

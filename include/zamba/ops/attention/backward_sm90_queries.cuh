@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include <zamba/ops/attention/backward_sm90_keys.cuh>
+#include <zamba/ops/attention/backward_sm90_pairs.cuh>
 #include <zamba/ops/attention/backward_tile.cuh>
 #include <zamba/ops/attention/tile_sm90.cuh>
 
@@ -21,13 +21,15 @@ namespace zamba::kernel {
 template <int Dims_, int Keys_, int ValueStages_>
 struct QueryGradientSm90Traits {
   static constexpr int dims = Dims_, keys = Keys_, key_stages = 3, value_stages = ValueStages_, consumers = 2;
-  static constexpr int queries = 64 * consumers, threads = warpgroup_threads * (consumers + 1);
+  static constexpr int queries = 64 * consumers, rows = queries, columns = keys, blocks = 1,
+                       threads = warpgroup_threads * (consumers + 1);
   static constexpr int atoms = ceil_div(dims, atom_columns);
   static constexpr int owned_atom = queries * atom_row_bytes, owned_bytes = atoms * owned_atom;
   static constexpr int passing_atom = keys * atom_row_bytes, stage_bytes = atoms * passing_atom;
   static constexpr std::size_t shared_bytes =
       atom_alignment + 2 * owned_bytes + (key_stages + value_stages) * stage_bytes;
   static constexpr int consumer_registers = 240, producer_registers = 24;
+  static constexpr bool owns_queries = true;
 };
 
 template <class Traits>
