@@ -91,7 +91,7 @@ struct AttentionPairTraits {
   static constexpr int partial_bytes = partial_vectors * static_cast<int>(sizeof(float4));
   static constexpr std::size_t shared_bytes = atom_alignment + 2 * owned_bytes + all_stages * stage_bytes +
                                               pair_stages * pair_vectors * sizeof(uint4) + 2 * partial_bytes;
-  static constexpr int consumer_registers = 240, producer_registers = 32;
+  static constexpr int consumer_registers = 232, producer_registers = 40;  // together those of the launch, 3 x 168
 
   using Tile = std::conditional_t<owns_queries, PassedQueries, PassedKeys<rows>>;
 };
