@@ -116,6 +116,13 @@ __device__ inline void named_barrier_arrive(int index, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
+/// Whether a block, the only one of its multiprocessor, of so many warpgroups has what setmaxnreg gives a thread of
+/// each, summed: what it was launched with, of which there are multiples of 8. Who asks for more waits for ever.
+template <int Warpgroups>
+constexpr bool registers_suffice(int sum) {
+  return sum <= Warpgroups * (65536 / (Warpgroups * warpgroup_threads) / 8 * 8);
+}
+
 /// Gives registers of each thread of the warpgroup back, or takes free ones: Count remain.
 template <int Count>
 __device__ void setmaxnreg_dec() {

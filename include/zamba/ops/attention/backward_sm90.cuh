@@ -3,14 +3,14 @@
 // kernels, seven products and no atomics: wgmma, TMA, warps specialised as producer and consumers. Equations in
 // ops/attention.hpp.
 //
-//   backward_sm90_pairs.cuh     d_k and d_v: a block owns keys, queries pass; d_q of wide heads
+//   backward_sm90_pairs.cuh     d_k and d_v: a block owns keys, queries pass (backward_sm90_passing.cuh); d_q of wide heads
 //   backward_sm90_queries.cuh   d_q of narrow heads: a block owns queries, keys pass
 //
 // The rows of all scores are those of the sums, so P and dS go from one product to the next in registers. A box that
 // leaves the tensor is filled with zeros. What it holds of other rows of the batch, or of a cache beyond the last key,
 // does not count: such P and dS are zero, and so are, before the sums, such rows of what passes.
 //
-// Numeric contract: that of backward_sm80.cuh; but dS is of P as it was rounded where d_k is concerned.
+// Numeric contract: that of backward_sm80.cuh; dS is of P rounded to 11 bits where warpgroups share the pairs.
 #pragma once
 
 #include <type_traits>

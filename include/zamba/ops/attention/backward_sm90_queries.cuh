@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include <zamba/ops/attention/backward_sm90_pairs.cuh>
+#include <zamba/ops/attention/backward_sm90_passing.cuh>
 #include <zamba/ops/attention/backward_tile.cuh>
 #include <zamba/ops/attention/tile_sm90.cuh>
 
@@ -29,6 +29,7 @@ struct QueryGradientSm90Traits {
   static constexpr std::size_t shared_bytes =
       atom_alignment + 2 * owned_bytes + (key_stages + value_stages) * stage_bytes;
   static constexpr int consumer_registers = 240, producer_registers = 24;
+  static_assert(registers_suffice<consumers + 1>(consumers * consumer_registers + producer_registers));
   static constexpr bool owns_queries = true;
 };
 
