@@ -46,11 +46,12 @@ struct Mbarrier {
   __device__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
-  /// At the same barrier of another block of the cluster: what it does after wait_for_cluster() comes later.
+  /// At the same barrier of another block of the cluster: its stores after the wait come after what was read here. Of
+  /// the block's scope, as nothing written here is for it; of the cluster's it would wait for all stores under way.
   __device__ void arrive_at(unsigned block) {
     asm volatile(
         "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n"
-        " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(this)),
+        " mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(this)),
         "r"(block)
         : "memory");
   }
@@ -64,17 +65,6 @@ struct Mbarrier {
     while (!done)
       asm volatile(
           "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-          : "=r"(done)
-          : "r"(shared_address(this)), "r"(phase & 1)
-          : "memory");
-  }
-  /// The same, for arrivals of other blocks.
-  __device__ void wait_for_cluster(unsigned phase) {
-    unsigned done = 0;
-    while (!done)
-      asm volatile(
-          "{\n .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-          " selp.u32 %0, 1, 0, p;\n}"
           : "=r"(done)
           : "r"(shared_address(this)), "r"(phase & 1)
           : "memory");

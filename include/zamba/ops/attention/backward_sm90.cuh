@@ -3,8 +3,9 @@
 // kernels, seven products and no atomics: wgmma, TMA, warps specialised as producer and consumers. Equations in
 // ops/attention.hpp.
 //
-//   backward_sm90_pairs.cuh     d_k and d_v: a block owns keys, queries pass (backward_sm90_passing.cuh); d_q of wide heads
-//   backward_sm90_queries.cuh   d_q of narrow heads: a block owns queries, keys pass
+//   backward_sm90_rows.cuh      d_q, and d_k and d_v of narrow heads: warpgroups with rows of their own
+//   backward_sm90_pairs.cuh     d_k and d_v, and d_q of wide heads: two warpgroups share the pairs of rows and columns
+//   backward_sm90_passing.cuh   what both own and load
 //
 // The rows of all scores are those of the sums, so P and dS go from one product to the next in registers. A box that
 // leaves the tensor is filled with zeros. What it holds of other rows of the batch, or of a cache beyond the last key,
@@ -19,7 +20,7 @@
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/sm90.cuh>
 #include <zamba/ops/attention/backward_sm90_pairs.cuh>
-#include <zamba/ops/attention/backward_sm90_queries.cuh>
+#include <zamba/ops/attention/backward_sm90_rows.cuh>
 #include <zamba/ops/attention/backward_tile.cuh>
 
 namespace zamba::kernel {
@@ -79,32 +80,30 @@ class AttentionBackwardSm90 {
   /// The kernels of all gradients, one after the other.
   template <class F>
   static void for_kernels(Index head_dim, F&& f) {
+    const auto rows = [&]<class Traits>(Traits traits) { f(traits, attention_backward_sm90_rows_kernel<Traits>); };
     const auto pairs = [&]<class Traits>(Traits traits) { f(traits, attention_backward_sm90_pairs_kernel<Traits>); };
-    const auto queries = [&]<class Traits>(Traits traits) {
-      f(traits, attention_backward_sm90_queries_kernel<Traits>);
-    };
-    const auto narrow = [&]<class Keys, class Queries>(Keys of_keys, Queries of_queries) {
-      pairs(of_keys);
-      queries(of_queries);
-    };
-    const auto wide = [&]<int Dims>(std::integral_constant<int, Dims>) {
-      pairs(AttentionPairTraits<false, Dims, 48, 3, 2, 2>{});
-      pairs(AttentionPairTraits<true, Dims, 48, 3, 2, 2>{});
-    };
-    if (head_dim <= 64)
-      narrow(AttentionPairTraits<false, 64, 64, 4, 4>{}, QueryGradientSm90Traits<64, 64, 2>{});
-    else if (head_dim <= 128)
-      narrow(AttentionPairTraits<false, 128, 64, 4, 4>{}, QueryGradientSm90Traits<128, 64, 2>{});
-    else if (head_dim <= 160)
-      narrow(AttentionPairTraits<false, 160, 64, 3, 3>{}, QueryGradientSm90Traits<160, 64, 2>{});
-    else if (head_dim <= 224)
-      narrow(AttentionPairTraits<false, 224, 48, 3, 3>{}, QueryGradientSm90Traits<224, 48, 1>{});
-    else if (head_dim <= 256)
-      narrow(AttentionPairTraits<false, 256, 48, 3, 3>{}, QueryGradientSm90Traits<256, 48, 1>{});
-    else if (head_dim <= 480)
-      wide(std::integral_constant<int, 240>{});
-    else
-      wide(std::integral_constant<int, 256>{});
+    if (head_dim <= 64) {
+      rows(AttentionRowTraits<false, 64, 64, 3, 3>{});
+      rows(AttentionRowTraits<true, 64, 96, 3, 2>{});
+    } else if (head_dim <= 128) {
+      rows(AttentionRowTraits<false, 128, 48, 3, 3>{});
+      rows(AttentionRowTraits<true, 128, 64, 3, 2>{});
+    } else if (head_dim <= 160) {
+      pairs(AttentionPairTraits<false, 160, 64, 3, 3>{});
+      rows(AttentionRowTraits<true, 160, 64, 3, 2>{});
+    } else if (head_dim <= 224) {
+      pairs(AttentionPairTraits<false, 224, 48, 3, 3>{});
+      rows(AttentionRowTraits<true, 224, 64, 2, 1>{});
+    } else if (head_dim <= 256) {
+      pairs(AttentionPairTraits<false, 256, 48, 3, 3>{});
+      rows(AttentionRowTraits<true, 256, 64, 2, 1>{});
+    } else if (head_dim <= 480) {
+      pairs(AttentionPairTraits<false, 240, 48, 3, 2, 2>{});
+      pairs(AttentionPairTraits<true, 240, 48, 3, 2, 2>{});
+    } else {
+      pairs(AttentionPairTraits<false, 256, 48, 3, 2, 2>{});
+      pairs(AttentionPairTraits<true, 256, 48, 3, 2, 2>{});
+    }
   }
 };
 

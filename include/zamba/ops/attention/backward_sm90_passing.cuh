@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What a block of backward_sm90_pairs.cuh owns, what passes by, its shared memory, and the producer that fills it.
+// What a block of the backward pass by warpgroups owns, what passes by, its shared memory, and the producer that fills
+// it: see backward_sm90.cuh.
 #pragma once
 
 #include <cstdint>
@@ -61,38 +62,32 @@ struct PassedKeys : PassedRows {
   }
 };
 
-/// Heads of at most Dims_ dimensions times Blocks_, tiles of Columns_; stages of Q or K, and of d_out or V. Those of Q
-/// or K are read for the scores, and again for the sums, much later: two stages of them would keep warpgroups waiting.
-template <bool OwnsQueries_, int Dims_, int Columns_, int FirstStages_, int SecondStages_, int Blocks_ = 1>
-struct AttentionPairTraits {
+/// Heads of at most Dims_ dimensions times Blocks_; a block owns Rows_ rows, tiles of Columns_ columns pass: Q or K in
+/// a ring of FirstStages_ stages, d_out or V in one of SecondStages_.
+template <bool OwnsQueries_, int Dims_, int Rows_, int Columns_, int FirstStages_, int SecondStages_, int Blocks_>
+struct AttentionPassingTraits {
   static constexpr bool owns_queries = OwnsQueries_;
-  static constexpr int dims = Dims_, columns = Columns_, rows = 64, blocks = Blocks_;
+  static constexpr int dims = Dims_, rows = Rows_, columns = Columns_, blocks = Blocks_;
+  static constexpr int consumers = 2, threads = (consumers + 1) * warpgroup_threads;
   template <int I>
   static constexpr int stages = I == 0 ? FirstStages_ : SecondStages_;
   static constexpr int all_stages = FirstStages_ + SecondStages_;
-  static constexpr int threads = 3 * warpgroup_threads;
   static constexpr int atoms = ceil_div(dims, atom_columns);
   static constexpr int owned_atom = rows * atom_row_bytes, owned_bytes = atoms * owned_atom;
   static constexpr int passing_atom = columns * atom_row_bytes, stage_bytes = atoms * passing_atom;
-  static constexpr int pair_vectors = columns / 16 * warpgroup_threads, pair_stages = 2;    // of P, in fp16
-  static constexpr int partial_vectors = blocks > 1 ? columns / 8 * warpgroup_threads : 0;  // of S, in float
-  static constexpr int partial_bytes = partial_vectors * static_cast<int>(sizeof(float4));
-  static constexpr std::size_t shared_bytes = atom_alignment + 2 * owned_bytes + all_stages * stage_bytes +
-                                              pair_stages * pair_vectors * sizeof(uint4) + 2 * partial_bytes;
+  static constexpr std::size_t tile_bytes = atom_alignment + 2 * owned_bytes + all_stages * stage_bytes;
   static constexpr int consumer_registers = 232, producer_registers = 40;
-  static_assert(registers_suffice<3>(2 * consumer_registers + producer_registers));
+  static_assert(registers_suffice<consumers + 1>(consumers * consumer_registers + producer_registers));
 
   using Tile = std::conditional_t<owns_queries, PassedQueries, PassedKeys<rows>>;
 };
 
 template <class Traits>
-struct AttentionPairBarriers {
+struct AttentionPassingBarriers {
   Mbarrier owned_full[2];
   PipelineBarriers<Traits::template stages<0>> first;
   PipelineBarriers<Traits::template stages<1>> second;
-  PipelineBarriers<Traits::pair_stages> pairs;
-  PipelineBarriers<1> partial[2];                      // empty: the other block has read what was sent
-  float numbers[Traits::all_stages][Traits::columns];  // of queries that pass: log2(e) lse, and d_out . out
+  float numbers[Traits::all_stages][Traits::columns];  // of queries that pass: see number_of_query()
 
   template <int I>
   __device__ auto& passing() {
@@ -101,38 +96,46 @@ struct AttentionPairBarriers {
     else
       return second;
   }
-  __device__ void init() {
+  /// For so many warps that read either ring.
+  __device__ void init(unsigned first_readers, unsigned second_readers) {
     for (Mbarrier& full : owned_full) full.init(1);
-    first.init(1 + 32, 8);
-    second.init(1 + 32, Traits::owns_queries ? 4 : 8);
-    pairs.init(warpgroup_threads, warpgroup_threads);
-    for (auto& of_group : partial) of_group.init(1, warpgroup_threads);
-    fence_mbarrier_init();
+    first.init(1 + 32, first_readers);
+    second.init(1 + 32, second_readers);
   }
 };
 
 /// The tiles and barriers of a block; 0: Q and K, 1: d_out and V.
 template <class Traits>
-struct AttentionPairShared {
-  AttentionPairBarriers<Traits>& barriers;
+struct AttentionPassingShared {
+  AttentionPassingBarriers<Traits>& barriers;
   std::byte* tiles;  // owned (2, atoms) of (rows x 64); passing (all_stages, atoms) of (columns x 64)
-  uint4* pairs;      // (pair_stages, pair_vectors)
-  float4* partials;  // (2, partial_vectors): what the other block of the cluster sent
 
-  __device__ AttentionPairShared(AttentionPairBarriers<Traits>& barriers, void* dynamic)
-      : barriers(barriers),
-        tiles(at_atom_alignment(dynamic)),
-        pairs(reinterpret_cast<uint4*>(owned(2) + Traits::all_stages * Traits::stage_bytes)),
-        partials(reinterpret_cast<float4*>(pairs + Traits::pair_stages * Traits::pair_vectors)) {}
+  __device__ AttentionPassingShared(AttentionPassingBarriers<Traits>& barriers, void* dynamic)
+      : barriers(barriers), tiles(at_atom_alignment(dynamic)) {}
 
   __device__ std::byte* owned(int i) const { return tiles + i * Traits::owned_bytes; }
   template <int I>
-  __device__ std::byte* passing() const {
-    return owned(2) + (I == 0 ? 0 : Traits::template stages<0>)*Traits::stage_bytes;
+  __device__ std::byte* passing(int stage = 0) const {
+    return owned(2) + (stage + (I == 0 ? 0 : Traits::template stages<0>)) * Traits::stage_bytes;
   }
   template <int I>
   __device__ float* numbers(int stage) const {
-    return barriers.numbers[(I == 0 ? 0 : Traits::template stages<0>)+stage];
+    return barriers.numbers[stage + (I == 0 ? 0 : Traits::template stages<0>)];
+  }
+
+  /// Waits for a stage of ring I whose tile has `valid` columns. Beyond them it may hold anything, and P = 0 times NaN
+  /// is NaN: of rings that sums read such rows become zero, cleared by Groups warpgroups together. Then all consumers
+  /// wait for each other, before any of them reads the stage.
+  template <int I, int Groups>
+  __device__ __forceinline__ void wait_passing(const PipelineState<Traits::template stages<I>>& at, int valid) const {
+    barriers.template passing<I>().full[at.stage].wait(at.phase);
+    if (valid >= Traits::columns) return;
+    constexpr int threads = Groups * warpgroup_threads, pieces = atom_row_bytes / sizeof(uint4);
+    for (int i = valid * pieces + threadIdx.x % threads; i < Traits::columns * pieces; i += threads)
+      for (int n = 0; n < Traits::atoms; ++n)
+        *reinterpret_cast<uint4*>(passing<I>(at.stage) + n * Traits::passing_atom + i * sizeof(uint4)) = uint4{};
+    fence_proxy_async();
+    named_barrier_sync(1, Traits::consumers * warpgroup_threads);
   }
 };
 
@@ -151,22 +154,17 @@ struct PassingTile {
   }
 };
 
-/// P is passed on as 2^pair_exponent P in fp16: rounded to 11 bits from 2^-28 on, where bf16 would have 8, which d_k
-/// would show.
-inline constexpr int pair_exponent = 14;
-
-/// What a query subtracts: from scores the logarithm of the sum, so that they become 2^pair_exponent P; from dP
-/// d_out . out.
-template <int I>
+/// What a query subtracts: from scores log2(e) lse, so that they become 2^exponent P; from dP d_out . out.
+template <int I, class Traits>
 __device__ __forceinline__ float number_of_query(const Tensor<float, 3>& sums, int head, int token) {
   const float number = sums(I, head, token);
-  return I == 0 ? ::fmaf(number, log2_e, -pair_exponent) : number;
+  return I == 0 ? ::fmaf(number, log2_e, -Traits::pair_exponent) : number;
 }
 
 /// Loads the block's share, from dimension `column` on, of what it owns, then of tile after tile of what passes,
 /// queries with a number each. A warp calls it.
 template <int I, class Traits>
-__device__ __forceinline__ void load_passing(const AttentionPairShared<Traits>& shared,
+__device__ __forceinline__ void load_passing(const AttentionPassingShared<Traits>& shared,
                                              const AttentionBackwardMaps& maps, const PassedRows& tile,
                                              const Tensor<float, 3>& sums, int column) {
   const int lane = threadIdx.x % 32;
@@ -189,13 +187,13 @@ __device__ __forceinline__ void load_passing(const AttentionPairShared<Traits>& 
     barriers.empty[at.stage].wait(at.phase + 1);
     if (lane == 0) {
       full.arrive_expect_tx(Traits::stage_bytes);
-      load(shared.template passing<I>() + at.stage * Traits::stage_bytes, Traits::passing_atom, maps.passing[I],
+      load(shared.template passing<I>(at.stage), Traits::passing_atom, maps.passing[I],
            {0, head, position, tile.passing.row}, full);
     }
     if constexpr (!Traits::owns_queries)
       for (int c = lane; c < Traits::columns; c += 32)
         shared.template numbers<I>(at.stage)[c] =
-            next.first + c < tile.columns ? number_of_query<I>(sums, head, position + c) : 0;
+            next.first + c < tile.columns ? number_of_query<I, Traits>(sums, head, position + c) : 0;
     full.arrive();
   }
 }
