@@ -88,7 +88,7 @@ TEST_CASE("causal_conv1d in bf16 is that in float, rounded where it is written")
 }
 
 TEST_CASE("causal_conv1d on CUDA, backward: groups of tokens that begin and end anywhere in rows") {
-  // Rows about as long as the window, as the loads under way, and of many groups: 2112 / ceil(D / 128) of them, of 16
+  // Rows about as long as the window, as the loads under way, and of many groups: 1056 / ceil(D / 256) of them, of 16
   // tokens or more; documents of length 1, and rows without a token between others.
   struct Rows {
     Index channels;

@@ -7,6 +7,7 @@
 //   load_vector_streaming<N>(from)   ld.global.cs.v4    what is read once: first to leave the caches
 //   load_vector_masked<N, Aligned>(from, count)         the first `count` of N elements, zeros for the others
 //   store_vector(to, vector or values), store_vector_masked<Aligned>(to, values, count)
+//   store_vector_streaming(to, vector)                  st.global.cs.v4
 //
 // A vector holds elements as they lie in memory; vector[i], unpack() and pack() convert from and to compute_t.
 #pragma once
@@ -141,6 +142,15 @@ __device__ void store_vector(T* to, const AlignedVector<T, N>& vector) {
   using Vector = AlignedVector<T, N>;
 #pragma unroll
   for (int i = 0; i < Vector::count; ++i) reinterpret_cast<typename Vector::Word*>(to)[i] = vector.words[i];
+}
+
+/// The same, of what is not read soon: it gives way in the caches.
+template <class T, int N>
+__device__ void store_vector_streaming(T* to, const AlignedVector<T, N>& vector) {
+  static_assert(N > 1, "zamba: single elements are stored as they are");
+  using Vector = AlignedVector<T, N>;
+#pragma unroll
+  for (int i = 0; i < Vector::count; ++i) __stcs(reinterpret_cast<typename Vector::Word*>(to) + i, vector.words[i]);
 }
 
 /// Rounds N values and writes them to an address that is aligned to them.

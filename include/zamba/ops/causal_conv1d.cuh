@@ -2,9 +2,9 @@
 // causal_conv1d on CUDA; equations and shapes in causal_conv1d.hpp.
 //
 // Bound by memory, so for the usual K = 4 a thread takes 16 bytes of neighbouring channels, where rows are aligned to
-// them: causal_conv1d/prefill.cuh for rows of some tokens, causal_conv1d/decode.cuh for single ones; backwards four
-// channels, causal_conv1d/backward.cuh. Other K go element by element, causal_conv1d/any_width.cuh and
-// causal_conv1d/backward_any_width.cuh.
+// them: causal_conv1d/prefill.cuh for rows of some tokens, causal_conv1d/decode.cuh for single ones,
+// causal_conv1d/backward.cuh for gradients. Other K, and gradients of other rows, go element by element:
+// causal_conv1d/any_width.cuh and causal_conv1d/backward_any_width.cuh.
 //
 // Numeric contract: as on the CPU, one sum over j in order, in compute_t; rounded once when written. In float the
 // sigmoid of p is within (3 + |p|) 1e-7 of its value. Backwards d_weight and d_bias are summed over the tokens of a
@@ -59,28 +59,23 @@ struct CausalConv1d<cuda> {
         backward_scratch(ctx, d_out, x, weight, bias, sequences, initial_state, d_x, d_weight, d_bias, d_state);
     const kernel::ConvGradient<A> d_p{{x, weight, bias, sequences, initial_state}, d_out};
     const Tensor<const F, 3> d_final(d_state);
-    const auto queue = [&]<class Traits>(Traits) {
+    constexpr int fixed = 4;
+    const auto fits = [](const auto& state) { return !state || kernel::aligned(state, kernel::vector_width<F>); };
+    if (K == fixed && kernel::in_vectors(x) && kernel::in_vectors(d_out) && kernel::in_vectors(d_x) &&
+        kernel::in_vectors(weight) && fits(initial_state) && fits(d_final)) {
+      using Traits = kernel::ConvGradientTraits<A, fixed>;
       const Index tiles = ceil_div(D, Index{Traits::width} * Traits::threads);
       kernel::launch(ctx, kernel::overlap_for(tokens), "causal_conv1d_backward",
                      kernel::causal_conv1d_gradient_kernel<Traits>, static_cast<unsigned>(groups * tiles),
                      Traits::threads, 0, d_out, x, weight, bias, sequences, initial_state, d_final, d_x, partial,
                      static_cast<unsigned>(tiles), group_size);
-    };
-    constexpr int fixed = 4;
-    if (K == fixed) {
-      constexpr int wide = sizeof(A) == 8 ? 1 : 4;  // double is for proofs
-      const auto fits = [](const auto& tensor) { return !tensor || kernel::aligned(tensor, wide); };
-      if (D % wide == 0 && fits(x) && fits(d_out) && fits(d_x) && fits(weight) && fits(initial_state) && fits(d_final))
-        queue(kernel::ConvGradientTraits<A, fixed, wide>{});
-      else
-        queue(kernel::ConvGradientTraits<A, fixed, 1>{});
     } else {
       kernel::for_elements(ctx, tokens, D, kernel::ConvInputGradient<A>{d_p, d_final, d_x}, "causal_conv1d_backward");
       kernel::for_elements(ctx, groups * (K + 1), D, kernel::ConvWeightGradient<A>{d_p, group_size, partial},
                            "causal_conv1d_backward: weight");
     }
-    kernel::add_parts(ctx, Matrix<const F>(partial.data, groups, (K + 1) * D),
-                      kernel::AddConvSums<F>{d_weight, d_bias}, "causal_conv1d_backward: groups");
+    kernel::add_parts(ctx, Matrix<const F>(partial.data, groups, (K + 1) * D), kernel::AddConvSums<F>{d_weight, d_bias},
+                      "causal_conv1d_backward: groups");
     if (d_state && K > 1)
       kernel::for_elements(ctx, sequences.rows, D, kernel::ConvStateGradient<A>{d_p, d_state},
                            "causal_conv1d_backward: state");
@@ -104,7 +99,7 @@ struct CausalConv1d<cuda> {
   static constexpr Index most_tokens = 256;
   /// Backwards, groups are as long as lets all blocks be at once on a GPU of 132 multiprocessors; fixed, because they
   /// make the order of sums.
-  static constexpr Index gradient_blocks = 132 * 12, gradient_channels = 128, least_group = 16;
+  static constexpr Index gradient_blocks = 132 * 8, gradient_channels = 256, least_group = 16;
 
   template <class Traits, class A, class F>
   static void launch(Context<cuda>& ctx, Matrix<const A> x, Matrix<const F> weight, Vector<const F> bias,

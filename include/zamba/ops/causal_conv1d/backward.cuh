@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: MIT
 // The backward pass of causal_conv1d on CUDA for a fixed K: one pass over the inputs with two sliding windows in
-// registers. A thread takes neighbouring channels along a group of neighbouring tokens, some loads ahead; token t gives
-// p_t from the window of x and with it
+// registers. A thread takes 16 bytes of neighbouring channels along a group of neighbouring tokens, which cp.async
+// brings to a ring in shared memory some tokens ahead; token t gives p_t from the window of x and with it
 //
 //   d_p_t                          joins the window of d_p
 //   d_weight[:, j] += d_p_t x_{t-(K-1)+j}, d_bias += d_p_t          sums of the group, in registers
 //   d_x_{t-(K-1)} = sum_j weight[:, j] * d_p_{t-j}
 //
 // A group runs K - 1 tokens on into the next one, or beyond its row's end, for the last of its d_x; these add nothing
-// to its sums. Their order: tokens of a group, then groups, whose length depends on the extents alone.
+// to its sums. The ring goes on from a row to the next: only the windows begin anew. Order of sums: tokens of a group,
+// then the groups, whose length depends on the extents alone (kernel/add_parts.cuh).
 #pragma once
 
+#include <type_traits>
+
+#include <zamba/kernel/async_copy.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/causal_conv1d/step.cuh>
@@ -18,12 +22,61 @@
 
 namespace zamba::kernel {
 
-/// A thread has Width_ neighbouring channels, one or four: windows, sums and loads of four leave a multiprocessor the
-/// registers for 12 warps.
-template <class A_, int K_, int Width_>
-struct ConvGradientTraits : CausalConv1dTraits<A_, K_, Width_> {
-  static constexpr int blocks = 12;
-  static constexpr int ahead = sizeof(A_) == 2 ? 6 : 3;
+/// Blocks of a multiprocessor are as many as there are registers for: windows, sums and weights of eight channels take
+/// some 240 of them.
+template <class A_, int K_>
+struct ConvGradientTraits : CausalConv1dTraits<A_, K_, vector_width<A_>> {
+  static constexpr int blocks = 8;
+  static constexpr int ahead = 6;  // tokens that are there or on their way
+};
+
+/// x and d_out of the tokens [first, end) in turn, for a thread's channels from c on: a ring of those that are there or
+/// on their way. A thread reads what it has copied itself.
+template <class Traits>
+class ConvGradientInputs {
+ public:
+  using A = typename Traits::A;
+  using F = typename Traits::F;
+  static constexpr int width = Traits::width, ahead = Traits::ahead;
+  using Memory = AlignedVector<A, width>[ahead][2][Traits::threads];
+
+  __device__ ConvGradientInputs(Memory& memory, const Matrix<const A>& x, const Matrix<const A>& d_out, Index first,
+                                Index end, Index c)
+      : memory_(memory),
+        x_(&x(first, c)),
+        d_out_(&d_out(first, c)),
+        x_stride_(x.stride[0]),
+        d_out_stride_(d_out.stride[0]),
+        left_(static_cast<int>(end - first)) {
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) fetch(k);
+  }
+
+  /// Those of the next token.
+  __device__ void take(F (&x)[width], F (&d_out)[width]) {
+    copy_async_wait<ahead - 1>();
+    memory_[slot_][0][threadIdx.x].unpack(x);
+    memory_[slot_][1][threadIdx.x].unpack(d_out);
+    fetch(slot_);
+    slot_ = slot_ + 1 < ahead ? slot_ + 1 : 0;
+  }
+
+ private:
+  /// One group of copies, though there may be none.
+  __device__ void fetch(int slot) {
+    if (left_-- > 0) {
+      copy_async(&memory_[slot][0][threadIdx.x], x_, true);
+      copy_async(&memory_[slot][1][threadIdx.x], d_out_, true);
+    }
+    copy_async_commit();
+    x_ += x_stride_;
+    d_out_ += d_out_stride_;
+  }
+
+  Memory& memory_;
+  const A *x_, *d_out_;  // of the next token to fetch
+  Index x_stride_, d_out_stride_;
+  int left_, slot_ = 0;
 };
 
 /// The windows of a thread and its sums.
@@ -93,7 +146,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
                                   Tensor<typename Traits::F, 3> partial, unsigned tiles, Index group_size) {
   using A = typename Traits::A;
   using F = typename Traits::F;
-  constexpr int width = Traits::width, past = Traits::past, ahead = Traits::ahead;
+  constexpr int width = Traits::width, past = Traits::past;
   launch_dependents();
   const Index c = (Index{blockIdx.x % tiles} * Traits::threads + threadIdx.x) * width;
   if (c >= d_x.cols()) return grid_dependency_wait();
@@ -102,7 +155,10 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   const ConvFilter<Traits> filter(weight, bias, c);
 
   grid_dependency_wait();
+  __shared__ typename ConvGradientInputs<Traits>::Memory memory;
+  ConvGradientInputs<Traits> inputs(memory, x, d_out, first, ::min(last + past, sequences.tokens), c);
   ConvGradientStep<Traits> at;
+  A* next_d_x = &d_x(first, c);
   for (Index row = row_of(sequences, first); row < sequences.rows && sequences.begin(row) < last; ++row) {
     const Index begin = sequences.begin(row), length = sequences.length(row);
     const Index t = ::max(first - begin, Index{0}), end = ::min(last - begin, length);
@@ -110,67 +166,35 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
     // Counted from t: tokens of the group, steps to its last d_x, and tokens that the row has for these.
     const int counted = static_cast<int>(end - t), steps = counted + past;
     const int there = static_cast<int>(::min(length, end + past) - t);
-    // Pointers move on, so that no step of an unrolled loop has addresses of its own in registers.
-    const A *next_x = &x(begin + t, c), *next_d_out = &d_out(begin + t, c);
-    A* next_d_x = &d_x(begin + t, c);
-    AlignedVector<A, width> inputs[ahead] = {}, d_outs[ahead] = {};
-    const auto load = [&](int step, int k) {
-      if (step < there) {
-        inputs[k] = load_vector<width>(next_x);
-        d_outs[k] = load_vector<width>(next_d_out);
-      }
-      next_x += x.stride[0];
-      next_d_out += d_out.stride[0];
-    };
-    const auto store = [&](const F(&values)[width]) {
-      store_vector(next_d_x, values);
-      next_d_x += d_x.stride[0];
-    };
-    // Any step; the loads that are under way move up by one.
-    const auto move = [&](int step) {
-      F input[width], d[width], result[width];
-      inputs[0].unpack(input);
-      d_outs[0].unpack(d);
-#pragma unroll
-      for (int i = 0; i < width; ++i)
-        if (step >= there) input[i] = d[i] = 0;
-#pragma unroll
-      for (int k = 0; k + 1 < ahead; ++k) {
-        inputs[k] = inputs[k + 1];
-        d_outs[k] = d_outs[k + 1];
-      }
-      load(step + ahead, ahead - 1);
-      at.step(filter, input, d, step < counted, result);
-      if (step < past) return;
-      if (d_state && step >= there) {  // beyond the row's end: the final state holds the input of this d_x
+    begin_windows(at, x, state, sequences, row, t, c);
+    // Inside: a token of the group, with K - 1 others before it.
+    const auto move = [&](int step, auto is_inside) {
+      constexpr bool inside = decltype(is_inside)::value;
+      F input[width] = {}, d[width] = {}, result[width];
+      if (inside || step < there) inputs.take(input, d);
+      at.step(filter, input, d, inside || step < counted, result);
+      if (!inside && step < past) return;
+      if (!inside && d_state && step >= there) {  // the final state holds the input of this d_x
         F more[width];
         load_vector<width>(&d_state(row, step - there, c)).unpack(more);
 #pragma unroll
         for (int i = 0; i < width; ++i) result[i] += more[i];
       }
-      store(result);
+      store_vector_streaming(next_d_x, AlignedVector<A, width>::pack(result));
+      next_d_x += d_x.stride[0];
     };
-#pragma unroll
-    for (int k = 0; k < ahead; ++k) load(k, k);
-    begin_windows(at, x, state, sequences, row, t, c);
     int step = 0;
 #pragma unroll 1
-    for (; step < past; ++step) move(step);
+    for (; step < past; ++step) move(step, std::false_type{});
 #pragma unroll 1
-    for (; step + ahead <= counted; step += ahead) {
+    for (; step + past <= counted; step += past) {  // the windows are where they were
 #pragma unroll
-      for (int k = 0; k < ahead; ++k) {
-        F input[width], d[width], result[width];
-        inputs[k].unpack(input);
-        d_outs[k].unpack(d);
-        load(step + k + ahead, k);
-        at.step(filter, input, d, true, result);
-        store(result);
-      }
+      for (int k = 0; k < past; ++k) move(step + k, std::true_type{});
     }
 #pragma unroll 1
-    for (; step < steps; ++step) move(step);
+    for (; step < steps; ++step) move(step, std::false_type{});
   }
+  copy_async_wait<0>();
 #pragma unroll
   for (int j = 0; j < Traits::K; ++j) {
     F sums[width];

@@ -20,9 +20,12 @@ struct ConvGradient {
   Matrix<const A> d_out;
 
   __device__ F operator()(Index row, Index t, Index c) const {
-    if (t >= in.sequences.length(row)) return 0;
+    return t < in.sequences.length(row) ? F(d_out(in.sequences.begin(row) + t, c)) * slope(row, t, c) : F(0);
+  }
+  /// What d_out is multiplied by.
+  __device__ F slope(Index row, Index t, Index c) const {
     const F p = in.preactivation(row, t, c);
-    return F(d_out(in.sequences.begin(row) + t, c)) * silu_slope(p, sigmoid(p));
+    return silu_slope(p, sigmoid(p));
   }
 };
 
@@ -62,8 +65,8 @@ struct ConvWeightGradient {
     for (Index token = first; token < end; ++token) {
       while (in.sequences.offsets[row + 1] <= token) ++row;
       const Index t = token - in.sequences.begin(row);
-      const F d = d_p(row, t, c);
-      sum = j < K ? ::fma(d, in(row, t - in.past() + j, c), sum) : sum + d;
+      const F d = F(d_p.d_out(token, c)), slope = d_p.slope(row, t, c);
+      sum = j < K ? ::fma(d * slope, in(row, t - in.past() + j, c), sum) : ::fma(d, slope, sum);
     }
     partial(group, j, c) = sum;
   }

@@ -99,7 +99,7 @@ __device__ void ssd_input_warps(const SsdInputs<bf16, float>& in, const SsdGradi
     own.differentiate(turn.number, shared.of_head(turn.head), in.D[part.block.head + turn.head]);
     own.store(part.count, turn.channels(), &out.u(part.first, turn.first()), out.u.stride[0]);
   }
-  __syncthreads();
+  __syncwarp();  // the last gradient of u has been written
   own.share();
   __syncthreads();
   for (Index number = warp; number < part.block.heads; number += Traits::warps)
@@ -125,7 +125,6 @@ __device__ void ssd_projection_warps(const SsdGradientPart<Traits>& part, const 
     named_barrier_sync(1, Traits::threads / 2);  // s is rounded
     own.differentiate(turn.number, of);
   }
-  __syncthreads();
   __syncthreads();
   own.within_chunk();
   own.store(part.count, part.states, d_BC.slice(part.first, part.count));
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(Traits::threads)
   }
   copy_async_wait<0>();
   __syncthreads();
-  // Warps go their own ways between the barriers of the block, one a turn and two at the end.
+  // Warps go their own ways between the barriers of the block, one a turn and one at the end.
   if (of_inputs)
     ssd_input_warps(in, out, part, shared, loader, parts.parameters);
   else

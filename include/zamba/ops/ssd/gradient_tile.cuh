@@ -23,7 +23,7 @@ struct SsdGradientTraits {
   static constexpr int most_heads = 16;  // of a block
   static constexpr int warps = Q / 16;   // of either kind
   static constexpr int threads = 2 * 32 * warps;
-  static_assert(N >= Q, "zamba: the gradient of C B^T takes the place of a state");
+  static_assert(P == Q, "zamba: the gradient of C B^T takes the place of that of u");
 };
 
 /// What a block has of the tokens of a head, in shared memory; sums are those of the equation in backward.cuh.
@@ -56,8 +56,8 @@ struct SsdGradientShared {
   __device__ SsdSwizzled<P> dy(int turn) const { return u(turn) + u_size; }               // (Q, P)
   __device__ SsdSwizzled<P> g(int turn) const { return u(turn) + 2 * u_size; }            // (N, P), after the chunk
   __device__ SsdSwizzled<P> s() const { return {memory, 2 * BC_size + 2 * stage_size}; }  // (N, P), before it
-  __device__ SsdSwizzled<Q> d_CB() const { return {memory, s().at}; }  // (Q, Q), transposed, in the place of s
-  __device__ SsdSwizzled<P> d_u() const { return s() + state_size; }   // (Q, P)
+  __device__ SsdSwizzled<P> d_u() const { return s() + state_size; }                      // (Q, P)
+  __device__ SsdSwizzled<Q> d_CB() const { return {memory, d_u().at}; }  // (Q, Q), transposed, in the place of d_u
   __device__ float4* exact_s() const { return reinterpret_cast<float4*>(memory + tiles); }  // s in float, (N, P)
   __device__ SsdTokens& of_head(Index number) const {
     return reinterpret_cast<SsdTokens*>(memory + tiles + 2 * state_size)[number];
