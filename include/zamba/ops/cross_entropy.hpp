@@ -5,8 +5,8 @@
 //   sum = sum over t with target_t >= 0 of lse_t - z_t[target_t] + c lse_t^2,  lse_t = log(sum_v exp(z_tv))
 //   d_z_tv = scale ((1 + 2 c lse_t) exp(z_tv - lse_t) - [v = target_t]),  d_h = d_z head,  d_head += d_z^T h
 //
-// c is z_loss, 0 where nobody asks for it: the z-loss of PaLM (1e-4 there), which keeps the normalisers' logarithms near
-// 0; without it a number added to all logits of a position costs nothing.
+// c is z_loss, 0 where nobody asks for it: the z-loss of PaLM (1e-4 there), which keeps the normalisers' logarithms
+// near 0; without it a number added to all logits of a position costs nothing.
 //
 // Kept for the backward pass: nothing; loss and gradients come from one pass, each tile's logits turning into their
 // gradients in place. Scratch: a tile of at most 2^22 logits (one row at least).
