@@ -3,14 +3,16 @@
 // bfloat16.
 //
 // In bfloat16 an error may be one and a half times that of PyTorch's own run in bfloat16, for the logits, for the worst
-// hidden state and for the worst cache of the case. Both round weights and activations to 8 bits, in places that differ
-// here and there; each constant below is what tests/interop/torch_bf16.py prints (PyTorch 2.11, transformers 5.17, on
-// an H100, without kernels of other packages).
+// hidden state, for the worst cache and for the losses of training; twice for the worst gradient, of 39 to 135 tensors,
+// which is one of few numbers whose terms cancel, so that chance decides more of it. Both round weights and activations
+// to 8 bits, in places that differ here and there; each constant below is what tests/interop/torch_bf16.py prints
+// (PyTorch 2.11, transformers 5.17, without kernels of other packages; mamba2-groups by transformers 5.24, because 5.17
+// has its groups wrong on CUDA).
 #include <zamba/zamba.cuh>
 
 #include <zamba/testing/check_reference.hpp>
 
-#include <set>
+#include <string>
 
 #include <doctest/doctest.h>
 
@@ -33,14 +35,20 @@ void passes(const std::string& name, std::size_t lines, const ReferenceBounds& b
   CHECK(report.lines().size() == lines + 6);
 }
 
-/// logits, hidden_states, caches: the relative errors of PyTorch.
+/// The relative errors of PyTorch.
+struct Errors {
+  double logits, hidden_states, caches, gradients, losses;
+};
+
 template <class Net>
-void passes_in_both(const std::string& name, std::size_t lines, double logits, double hidden_states, double caches) {
+void passes_in_both(const std::string& name, std::size_t lines, const Errors& errors) {
   passes<Net, float>(name, lines, reference_bounds<float>());
   ReferenceBounds bounds = reference_bounds<bf16>();
-  bounds.logits = 1.5 * logits;
-  bounds.hidden_states = 1.5 * hidden_states;
-  bounds.caches = 1.5 * caches;
+  bounds.logits = 1.5 * errors.logits;
+  bounds.hidden_states = 1.5 * errors.hidden_states;
+  bounds.caches = 1.5 * errors.caches;
+  bounds.gradients = 2 * errors.gradients;
+  bounds.losses = 1.5 * errors.losses;
   passes<Net, bf16>(name, lines, bounds);
 }
 
@@ -49,19 +57,29 @@ void passes_in_both(const std::string& name, std::size_t lines, double logits, d
 // Lines: logits and two kinds of caches for each of two ways of extending, four kinds where there is attention beside a
 // recurrence; logits and hidden states at once, and the greedy continuation. Training adds six: loss and gradients in
 // two ways, the losses of its steps and the parameters after them.
-TEST_CASE("reference_cases on CUDA: llama") { passes_in_both<LlamaCase>("llama", 9, 0.01077, 0.01122, 0.01025); }
-TEST_CASE("reference_cases on CUDA: mamba") { passes_in_both<MambaCase>("mamba", 9, 0.00630, 0.00640, 0.01554); }
-TEST_CASE("reference_cases on CUDA: mamba2") { passes_in_both<Mamba2Case>("mamba2", 9, 0.01405, 0.01402, 0.02294); }
+TEST_CASE("reference_cases on CUDA: llama") {
+  passes_in_both<LlamaCase>("llama", 9, {0.01077, 0.01122, 0.01025, 0.03193, 0.01062});
+}
+TEST_CASE("reference_cases on CUDA: mamba") {
+  passes_in_both<MambaCase>("mamba", 9, {0.00630, 0.00640, 0.01554, 0.03088, 0.01010});
+}
+TEST_CASE("reference_cases on CUDA: mamba2") {
+  passes_in_both<Mamba2Case>("mamba2", 9, {0.01405, 0.01402, 0.02294, 0.05414, 0.01191});
+}
 TEST_CASE("reference_cases on CUDA: mamba2-groups") {
-  passes_in_both<Mamba2GroupsCase>("mamba2-groups", 9, 0.01344, 0.01296, 0.02597);
+  passes_in_both<Mamba2GroupsCase>("mamba2-groups", 9, {0.01344, 0.01296, 0.02597, 0.06970, 0.00427});
 }
-TEST_CASE("reference_cases on CUDA: zamba") { passes_in_both<ZambaCase>("zamba", 13, 0.01299, 0.01369, 0.03219); }
+TEST_CASE("reference_cases on CUDA: zamba") {
+  passes_in_both<ZambaCase>("zamba", 13, {0.01299, 0.01369, 0.03219, 0.07222, 0.01459});
+}
 TEST_CASE("reference_cases on CUDA: zamba-gqa") {
-  passes_in_both<ZambaGqaCase>("zamba-gqa", 13, 0.01135, 0.01298, 0.02306);
+  passes_in_both<ZambaGqaCase>("zamba-gqa", 13, {0.01135, 0.01298, 0.02306, 0.04339, 0.01515});
 }
-TEST_CASE("reference_cases on CUDA: zamba2") { passes_in_both<Zamba2Case>("zamba2", 13, 0.02693, 0.02783, 0.04708); }
+TEST_CASE("reference_cases on CUDA: zamba2") {
+  passes_in_both<Zamba2Case>("zamba2", 13, {0.02693, 0.02783, 0.04708, 0.24666, 0.02237});
+}
 TEST_CASE("reference_cases on CUDA: zamba2-two-blocks") {
-  passes_in_both<Zamba2TwoBlocksCase>("zamba2-two-blocks", 13, 0.07904, 0.08181, 0.14757);
+  passes_in_both<Zamba2TwoBlocksCase>("zamba2-two-blocks", 13, {0.07904, 0.08181, 0.14757, 2.68762, 0.25054});
 }
 
 TEST_CASE("reference_cases on CUDA: zamba in double, and what one wrong number fails") {
@@ -75,9 +93,8 @@ TEST_CASE("reference_cases on CUDA: zamba in double, and what one wrong number f
     for (const char* name : {"cache.ssm.7", "grad.model.layers.0.mamba.in_proj.weight"})
       tensors[name].element<float>(40) += 1;
   });
-  std::set<std::string> failed;
+  std::string failed;
   for (const auto& line : check_reference<ZambaCase, double, cuda>(copy.path()).lines())
-    if (!line.passed()) failed.insert(line.name);
-  CHECK(failed ==
-        std::set<std::string>{"cache.ssm, extend", "cache.ssm, extend in chunks", "grad", "grad, recomputed"});
+    if (!line.passed()) failed += line.name + "; ";
+  CHECK(failed == "cache.ssm, extend; cache.ssm, extend in chunks; grad; grad, recomputed; ");
 }
