@@ -277,10 +277,10 @@ class AttentionBackwardSm80 {
                   const AttentionKeys<A>& source) {
     constexpr Index piece = vector_width<bf16>;
     return shape.head_dim % piece == 0 && aligned(at.q, piece) && aligned(at.d_out, piece) &&
-           aligned(source.k, piece) && aligned(source.v, piece) && aligned(at.d_q, 2) &&
-           aligned(at.d_k.own, 2) && aligned(at.d_v.own, 2) &&
-           with_traits<AttentionGradient::keys>(
-               shape.head_dim, []<class Traits>(Traits) { return Traits::shared_bytes; }) <= ctx.most_shared();
+           aligned(source.k, piece) && aligned(source.v, piece) && aligned(at.d_q, 2) && aligned(at.d_k.own, 2) &&
+           aligned(at.d_v.own, 2) && with_traits<AttentionGradient::keys>(shape.head_dim, []<class Traits>(Traits) {
+                                       return Traits::shared_bytes;
+                                     }) <= ctx.most_shared();
   }
 
   template <class A>

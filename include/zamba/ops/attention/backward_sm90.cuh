@@ -96,7 +96,7 @@ class AttentionBackwardSm90 {
       rows(AttentionRowTraits<true, 224, 64, 2, 1>{});
     } else if (head_dim <= 256) {
       pairs(AttentionPairTraits<false, 256, 48, 3, 3>{});
-      rows(AttentionRowTraits<true, 256, 64, 2, 1>{});
+      rows(AttentionRowTraits<true, 256, 48, 3, 1>{});
     } else if (head_dim <= 480) {
       pairs(AttentionPairTraits<false, 240, 48, 3, 2, 2>{});
       pairs(AttentionPairTraits<true, 240, 48, 3, 2, 2>{});

@@ -27,12 +27,10 @@ namespace zamba::kernel {
 
 /// Stages of Q or K are read for the scores, and again for the sums, much later: two of them would keep warpgroups
 /// waiting.
-template <bool OwnsQueries_, int Dims_, int Columns_, int FirstStages_, int SecondStages_, int Blocks_ = 1,
-          bool Ahead_ = false>
+template <bool OwnsQueries_, int Dims_, int Columns_, int FirstStages_, int SecondStages_, int Blocks_ = 1>
 struct AttentionPairTraits
     : AttentionPassingTraits<OwnsQueries_, Dims_, 64, Columns_, FirstStages_, SecondStages_, Blocks_> {
   using Base = AttentionPassingTraits<OwnsQueries_, Dims_, 64, Columns_, FirstStages_, SecondStages_, Blocks_>;
-  static constexpr bool ahead = Ahead_;
   static constexpr int pair_exponent = 14;  // P passes as 2^14 P in fp16, 11 bits of it from 2^-28 on
   static constexpr int pair_vectors = Columns_ / 16 * warpgroup_threads, pair_stages = 2;
   static constexpr int partial_vectors = Blocks_ > 1 ? Columns_ / 8 * warpgroup_threads : 0;  // of S, in float
@@ -77,11 +75,11 @@ struct AttentionPairConsumer {
   const PassedRows& tile;
   float scale;                     // of scores, times log2(e)
   std::uint64_t own, first, rows;  // shared-memory descriptors: what is owned, its ring, the ring of the sums
-  PipelineState<Traits::template stages<I>> first_at = {}, x_at = {};
+  PipelineState<Traits::template stages<I>> first_at = {};
   PipelineState<Traits::template stages<1 - I>> sums_at = {};
   PipelineState<Traits::pair_stages> pairs_at = {};
   PipelineState<1> partial_at = {};
-  Fragment<1, columns / 8> s, x;                        // (64 x columns): products under way; those taken, then P or dS
+  Fragment<1, columns / 8> s;                           // (64 x columns): S, then P; dP, then dS
   Pairs p;                                              // (64 x columns): P or dS, rounded
   Fragment<1, has_sums ? Traits::dims / 8 : 1> o = {};  // (64 x dims)
   float number[2];                                      // of the lane's rows, if they are queries
@@ -118,40 +116,29 @@ struct AttentionPairConsumer {
     multiply_keys<Traits::dims / 16, Traits::owned_atom, Traits::passing_atom>(
         s, own, first + first_at.stage * descriptor_step(Traits::stage_bytes), false);
     wgmma_commit();
-    first_at.advance();
   }
 
-  /// Takes the products that are done, and sends them to the other block.
-  template <int Groups>
-  __device__ __forceinline__ void take_scores() {
-    wgmma_wait<Groups>();
-    fence_operand(s.sums);
-    x = s;
-    if constexpr (Traits::blocks > 1) {
-      auto& barriers = shared.barriers.partial[I];
-      float4* const partial = shared.partials + I * Traits::partial_vectors + thread();
-      barriers.empty[0].wait(partial_at.phase + 1);
-      if (thread() == 0) barriers.full[0].arrive_expect_tx(Traits::partial_bytes);
-#pragma unroll
-      for (int n = 0; n < columns / 8; ++n)
-        store_async(partial + n * warpgroup_threads, cluster_rank() ^ 1, x.tile(0, n), barriers.full[0]);
-    }
-  }
   /// Adds the products of the other block, over the other dimensions. Both add the same two numbers.
   __device__ __forceinline__ void add_other_block() {
     auto& barriers = shared.barriers.partial[I];
-    const float4* const partial = shared.partials + I * Traits::partial_vectors + thread();
+    float4* const partial = shared.partials + I * Traits::partial_vectors + thread();
+    const unsigned other = cluster_rank() ^ 1;
+    barriers.empty[0].wait(partial_at.phase + 1);
+    if (thread() == 0) barriers.full[0].arrive_expect_tx(Traits::partial_bytes);
+#pragma unroll
+    for (int n = 0; n < columns / 8; ++n)
+      store_async(partial + n * warpgroup_threads, other, s.tile(0, n), barriers.full[0]);
     barriers.full[0].wait(partial_at.phase);
 #pragma unroll
     for (int n = 0; n < columns / 8; ++n) {
       const float4 more = partial[n * warpgroup_threads];
-      float(&tile)[4] = x.tile(0, n);
+      float(&tile)[4] = s.tile(0, n);
       tile[0] += more.x;
       tile[1] += more.y;
       tile[2] += more.z;
       tile[3] += more.w;
     }
-    barriers.empty[0].arrive_at(cluster_rank() ^ 1);
+    barriers.empty[0].arrive_at(other);
     partial_at.advance();
   }
 
@@ -168,7 +155,7 @@ struct AttentionPairConsumer {
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          float& e = x.at(r, 2 * n + c);
+          float& e = s.at(r, 2 * n + c);
           e = exp2_approximate(::fmaf(e, scale, -number_of(of_columns, r, n, c)));
         }
   }
@@ -184,7 +171,7 @@ struct AttentionPairConsumer {
       for (int i = 0; i < 4; ++i) {
         const int r = i % 2, n = 2 * k + i / 2;
         const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[i]));
-        float &even = x.at(r, 2 * n), &odd = x.at(r, 2 * n + 1);
+        float &even = s.at(r, 2 * n), &odd = s.at(r, 2 * n + 1);
         even = pair.x * (even - number_of(of_columns, r, n, 0));
         odd = pair.y * (odd - number_of(of_columns, r, n, 1));
       }
@@ -202,7 +189,7 @@ struct AttentionPairConsumer {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int r = i % 2, n = 2 * k + i / 2;
-        const __half2 pair = __floats2half2_rn(x.at(r, 2 * n), x.at(r, 2 * n + 1));
+        const __half2 pair = __floats2half2_rn(s.at(r, 2 * n), s.at(r, 2 * n + 1));
         words[i] = reinterpret_cast<const unsigned&>(pair);
       }
       to[k * warpgroup_threads] = {words[0], words[1], words[2], words[3]};
@@ -217,29 +204,30 @@ struct AttentionPairConsumer {
     const int left = tile.columns - at, diagonal = tile.diagonal - at;
     const bool crossed = owns_queries ? columns - 1 > diagonal : Traits::rows - 1 + diagonal > 0;
     if (left >= columns && !(causal && crossed)) return;
-    const int column = x.first_column(), last = row() + diagonal;
-    x.for_each([&](float& e, int r, int c) {
+    const int column = s.first_column(), last = row() + diagonal;
+    s.for_each([&](float& e, int r, int c) {
       const bool hidden = owns_queries ? column + c > last + r : column + c < last + r;
       if (column + c >= left || (causal && hidden)) e = 0;
     });
   }
 
-  /// Of the tile from column `at` on: x becomes P or dS.
+  /// Of the tile from column `at` on, whose products are done: s becomes P or dS.
   __device__ __forceinline__ void end_scores(int at) {
+    fence_operand(s.sums);
     if constexpr (Traits::blocks > 1) add_other_block();
-    const auto* of_columns = reinterpret_cast<const float2*>(shared.template numbers<I>(x_at.stage)) + threadIdx.x % 4;
+    const auto* of_columns =
+        reinterpret_cast<const float2*>(shared.template numbers<I>(first_at.stage)) + threadIdx.x % 4;
     if constexpr (I == 0)
       exponentiate(of_columns);
     else
       multiply_pairs(of_columns);
     mask(at);
-    release(shared.barriers.template passing<I>().empty[x_at.stage]);
-    x_at.advance();
+    release(shared.barriers.template passing<I>().empty[first_at.stage]);
+    first_at.advance();
     if constexpr (I == 0) hand_on();
   }
 
   __device__ __forceinline__ void begin_sums() {
-    if constexpr (!has_sums) return;
     shared.barriers.template passing<1 - I>().full[sums_at.stage].wait(sums_at.phase);
     const std::uint64_t y = rows + sums_at.stage * descriptor_step(Traits::stage_bytes);
     fence_operand(o.sums);
@@ -251,7 +239,7 @@ struct AttentionPairConsumer {
     wgmma_commit();
   }
   __device__ __forceinline__ void end_sums() {
-    if constexpr (!has_sums) return;
+    wgmma_wait<0>();
     fence_operand(o.sums);
     release(shared.barriers.template passing<1 - I>().empty[sums_at.stage]);
     sums_at.advance();
@@ -261,52 +249,28 @@ struct AttentionPairConsumer {
   __device__ __forceinline__ void run() {
     PassingTile<Traits> at(tile);
     shared.barriers.owned_full[I].wait(0);
-    begin_scores(at.first);
-    take_scores<0>();
-    if constexpr (Traits::ahead) {
-      int before = at.first;
-      at.advance();
-      if (at.more()) {
-        begin_scores(at.first);
-        end_scores(before);
-        p = x.operand();
-        before = at.first;
-        for (at.advance(); at.more(); at.advance()) {
-          take_scores<0>();
-          begin_sums();
-          begin_scores(at.first);
-          end_scores(before);
-          wgmma_wait<1>();
-          end_sums();
-          p = x.operand();
-          before = at.first;
-        }
-        take_scores<0>();
-        begin_sums();
-        end_scores(before);
-        wgmma_wait<0>();
-        end_sums();
-        p = x.operand();
-      } else {
-        end_scores(before);
-        p = x.operand();
-      }
-    } else {
+    if constexpr (has_sums) {
+      begin_scores(at.first);
+      wgmma_wait<0>();
       end_scores(at.first);
-      p = x.operand();
+      p = s.operand();
       for (at.advance(); at.more(); at.advance()) {
         begin_scores(at.first);
         begin_sums();
-        take_scores<has_sums>();
+        wgmma_wait<1>();
         end_scores(at.first);
-        wgmma_wait<0>();
         end_sums();
-        p = x.operand();
+        p = s.operand();
+      }
+      begin_sums();
+      end_sums();
+    } else {
+      for (; at.more(); at.advance()) {
+        begin_scores(at.first);
+        wgmma_wait<0>();
+        end_scores(at.first);
       }
     }
-    begin_sums();
-    wgmma_wait<0>();
-    end_sums();
   }
 
   /// Writes the sums, times `factor`; their first dimension is `column`.

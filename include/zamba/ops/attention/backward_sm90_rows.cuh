@@ -2,10 +2,10 @@
 // Gradients by warpgroups with rows of their own, by wgmma and TMA: see backward_sm90.cuh. A block owns 128 rows X,
 // keys or queries; tiles of columns Y pass by, in two rings.
 //
-//                own keys                               own queries
-//   consumers    S^T = K Q^T,     d_v += P^T d_out      S = Q K^T             two warpgroups of 64 rows each
-//                dP^T = V d_out^T, d_k += dS^T Q        dP = d_out V^T, d_q += dS K
-//   producer     a warp loads K, Q and lse; another V, d_out and d_out . out
+//              own keys             d_v += P^T d_out   own queries
+//   consumers  S^T = K Q^T          d_k += dS^T Q      S = Q K^T         d_q += dS K   two warpgroups of 64 rows each
+//              dP^T = V d_out^T                        dP = d_out V^T
+//   producer   a warp loads K, Q and lse; another V, d_out and d_out . out
 //
 // Products of a tile are queued with the sums of the tile before, so that the tensor cores work while P and dS are
 // computed. A thread holds both sums of keys only where heads are narrow.
@@ -41,9 +41,9 @@ struct AttentionRowConsumer {
   std::uint64_t rows1, rows2;    // the rings, for the sums
   PipelineState<Traits::template stages<0>> y1_at = {}, rows1_at = {};
   PipelineState<Traits::template stages<1>> y2_at = {}, rows2_at = {};
-  Fragment<1, columns / 8> s, d_p;  // (64 x columns): S, then P; dP, then dS
-  OperandFragment<1, steps> d_s;    // (64 x columns), rounded
-  OperandFragment<1, owns_keys ? steps : 1> p;
+  Fragment<1, columns / 8> s, d_p;                        // (64 x columns): S, then P; dP, then dS
+  OperandFragment<1, steps> d_s;                          // (64 x columns): dS, rounded
+  OperandFragment<1, owns_keys ? steps : 1> p;            // (64 x columns): P, rounded
   Sums o1 = {};                                           // (64 x dims): d_q or d_k
   Fragment<1, owns_keys ? Traits::dims / 8 : 1> o2 = {};  // (64 x dims): d_v
   float lse[2], dot[2];                                   // of the lane's rows, if they are queries
@@ -129,18 +129,18 @@ struct AttentionRowConsumer {
       }
   }
 
-  __device__ __forceinline__ void begin_sums() {
+  /// P and dS become operands of the sums, when those of the tile before are done.
+  __device__ __forceinline__ void round() {
     d_s = d_p.operand();
+    if constexpr (owns_keys) p = s.operand();
+  }
+  __device__ __forceinline__ void begin_sums() {
     fence_operand(o1.sums);
     fence_operand(d_s.tile[0]);
     if constexpr (owns_keys) {
-      p = s.operand();
       fence_operand(o2.sums);
       fence_operand(p.tile[0]);
     }
-  }
-  /// Queues the sums of the tile whose dS and P were rounded.
-  __device__ __forceinline__ void queue_sums() {
     const std::uint64_t first = rows1 + rows1_at.stage * descriptor_step(Traits::stage_bytes);
     const std::uint64_t second = rows2 + rows2_at.stage * descriptor_step(Traits::stage_bytes);
     wgmma_fence();
@@ -172,16 +172,16 @@ struct AttentionRowConsumer {
     begin_scores(at.first);
     wgmma_wait<0>();
     end_scores(at.first);
-    begin_sums();
+    round();
     for (at.advance(); at.more(); at.advance()) {
       begin_scores(at.first);
-      queue_sums();
+      begin_sums();
       wgmma_wait<1>();
       end_scores(at.first);
       end_sums();
-      begin_sums();
+      round();
     }
-    queue_sums();
+    begin_sums();
     end_sums();
   }
 
