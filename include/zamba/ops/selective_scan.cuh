@@ -37,6 +37,7 @@ template <class A>
 struct AddScanTiles {
   using F = compute_t<A>;
   Tensor<const F, 3> BC;  // ScanPartials
+  F scale;
   Index per_head;
   Tensor<A, 3> d_B, d_C;
 
@@ -46,7 +47,7 @@ struct AddScanTiles {
 #pragma unroll 8
     for (Index k = 0; k < per_head; ++k) sum += part[k * BC.stride[0]];
     const Index N = d_B.shape[2], token = i / (2 * N), value = i % (2 * N);
-    (value < N ? d_B(token, head, value) : d_C(token, head, value - N)) = A(sum);
+    (value < N ? d_B(token, head, value) : d_C(token, head, value - N)) = A(sum * scale);
   }
 };
 
@@ -106,6 +107,7 @@ struct SelectiveScan<cuda> {
                                            ctx.arena().template tensor<F>(groups, in.u.cols(), N + 2)};
     using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
     const bool in_registers = std::is_same_v<F, float> && N <= 16 && sizeof(Shared) <= ctx.most_shared();
+    const F scale = in_registers ? F(kernel::ScanBackwardTraits<A, true>::BC_scale) : F(1);
     const auto queue = [&](auto kernel, int threads, std::size_t shared, auto... more) {
       kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
                      static_cast<unsigned>(groups * across), static_cast<unsigned>(threads), shared, in, d_y, sequences,
@@ -125,7 +127,7 @@ struct SelectiveScan<cuda> {
       wide ? by(kernel::ScanBackwardTraits<A, true>{}) : by(kernel::ScanBackwardTraits<A, false>{});
     }
     kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
-                         kernel::AddScanTiles<A>{partials.BC, across / heads, out.B, out.C},
+                         kernel::AddScanTiles<A>{partials.BC, scale, across / heads, out.B, out.C},
                          "selective_scan_backward: sums over channels");
     kernel::for_elements(ctx, 1, in.u.cols() * (N + 2),
                          kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},

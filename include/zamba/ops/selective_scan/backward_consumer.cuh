@@ -4,7 +4,6 @@
 
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/selective_scan/backward_stages.cuh>
-#include <zamba/ops/selective_scan/channel_sums.cuh>
 
 namespace zamba::kernel {
 

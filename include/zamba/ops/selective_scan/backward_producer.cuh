@@ -4,22 +4,22 @@
 
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/selective_scan/backward_stages.cuh>
-#include <zamba/ops/selective_scan/channel_sums.cuh>
 
 namespace zamba::kernel {
 
-/// A place that moves with the token, by one instruction.
+/// A place that moves with the token, by one multiplication of 32 bits.
 template <class T>
 struct TokenPlace {
-  std::size_t first = 0;  // in global memory
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  Byte* first = nullptr;
   int step = 0;
   TokenPlace() = default;
   __device__ TokenPlace(T* first, Index stride)
-      : first(__cvta_generic_to_global(first)), step(static_cast<int>(stride * Index{sizeof(T)})) {}
+      : first(reinterpret_cast<Byte*>(first)), step(static_cast<int>(stride * Index{sizeof(T)})) {}
   __device__ T* operator()(int token) const {
-    std::size_t at;
-    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(at) : "r"(token), "r"(step), "l"(first));
-    return static_cast<T*>(__cvta_global_to_generic(at));
+    Index offset;
+    asm("mul.wide.s32 %0, %1, %2;" : "=l"(offset) : "r"(token), "r"(step));
+    return reinterpret_cast<T*>(first + offset);
   }
 };
 
@@ -173,48 +173,51 @@ struct ScanBackwardProducer {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] = k > 0 ? sum[i] + one[i] : one[i];
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] *= ChannelSums<Traits::exact>::scale;
     store_vector_masked<wide>(part(first), sum, token < left ? BC_width : 0);
   }
 
   /// The way through a row, as the consumers': steps are prepared a chunk ahead, outputs a stage.
   __device__ void through_row(const ScanChunks<Traits>& chunks, int& buffer) {
-    const int length = chunks.length;
-    int chunk = chunks.count - 1, stage = 0;  // the next to have its steps prepared
-    int ahead = chunk * Traits::chunk;        // its first token
+    const int length = chunks.length, last = chunks.count - 1;
+    int ahead = last * Traits::chunk, end = length;  // of the next steps the first token, and where their chunk ends
     StepInputs steps = load_steps(ahead, length - ahead);
-    const auto prepare_next = [&](int place) {
-      if (chunk < 0) return;
+    const auto steps_next = [&](int place) {
+      if (ahead < 0) return;
       prepare_steps(place, length - ahead, steps);
       ahead += tokens;
-      if (++stage == chunks.stages(chunk)) stage = 0, --chunk, ahead = chunk * Traits::chunk;
-      steps = load_steps(ahead, chunk < 0 ? 0 : length - ahead);
+      if (ahead >= end) {
+        end = (end - 1) / Traits::chunk * Traits::chunk;
+        ahead = end - Traits::chunk;
+      }
+      steps = load_steps(ahead, ahead < 0 ? 0 : length - ahead);
     };
-    for (int i = 0; i < Traits::stages; ++i) prepare_next(Shared::place(chunks.turn(chunk), stage));
-
-    int behind = (length - 1) / tokens * tokens, next = behind;  // first tokens: to be finished next, to be adjoined
+    int before = (length - 1) / tokens * tokens, behind = before;  // first tokens of the next outputs, to be finished
     int next_buffer = buffer;
-    OutputInputs outputs = load_outputs(next, length - next);
+    OutputInputs outputs = load_outputs(before, length - before);
     const auto outputs_next = [&] {
       prepare_outputs(next_buffer, outputs);
-      next -= tokens;
       next_buffer ^= 1;
-      outputs = load_outputs(next, next < 0 ? 0 : length - next);
+      before -= tokens;
+      outputs = load_outputs(before, before < 0 ? 0 : length - before);
     };
-    outputs_next();
     const auto finish_next = [&](int place) {
       finish(behind, place, length - behind, buffer);
       behind -= tokens;
       buffer ^= 1;
-      prepare_next(place);
+      steps_next(place);
     };
+    for (int i = 0; i < Traits::stages; ++i) {
+      const int first = chunks.stages(last);  // of the chunk before those that this one lacks
+      steps_next(i < first ? Shared::place(0, i) : Shared::place(1, i - first));
+    }
+    outputs_next();
     __syncthreads();  // the first stages are prepared
-    for (int k = chunks.count - 1; k >= 0; --k) {
-      if (k < chunks.count - 1) finish_next(Shared::place(chunks.turn(k + 1), 0));
+    for (int chunk = last; chunk >= 0; --chunk) {
+      const int turn = chunks.turn(chunk);
+      if (chunk < last) finish_next(Shared::place(turn - 1, 0));
       __syncthreads();  // the last stage is prepared, that of the chunk before finished
-      for (int i = chunks.stages(k) - 1; i >= 0; --i) {
-        if (i < chunks.stages(k) - 1) finish_next(Shared::place(chunks.turn(k), i + 1));
+      for (int stage = chunks.stages(chunk) - 1; stage >= 0; --stage) {
+        if (stage < chunks.stages(chunk) - 1) finish_next(Shared::place(turn, stage + 1));
         outputs_next();
         __syncthreads();  // the stage can be finished
       }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <zamba/kernel/vector_load.cuh>
+#include <zamba/ops/selective_scan/channel_sums.cuh>
 #include <zamba/ops/selective_scan/step.cuh>
 #include <zamba/ops/selective_scan/strips.hpp>
 
@@ -22,7 +23,8 @@ struct ScanBackwardTraits {
   static constexpr int consumers = pairs * slices, producers = quads * tokens;  // threads
   static constexpr int threads = consumers + producers, blocks = 2;             // of a multiprocessor, at least
   static constexpr int chunk = static_cast<int>(scan_chunk), stages = chunk / tokens;
-  static constexpr int parts = channels / 8;  // of dB and dC
+  static constexpr int parts = channels / 8;                    // of dB and dC
+  static constexpr float BC_scale = ChannelSums<exact>::scale;  // what their sums still have to be multiplied by
   static_assert(consumers == producers, "zamba: the halves of a block take turns");
   static_assert(scan_chunk % tokens == 0 && tokens % group == 0, "zamba: chunks are stages, and stages groups");
 };
