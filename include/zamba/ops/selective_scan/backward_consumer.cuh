@@ -75,140 +75,161 @@ struct ScanBackwardConsumer {
         if (n < mine[c]) to(channel + c, first_state + n) = d_a[c][n];
   }
 
-  /// Of a token: dt and dt u of each channel.
+  /// Of a token: dt and dt u of each channel, B.
   struct Step {
-    float dt[2], dt_u[2];
+    float dt[2], dt_u[2], B[states];
   };
-  __device__ Step step(int token) const {
-    const float4 both = shared.tokens[token].steps[Shared::step_place(pair)];
-    return {{both.x, both.y}, {both.z, both.w}};
+  __device__ Step read_step(int slot, int token) const {
+    const auto& from = shared.tokens[slot][token].steps;
+    const float4 both = from[Shared::step_place(pair)], B = from[Shared::B_place(slice)];
+    return {{both.x, both.y}, {both.z, both.w}, {B.x, B.y, B.z, B.w}};
   }
   __device__ float decay(float dt, int c, int n) const { return exp2_approximate(dt * a[c][n]); }
 
-  __device__ void keep_start(int index) const {
+  __device__ void keep_start(int place) const {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) store_vector(&shared.starts[index][c][thread].x, s[c]);
+    for (int c = 0; c < 2; ++c) store_vector(&shared.starts[place][c][thread].x, s[c]);
   }
 
-  /// Scans so many groups, and keeps the states where they begin.
-  template <int Groups>
-  __device__ void scan(int index, int place) {
-    Step steps[Groups * group];
-    float B[Groups * group][states];
+  __device__ void scan(const Step& step) {
 #pragma unroll
-    for (int k = 0; k < Groups * group; ++k) {
-      steps[k] = step(place + k);
-      load_vector<4>(&shared.tokens[place + k].steps[Shared::B_place(slice)].x).unpack(B[k]);
-    }
+    for (int c = 0; c < 2; ++c)
 #pragma unroll
-    for (int k = 0; k < Groups * group; ++k) {
-      if (k % group == 0) keep_start(index + k / group);
+      for (int n = 0; n < states; ++n) s[c][n] = ::fmaf(decay(step.dt[c], c, n), s[c][n], step.dt_u[c] * step.B[n]);
+  }
+
+  /// Scans a stage, and keeps the states where its groups begin.
+  __device__ void scan_stage(int turn, int stage, int slot) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c)
+    for (int i = 0; i < Traits::groups; ++i) {
+      Step steps[group];
 #pragma unroll
-        for (int n = 0; n < states; ++n)
-          s[c][n] = ::fmaf(decay(steps[k].dt[c], c, n), s[c][n], steps[k].dt_u[c] * B[k][n]);
+      for (int k = 0; k < group; ++k) steps[k] = read_step(slot, i * group + k);
+      keep_start(Shared::start_place(turn, stage * Traits::groups + i));
+#pragma unroll
+      for (int k = 0; k < group; ++k) scan(steps[k]);
     }
   }
 
   /// What is known of a group: of token k the operands, its decays, and states[k] before it.
   struct Group {
     Step steps[group];
-    float d_y[group][2], B[group][states], C[group][states];
+    float d_y[group][2], C[group][states];
     float decays[group][2][states], states_at[group + 1][2][states];
   };
 
-  /// The states of a group once more, and the sums of C s; `token` of the stage is its first.
-  __device__ void scan_again(Group& at, int index, int place, int buffer, int token) {
+  __device__ void read(Group& at, int start, int slot, int buffer, int token) const {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) load_vector<4>(&shared.starts[index][c][thread].x).unpack(at.states_at[0][c]);
-#pragma unroll
-    for (int k = 0; k < group; ++k) {
-      at.steps[k] = step(place + k);
-      load_vector<4>(&shared.tokens[place + k].steps[Shared::B_place(slice)].x).unpack(at.B[k]);
-      load_vector<4>(&shared.outputs[buffer][token + k].C[slice].x).unpack(at.C[k]);
-      load_vector<2>(&shared.outputs[buffer][token + k].d_y[2 * pair]).unpack(at.d_y[k]);
-    }
+    for (int c = 0; c < 2; ++c) load_vector<4>(&shared.starts[start][c][thread].x).unpack(at.states_at[0][c]);
 #pragma unroll
     for (int k = 0; k < group; ++k) {
-      float sums[2] = {};
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-#pragma unroll
-        for (int n = 0; n < states; ++n) {
-          at.decays[k][c][n] = decay(at.steps[k].dt[c], c, n);
-          at.states_at[k + 1][c][n] =
-              ::fmaf(at.decays[k][c][n], at.states_at[k][c][n], at.steps[k].dt_u[c] * at.B[k][n]);
-          sums[c] = ::fmaf(at.states_at[k + 1][c][n], at.C[k][n], sums[c]);
-        }
-      leave(buffer, token + k, Shared::C_s, sums);
+      const auto& output = shared.outputs[buffer][token + k];
+      at.steps[k] = read_step(slot, token + k);
+      load_vector<4>(&output.C[slice].x).unpack(at.C[k]);
+      load_vector<2>(&output.d_y[2 * pair]).unpack(at.d_y[k]);
     }
   }
 
-  /// The adjoint state from the end of a group to its beginning, and what comes of it.
-  __device__ void adjoin(const Group& at, int buffer, int token) {
-    ChannelSums<Traits::exact> d_B, d_C;
+  /// The states of token k of a group once more, and the sums of C s.
+  __device__ void scan_again(Group& at, int k, int buffer, int token) const {
+    const Step& step = at.steps[k];
+    float sums[2] = {};
 #pragma unroll
-    for (int k = group - 1; k >= 0; --k) {
-      float g_B[2] = {}, d_dt[2] = {};
+    for (int c = 0; c < 2; ++c)
 #pragma unroll
-      for (int c = 0; c < 2; ++c)
+      for (int n = 0; n < states; ++n) {
+        at.decays[k][c][n] = decay(step.dt[c], c, n);
+        at.states_at[k + 1][c][n] = ::fmaf(at.decays[k][c][n], at.states_at[k][c][n], step.dt_u[c] * step.B[n]);
+        sums[c] = ::fmaf(at.states_at[k + 1][c][n], at.C[k][n], sums[c]);
+      }
+    leave(buffer, token + k, Shared::C_s, sums);
+  }
+
+  using Sums = ChannelSums<Traits::exact>;
+  /// The adjoint state from after token k of a group to before it, and what comes of it.
+  __device__ void adjoin(const Group& at, int k, int buffer, int token, Sums& d_B, Sums& d_C) {
+    const Step& step = at.steps[k];
+    float g_B[2] = {}, d_dt[2] = {};
 #pragma unroll
-        for (int n = 0; n < states; ++n) {
-          g[c][n] = ::fmaf(at.d_y[k][c], at.C[k][n], g[c][n]);
-          g_B[c] = ::fmaf(g[c][n], at.B[k][n], g_B[c]);
-        }
-      d_B.add(k, at.steps[k].dt_u, g);
-      d_C.add(k, at.d_y[k], at.states_at[k + 1]);
+    for (int c = 0; c < 2; ++c)
 #pragma unroll
-      for (int c = 0; c < 2; ++c)
+      for (int n = 0; n < states; ++n) {
+        g[c][n] = ::fmaf(at.d_y[k][c], at.C[k][n], g[c][n]);
+        g_B[c] = ::fmaf(g[c][n], step.B[n], g_B[c]);
+      }
+    d_B.add(k, step.dt_u, g);
+    d_C.add(k, at.d_y[k], at.states_at[k + 1]);
 #pragma unroll
-        for (int n = 0; n < states; ++n) {
-          g[c][n] *= at.decays[k][c][n];
-          const float through_decay = g[c][n] * at.states_at[k][c][n];
-          d_dt[c] = ::fmaf(through_decay, a[c][n], d_dt[c]);
-          d_a[c][n] = ::fmaf(through_decay, at.steps[k].dt[c], d_a[c][n]);
-        }
-      leave(buffer, token + k, Shared::g_B, g_B);
-      leave(buffer, token + k, Shared::d_dt, d_dt);
-    }
-    const int part = thread / 4 % 2 + thread / 32 * 2, mine = token + thread % 4;
-    auto& parts = shared.outputs[buffer][mine].parts[part];
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int n = 0; n < states; ++n) {
+        g[c][n] *= at.decays[k][c][n];
+        const float through_decay = g[c][n] * at.states_at[k][c][n];
+        d_dt[c] = ::fmaf(through_decay, a[c][n], d_dt[c]);
+        d_a[c][n] = ::fmaf(through_decay, step.dt[c], d_a[c][n]);
+      }
+    leave(buffer, token + k, Shared::g_B, g_B);
+    leave(buffer, token + k, Shared::d_dt, d_dt);
+  }
+
+  __device__ void leave(int buffer, int token, typename Shared::Sum which, const float (&sums)[2]) const {
+    store_vector(&shared.outputs[buffer][token].sums[which][Shared::sum_place(2 * pair, slice)], sums);
+  }
+  __device__ void leave(int buffer, int token, const Sums& d_B, const Sums& d_C) const {
+    const int part = thread / 4 % 2 + thread / 32 * 2;
+    auto& parts = shared.outputs[buffer][token + thread % 4].parts[part];
     parts[Shared::part_place(slice, part)] = d_B.take();
     parts[Shared::part_place(Traits::slices + slice, part)] = d_C.take();
   }
 
-  __device__ void leave(int buffer, int token, typename Shared::Sum which, const float (&sums)[2]) const {
-    store_vector(&shared.outputs[buffer][token].sums[which][pair / 8][slice * 16 + 2 * pair % 16], sums);
-  }
-
-  /// Of a stage whose first token has this place.
-  __device__ void adjoin_stage(int stage, int place, int buffer) {
+  /// The adjoints of a stage, and meanwhile, token by token, the scan of a stage of the chunk before: each waits for
+  /// exps or for sums where the other does not.
+  __device__ void adjoin_stage(int turn, int stage, int slot, int buffer, int next_stage, int next_slot) {
 #pragma unroll
-    for (int i = Traits::groups - 1; i >= 0; --i) {
+    for (int i = 0; i < Traits::groups; ++i) {
+      const int mine = Traits::groups - 1 - i, token = mine * group;
       Group at;
-      scan_again(at, stage * Traits::groups + i, place + i * group, buffer, i * group);
-      adjoin(at, buffer, i * group);
+      Step next[group];
+      Sums d_B, d_C;
+      read(at, Shared::start_place(turn, stage * Traits::groups + mine), slot, buffer, token);
+#pragma unroll
+      for (int k = 0; k < group; ++k) next[k] = read_step(next_slot, i * group + k);
+      keep_start(Shared::start_place(turn + 1, next_stage * Traits::groups + i));
+#pragma unroll
+      for (int k = 0; k < group; ++k) scan_again(at, k, buffer, token);
+#pragma unroll
+      for (int k = group - 1; k >= 0; --k) {
+        adjoin(at, k, buffer, token, d_B, d_C);
+        scan(next[group - 1 - k]);
+      }
+      leave(buffer, token, d_B, d_C);
     }
   }
 
   /// A row, from `g` of its end to that of its beginning. checkpoints: from the row's first on.
   __device__ void through_row(const ScanChunks<Traits>& chunks, const Tensor<const float, 3>& checkpoints, Index first,
                               int& buffer) {
-    load(checkpoints[first + chunks.count - 1], s);
+    const int last = chunks.count - 1;
+    ScanSlots<Traits> slots(chunks.stages(last));
+    float before[2][states];
+    load(checkpoints[first + last], s);
+    load(checkpoints[first + ::max(last - 1, 0)], before);
     __syncthreads();  // the first stages are prepared
-    for (int chunk = chunks.count - 1; chunk >= 0; --chunk) {
-      const int turn = chunks.turn(chunk), last = chunks.stages(chunk) - 1;
-      for (int stage = 0; stage < last; ++stage)
-        scan<Traits::groups>(stage * Traits::groups, Shared::place(turn, stage));
-      __syncthreads();  // the last stage is prepared, that of the chunk before finished
-      scan<Traits::groups - 1>(last * Traits::groups, Shared::place(turn, last));
-      keep_start(last * Traits::groups + Traits::groups - 1);
-      if (chunk > 0) load(checkpoints[first + chunk - 1], s);  // arrives meanwhile
-      for (int stage = last; stage >= 0; --stage, buffer ^= 1) {
-        adjoin_stage(stage, Shared::place(turn, stage), buffer);
+    for (int stage = 0; stage < chunks.stages(last); ++stage) scan_stage(0, stage, slots.now(stage));
+    for (int chunk = last; chunk >= 0; --chunk) {
+      const int turn = chunks.turn(chunk), stages = chunks.stages(chunk);
+#pragma unroll
+      for (int i = 0; i < 2 * states; ++i) s[i / states][i % states] = before[i / states][i % states];
+      load(checkpoints[first + ::max(chunk - 2, 0)], before);  // arrives meanwhile
+      for (int stage = stages - 1; stage >= 0; --stage, buffer ^= 1) {
+        const int next = stages - 1 - stage;  // of the first chunk's predecessor, whatever is there
+        adjoin_stage(turn, stage, slots.now(stage), buffer, next, slots.next(next));
+        slots.pass_on(stage);
         __syncthreads();  // the stage can be finished
       }
+      slots.next_chunk();
+      if (chunk > 0)
+        for (int stage = stages; stage < Traits::stages; ++stage) scan_stage(turn + 1, stage, slots.now(stage));
     }
   }
 };

@@ -91,7 +91,7 @@ struct ScanBackwardProducer {
   }
 
   /// Writes what states of a stage are computed from.
-  __device__ void prepare_steps(int place, int left, const StepInputs& loaded) const {
+  __device__ void prepare_steps(int slot, int left, const StepInputs& loaded) const {
     constexpr float none = -1e30f;  // past the end dt is 0 with it, and the state stays as it is
     float dt[4], dt_u[4], slopes[4], B[4];
 #pragma unroll
@@ -99,7 +99,7 @@ struct ScanBackwardProducer {
       dt[i] = scan_softplus(token < left ? loaded.delta[i] + bias[i] : none, slopes[i]);
       dt_u[i] = dt[i] * loaded.u[i];
     }
-    auto& to = shared.tokens[place + token];
+    auto& to = shared.tokens[slot][token];
     to.steps[Shared::step_place(2 * quad)] = make_float4(dt[0], dt[1], dt_u[0], dt_u[1]);
     to.steps[Shared::step_place(2 * quad + 1)] = make_float4(dt[2], dt[3], dt_u[2], dt_u[3]);
     store_vector(&to.slopes[4 * quad], slopes);
@@ -125,8 +125,8 @@ struct ScanBackwardProducer {
   }
 
   /// Writes the gradients of a stage.
-  __device__ void finish(int first, int place, int left, int buffer) {
-    const auto& step = shared.tokens[place + token];
+  __device__ void finish(int first, int slot, int left, int buffer) {
+    const auto& step = shared.tokens[slot][token];
     const auto& output = shared.outputs[buffer][token];
     const int there = token < left ? width : 0;
     float d_y[4], d_z[4], slopes[4], y[4], g_B[4], d_dt[4], of_u[4], of_delta[4], of_z[4];
@@ -134,7 +134,7 @@ struct ScanBackwardProducer {
       float sums[slices][4];
 #pragma unroll
       for (int k = 0; k < slices; ++k)
-        load_vector<4>(&output.sums[which][quad / 4][k * 16 + 4 * quad % 16]).unpack(sums[k]);
+        load_vector<4>(&output.sums[which][Shared::sum_place(4 * quad, k)]).unpack(sums[k]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) to[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
     };
@@ -181,9 +181,9 @@ struct ScanBackwardProducer {
     const int length = chunks.length, last = chunks.count - 1;
     int ahead = last * Traits::chunk, end = length;  // of the next steps the first token, and where their chunk ends
     StepInputs steps = load_steps(ahead, length - ahead);
-    const auto steps_next = [&](int place) {
+    const auto steps_next = [&](int slot) {
       if (ahead < 0) return;
-      prepare_steps(place, length - ahead, steps);
+      prepare_steps(slot, length - ahead, steps);
       ahead += tokens;
       if (ahead >= end) {
         end = (end - 1) / Traits::chunk * Traits::chunk;
@@ -200,29 +200,26 @@ struct ScanBackwardProducer {
       before -= tokens;
       outputs = load_outputs(before, before < 0 ? 0 : length - before);
     };
-    const auto finish_next = [&](int place) {
-      finish(behind, place, length - behind, buffer);
-      behind -= tokens;
-      buffer ^= 1;
-      steps_next(place);
-    };
-    for (int i = 0; i < Traits::stages; ++i) {
-      const int first = chunks.stages(last);  // of the chunk before those that this one lacks
-      steps_next(i < first ? Shared::place(0, i) : Shared::place(1, i - first));
-    }
+    for (int slot = 0; slot < Traits::slots; ++slot) steps_next(slot);
     outputs_next();
     __syncthreads();  // the first stages are prepared
-    for (int chunk = last; chunk >= 0; --chunk) {
-      const int turn = chunks.turn(chunk);
-      if (chunk < last) finish_next(Shared::place(turn - 1, 0));
-      __syncthreads();  // the last stage is prepared, that of the chunk before finished
+    ScanSlots<Traits> slots(chunks.stages(last));
+    int slot = -1;  // of the stage that can be finished
+    const auto finish_next = [&] {
+      finish(behind, slot, length - behind, buffer);
+      behind -= tokens;
+      buffer ^= 1;
+      steps_next(slot);
+    };
+    for (int chunk = last; chunk >= 0; --chunk, slots.next_chunk())
       for (int stage = chunks.stages(chunk) - 1; stage >= 0; --stage) {
-        if (stage < chunks.stages(chunk) - 1) finish_next(Shared::place(turn, stage + 1));
+        if (slot >= 0) finish_next();
         outputs_next();
+        slot = slots.now(stage);
+        slots.pass_on(stage);
         __syncthreads();  // the stage can be finished
       }
-    }
-    finish_next(Shared::place(chunks.turn(0), 0));
+    finish_next();
   }
 };
 

@@ -22,7 +22,8 @@ struct ScanBackwardTraits {
   static constexpr int group = 4, groups = tokens / group;  // of a stage: tokens of which a consumer has all states
   static constexpr int consumers = pairs * slices, producers = quads * tokens;  // threads
   static constexpr int threads = consumers + producers, blocks = 2;             // of a multiprocessor, at least
-  static constexpr int chunk = static_cast<int>(scan_chunk), stages = chunk / tokens;
+  static constexpr int chunk = static_cast<int>(scan_chunk), stages = chunk / tokens, starts = chunk / group;
+  static constexpr int slots = stages + 2;                      // stages whose steps are in shared memory
   static constexpr int parts = channels / 8;                    // of dB and dC
   static constexpr float BC_scale = ChannelSums<exact>::scale;  // what their sums still have to be multiplied by
   static_assert(consumers == producers, "zamba: the halves of a block take turns");
@@ -44,26 +45,28 @@ struct ScanBackwardShared {
   /// What its adjoint states are computed from, and what is left of them.
   struct Output {
     float4 C[slices];
-    float d_y[channels];                                       // d y silu(z)
-    float d_z[channels];                                       // d y silu'(z)
-    float sums[sums_count][channels / 16][(slices + 1) * 16];  // of 16 channels: those of each slice
-    float4 parts[Traits::parts][2 * slices];                   // part_place(): of dB, then of dC
-    float4 unused[5];                                          // so that tokens are 16 bytes from each other
+    float d_y[channels];                        // d y silu(z)
+    float d_z[channels];                        // d y silu'(z)
+    float sums[sums_count][slices * channels];  // sum_place(): of a slice
+    float4 parts[Traits::parts][2 * slices];    // part_place(): of dB, then of dC
+    float4 unused[5];                           // so that tokens are 16 bytes from each other
   };
   static_assert(sizeof(Output) % 128 == 16, "zamba: parts of four tokens are written to different banks");
 
-  Token tokens[Traits::chunk];                                         // from place() on
-  Output outputs[2][Traits::tokens];                                   // of two stages in turn, called buffers
-  float4 starts[Traits::chunk / Traits::group][2][Traits::consumers];  // states where groups begin, of each channel
+  Token tokens[Traits::slots][Traits::tokens];
+  Output outputs[2][Traits::tokens];                    // of two stages in turn, called buffers
+  float4 starts[Traits::starts][2][Traits::consumers];  // start_place(): states where groups begin, of each channel
 
-  /// Where the first token of a stage is. Chunks take turns; in every second one stages are in reverse.
-  __device__ static int place(int turn, int stage) {
-    return (turn % 2 ? Traits::stages - 1 - stage : stage) * Traits::tokens;
-  }
   /// Even pairs of channels, B, odd pairs.
   __device__ static int step_place(int pair) { return pair % 2 * B_place(slices) + pair / 2; }
   __device__ static int B_place(int slice) { return Traits::pairs / 2 + slice; }
+  __device__ static int sum_place(int channel, int slice) {
+    return slice * channels + (channel + slice % 2 * 16) % channels;
+  }
   __device__ static int part_place(int quad, int part) { return quad ^ part % 2 * 4; }
+  /// Chunks take turns: while the starts of one are read from the last to the first, those of the chunk before it, from
+  /// the first to the last, are written in their places.
+  __device__ static int start_place(int turn, int group) { return turn % 2 ? Traits::starts - 1 - group : group; }
 };
 
 /// How the chunks of a row are walked through.
@@ -76,6 +79,31 @@ struct ScanChunks {
   __device__ int stages(int chunk) const {
     return ceil_div(::min(length - chunk * Traits::chunk, Traits::chunk), Traits::tokens);
   }
+};
+
+/// Which of the ten slots in shared memory has the steps of a stage. Stages are prepared in the order in which they are
+/// scanned, the first ten at once, each further one where the next in the order of adjoints was. Four bits a slot.
+template <class Traits>
+class ScanSlots {
+ public:
+  /// stages: of the row's last chunk.
+  __device__ explicit ScanSlots(int stages) : later_(0x9876543210 >> 4 * stages), count_(Traits::slots - stages) {}
+
+  /// Of a stage of the chunk whose adjoints are computed, and of the chunk before it.
+  __device__ int now(int stage) const { return now_ >> 4 * stage & 15; }
+  __device__ int next(int stage) const { return static_cast<int>(later_ >> 4 * stage) & 15; }
+  /// The stage gives its slot to the next in line.
+  __device__ void pass_on(int stage) { later_ |= static_cast<unsigned long long>(now(stage)) << 4 * count_++; }
+  __device__ void next_chunk() {
+    now_ = static_cast<unsigned>(later_);
+    later_ >>= 4 * Traits::stages;
+    count_ -= Traits::stages;
+  }
+
+ private:
+  unsigned now_ = 0x76543210;
+  unsigned long long later_;
+  int count_;
 };
 
 }  // namespace zamba::kernel
