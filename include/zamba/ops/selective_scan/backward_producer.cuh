@@ -204,21 +204,28 @@ struct ScanBackwardProducer {
     outputs_next();
     __syncthreads();  // the first stages are prepared
     ScanSlots<Traits> slots(chunks.stages(last));
-    int slot = -1;  // of the stage that can be finished
+    int stage = chunks.stages(last) - 1, slot = 0;  // slot: of the stage that can be finished
+    const auto step = [&] {
+      outputs_next();
+      slot = slots.now(stage);
+      slots.pass_on(stage);
+      if (--stage < 0) {
+        slots.next_chunk();
+        stage = Traits::stages - 1;
+      }
+      __syncthreads();  // the stage can be finished
+    };
     const auto finish_next = [&] {
       finish(behind, slot, length - behind, buffer);
       behind -= tokens;
       buffer ^= 1;
       steps_next(slot);
     };
-    for (int chunk = last; chunk >= 0; --chunk, slots.next_chunk())
-      for (int stage = chunks.stages(chunk) - 1; stage >= 0; --stage) {
-        if (slot >= 0) finish_next();
-        outputs_next();
-        slot = slots.now(stage);
-        slots.pass_on(stage);
-        __syncthreads();  // the stage can be finished
-      }
+    step();
+    while (behind > 0) {
+      finish_next();
+      step();
+    }
     finish_next();
   }
 };
