@@ -100,43 +100,31 @@ struct SelectiveScan<cuda> {
                        const Sequences& sequences, Tensor<const F, 3> checkpoints,
                        const SelectiveScanGradients<A, F>& out, Tensor<F, 3> d_state) {
     if (sequences.tokens == 0) return;
-    const Index N = in.B.shape[2], heads = in.B.shape[1], across = tiles(in, backward_channels);
-    const Index rows_each = ceil_div(sequences.rows, most_groups), groups = ceil_div(sequences.rows, rows_each);
-    ArenaScope scope(ctx.arena());
-    const kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
-                                           ctx.arena().template tensor<F>(groups, in.u.cols(), N + 2)};
-    using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
-    const bool in_registers = std::is_same_v<F, float> && N <= 16 && sizeof(Shared) <= ctx.most_shared();
-    const F scale = in_registers ? F(kernel::ScanBackwardTraits<A, true>::BC_scale) : F(1);
-    const auto queue = [&](auto kernel, int threads, std::size_t shared, auto... more) {
-      kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
-                     static_cast<unsigned>(groups * across), static_cast<unsigned>(threads), shared, in, d_y, sequences,
-                     checkpoints, out, d_state, partials, rows_each, more...);
-    };
-    if (!in_registers) {
-      using Traits = kernel::ChannelBackwardTraits<A>;
-      queue(kernel::channel_backward_kernel<Traits>, Traits::threads, sizeof(kernel::ChannelBackwardShared<Traits>),
-            ctx.arena().template tensor<F>(groups, N, in.u.cols()));
-    } else if constexpr (std::is_same_v<F, float>) {
-      const auto fours = [](const auto&... tensors) { return (in_fours(tensors) && ...); };
-      const bool wide =
-          in.u.cols() / heads % 4 == 0 && fours(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
+    if constexpr (std::is_same_v<F, float>) {
       const auto by = [&]<class Traits>(Traits) {
-        queue(kernel::selective_scan_backward_kernel<Traits>, Traits::threads, sizeof(Shared));
+        constexpr std::size_t shared = sizeof(kernel::ScanBackwardShared<Traits>);
+        if constexpr (shared <= 227 << 10) {  // what the largest multiprocessors have
+          if (shared > ctx.most_shared()) return false;
+          launch_backward<Traits>(ctx, kernel::selective_scan_backward_kernel<Traits>, shared, d_y, in, sequences,
+                                  checkpoints, out, d_state);
+          return true;
+        }
+        return false;
       };
-      wide ? by(kernel::ScanBackwardTraits<A, true>{}) : by(kernel::ScanBackwardTraits<A, false>{});
+      if (in.B.shape[2] <= 16) {
+        if (wide(d_y, in, out)) {
+          if (by(kernel::ScanBackwardTraits<A, 64, true>{}) || by(kernel::ScanBackwardTraits<A, 32, true>{})) return;
+        } else if (by(kernel::ScanBackwardTraits<A, 32, false>{})) {
+          return;
+        }
+      }
     }
-    kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
-                         kernel::AddScanTiles<A>{partials.BC, scale, across / heads, out.B, out.C},
-                         "selective_scan_backward: sums over channels");
-    kernel::for_elements(ctx, 1, in.u.cols() * (N + 2),
-                         kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
-                         "selective_scan_backward: sums over rows");
+    using Traits = kernel::ChannelBackwardTraits<A>;
+    launch_backward<Traits>(ctx, kernel::channel_backward_kernel<Traits>, sizeof(kernel::ChannelBackwardShared<Traits>),
+                            d_y, in, sequences, checkpoints, out, d_state);
   }
 
  private:
-  /// Of a tile of the backward pass.
-  static constexpr Index backward_channels = 32;
   /// At most so many partial sums of the parameters' gradients.
   static constexpr Index most_groups = 64;
 
@@ -148,6 +136,37 @@ struct SelectiveScan<cuda> {
   static bool wide(const SelectiveScanInputs<A, float>& in, Tensor<float, 3> state, Matrix<A> y) {
     return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
            in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
+  }
+
+  template <class A>
+  static bool wide(Matrix<const A> d_y, const SelectiveScanInputs<A, float>& in,
+                   const SelectiveScanGradients<A, float>& out) {
+    return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
+           in_fours(in.B) && in_fours(in.C) && in_fours(d_y) && in_fours(out.u) && in_fours(out.delta) &&
+           in_fours(out.z);
+  }
+
+  /// A backward pass by such a kernel, and the sums of what its blocks leave.
+  template <class Traits, class Kernel, class A, class F>
+  static void launch_backward(Context<cuda>& ctx, Kernel* kernel, std::size_t shared, Matrix<const A> d_y,
+                              const SelectiveScanInputs<A, F>& in, const Sequences& sequences,
+                              Tensor<const F, 3> checkpoints, const SelectiveScanGradients<A, F>& out,
+                              Tensor<F, 3> d_state) {
+    const Index N = in.B.shape[2], heads = in.B.shape[1], D = in.u.cols(), across = tiles(in, Traits::channels);
+    const Index rows_each = ceil_div(sequences.rows, most_groups), groups = ceil_div(sequences.rows, rows_each);
+    ArenaScope scope(ctx.arena());
+    const kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
+                                           ctx.arena().template tensor<F>(groups, D, N + 2),
+                                           ctx.arena().template tensor<F>(Traits::adjoints ? groups : 0, N, D)};
+    kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
+                   static_cast<unsigned>(groups * across), static_cast<unsigned>(Traits::threads), shared, in, d_y,
+                   sequences, checkpoints, out, d_state, partials, rows_each);
+    kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
+                         kernel::AddScanTiles<A>{partials.BC, F(Traits::BC_scale), across / heads, out.B, out.C},
+                         "selective_scan_backward: sums over channels");
+    kernel::for_elements(ctx, 1, D * (N + 2),
+                         kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
+                         "selective_scan_backward: sums over rows");
   }
 
   /// Tiles of so many channels in a row.

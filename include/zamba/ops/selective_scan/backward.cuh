@@ -39,6 +39,7 @@ template <class F>
 struct ScanPartials {
   Tensor<F, 3> BC;          // (tiles, tokens, 2 N): each tile's share of dB, then of dC
   Tensor<F, 3> parameters;  // (groups of rows, D, N + 2): dA, then dD, then d delta_bias
+  Tensor<F, 3> adjoints;    // (groups, N, D), for a kernel that keeps adjoint states in memory
 };
 
 /// dD and d delta_bias of a block, of producers with the same channels: in the order of their tokens.
@@ -59,15 +60,6 @@ __device__ void sum_producers(float (*memory)[Traits::tokens][Traits::channels],
 #pragma unroll
   for (int k = 0; k < Traits::tokens; ++k) sum += memory[which][k][channel];
   to(tile.channel + channel, N + which) = sum;
-}
-
-/// Whether the second half of a block's warps consumes. The scheduler of a warp follows from its place on the
-/// multiprocessor modulo four; where blocks share one, consumers of one meet producers of another there.
-__device__ inline bool swapped_roles() {
-  __shared__ unsigned first;
-  if (threadIdx.x == 0) asm volatile("mov.u32 %0, %%warpid;" : "=r"(first));
-  __syncthreads();
-  return first / 4 % 2 > 0;
 }
 
 /// What a block works on: rows `first` to `end` of a tile.
@@ -122,8 +114,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks)
   const ScanRows rows{tile, tile.row * rows_each, ::min((tile.row + 1) * rows_each, sequences.rows)};
   const Matrix<float> parameters = partials.parameters[tile.row];
   const int thread = threadIdx.x % Traits::consumers;
-  const bool second = threadIdx.x >= Traits::consumers;
-  if (second == swapped_roles()) {
+  if (threadIdx.x < Traits::consumers) {
     ScanBackwardConsumer<Traits> consumer(shared, thread, in, tile);
     consume_rows(consumer, rows, sequences, checkpoints, d_state, parameters);
     sum_producers<Traits>(sums, nullptr, tile, in.B.shape[2], parameters);

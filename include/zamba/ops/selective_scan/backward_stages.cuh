@@ -9,19 +9,20 @@
 
 namespace zamba::kernel {
 
-/// A backward scan in float. Wide_: all rows of activations begin at multiples of four elements, and heads and states
-/// come in fours.
-template <class A_, bool Wide_>
+/// A backward scan in float, by blocks of so many channels. Wide_: all rows of activations begin at multiples of four
+/// elements, and heads and states come in fours.
+template <class A_, int Channels_, bool Wide_>
 struct ScanBackwardTraits {
   using A = A_;
   static constexpr bool wide = Wide_;
+  static constexpr bool adjoints = false;       // in memory
   static constexpr bool exact = sizeof(A) > 2;  // whether dB and dC are summed with all bits of a float
   static constexpr int slices = 4, states = 4, most_states = slices * states;
-  static constexpr int channels = 32, pairs = channels / 2, quads = channels / 4;  // of a block
-  static constexpr int tokens = 8;                                                 // of a stage
+  static constexpr int channels = Channels_, pairs = channels / 2, quads = channels / 4;
+  static constexpr int tokens = 8;                          // of a stage
   static constexpr int group = 4, groups = tokens / group;  // of a stage: tokens of which a consumer has all states
-  static constexpr int consumers = pairs * slices, producers = quads * tokens;  // threads
-  static constexpr int threads = consumers + producers, blocks = 2;             // of a multiprocessor, at least
+  static constexpr int consumers = pairs * slices, producers = quads * tokens;   // threads
+  static constexpr int threads = consumers + producers, blocks = 64 / channels;  // of a multiprocessor, at least
   static constexpr int chunk = static_cast<int>(scan_chunk), stages = chunk / tokens, starts = chunk / group;
   static constexpr int slots = stages + 2;                      // stages whose steps are in shared memory
   static constexpr int parts = channels / 8;                    // of dB and dC
