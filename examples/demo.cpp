@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A hybrid learns to write from a text, in minutes on a few processor cores: two phases of training, judged on text it
-// never saw, a sample, and what the shared block costs beside a plain Mamba stack. scripts/demo builds and runs this.
+// A hybrid learns to write from a text, in minutes: two phases of training, judged on text it never saw, a sample, and
+// what the shared block costs beside a plain Mamba stack. On a few processor cores it is a small one; demo.cu is the
+// same on CUDA, with about 100 M parameters. scripts/demo builds and runs either.
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -9,6 +10,7 @@
 #include <iterator>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -26,18 +28,56 @@ using zamba::Token;
 using zamba::TokenRange;
 using zamba::TokenWidth;
 
-constexpr Index width = 128, layers = 8;
-using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = width, .d_state = 16, .n_heads = 2}>;
-using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{.d_model = width, .n_heads = 4, .d_ff = 2 * width}>;
-using Hybrid = zamba::LanguageModel<256, zamba::HybridStack<layers, 4, Mixer, Shared>>;
-using Plain = zamba::LanguageModel<256, zamba::UniformStack<layers, Mixer>>;
+#ifndef ZAMBA_DEMO_DEVICE
+#define ZAMBA_DEMO_DEVICE cpu
+#endif
+using Device = zamba::ZAMBA_DEMO_DEVICE;
+
+/// What a device trains in minutes.
+struct Size {
+  Index width, layers, period, heads, d_ff, rows, length;
+  double rate, minutes;
+};
+template <class Device>
+constexpr Size size_on;
+template <>
+constexpr Size size_on<zamba::cpu> = {.width = 128,
+                                      .layers = 8,
+                                      .period = 4,
+                                      .heads = 4,
+                                      .d_ff = 256,
+                                      .rows = 2,
+                                      .length = 256,
+                                      .rate = 6e-3,  // high, as short runs of small batches want it
+                                      .minutes = 3.5};
+template <>
+constexpr Size size_on<zamba::cuda> = {.width = 768,
+                                       .layers = 24,
+                                       .period = 6,
+                                       .heads = 12,
+                                       .d_ff = 1536,
+                                       .rows = 16,
+                                       .length = 1024,
+                                       .rate = 1e-3,
+                                       .minutes = 2};
+constexpr Size size = size_on<Device>;
+
+using Mixer = zamba::MambaBlock<zamba::MambaConfig{.d_model = size.width, .d_state = 16, .n_heads = 2}>;
+using Shared = zamba::SharedAttention<zamba::SharedAttentionConfig{
+    .d_model = size.width, .n_heads = size.heads, .d_ff = size.d_ff}>;
+using Hybrid = zamba::LanguageModel<256, zamba::HybridStack<size.layers, size.period, Mixer, Shared>>;
+using Plain = zamba::LanguageModel<256, zamba::UniformStack<size.layers, Mixer>>;
+using Storage = std::conditional_t<std::is_same_v<Device, zamba::cpu>, float, zamba::bf16>;
+template <class Net>
+using ModelOf = zamba::Model<Net, Storage, Device>;
+using Context = zamba::Context<Device>;
 
 constexpr Index measurements = 8;  // of the held-out loss: at the beginning, at the end of each phase, and between
 
 struct Options {
   std::string text;
   std::string folder = "zamba-demo";
-  double minutes = 3.5;
+  double minutes = size.minutes;
   Index tokens = 0;
   int threads = 0;
   bool resume = false;
@@ -96,12 +136,12 @@ Texts prepare(const Options& options) {
   return texts;
 }
 
-zamba::TrainerOptions training() { return {.rows = 2, .length = 256, .seed = {42}}; }
+zamba::TrainerOptions training() { return {.rows = size.rows, .length = size.length, .seed = {42}}; }
 
 /// Pretraining on everything; annealing, re-warmed, on 60 % of the same and 40 % of the last tenth of the text, which
 /// stands for the better data of a real run.
 std::vector<zamba::Phase> phases(const TokenRange& all, const TokenRange& late, Index tokens) {
-  constexpr double peak = 6e-3;  // high, as short runs of small batches want it
+  constexpr double peak = size.rate;
   return {{.name = "pretraining",
            .tokens = tokens * 8 / 10,
            .rate = LearningRate::warm_up(peak, {.fraction = 0.04}).then(LearningRate::cosine(peak, 0.4 * peak)),
@@ -114,10 +154,19 @@ std::vector<zamba::Phase> phases(const TokenRange& all, const TokenRange& late, 
            .mixture = {{all, 0.6, "replay of the text"}, {late, 0.4, "last tenth"}}}};
 }
 
+/// threads: of the CPU's.
+template <class Ctx>
+Ctx context_of(int threads) {
+  if constexpr (std::is_constructible_v<Ctx, int>)
+    return Ctx(threads);
+  else
+    return Ctx();
+}
+
 /// Tokens a second of a training step, over a few steps of a model that is thrown away.
 template <class Net>
-double training_speed(zamba::Context<zamba::cpu>& ctx, const TokenRange& text) {
-  zamba::Model<Net> model(zamba::Seed{42});
+double training_speed(Context& ctx, const TokenRange& text) {
+  ModelOf<Net> model(zamba::Seed{42});
   zamba::Trainer trainer(ctx, model, phases(text, text, 1'000'000), training());
   trainer.take_step();  // the first one allocates
   const auto begin = std::chrono::steady_clock::now();
@@ -128,19 +177,22 @@ double training_speed(zamba::Context<zamba::cpu>& ctx, const TokenRange& text) {
 
 /// Tokens a second, one after the other through the cache, after a prompt of 256.
 template <class Net>
-double decoding_speed(zamba::Context<zamba::cpu>& ctx, const zamba::Model<Net>& model, const TokenRange& text) {
+double decoding_speed(Context& ctx, const ModelOf<Net>& model, const TokenRange& text) {
   std::vector<Token> prompt(256);
   text.file->copy(text.first, prompt);
   auto state = model.new_state({.max_length = 1024});
-  model.extend(ctx, state, prompt);
-  const auto begin = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point begin;
   Index count = 0;
-  for (; count < 16 || (seconds_since(begin) < 1 && count < 700); ++count) model.extend(ctx, state, prompt[0]);
-  return static_cast<double>(count) / seconds_since(begin);
+  zamba::generate(ctx, model, state, prompt, {.max_new_tokens = 700}, [&](Index, Token) {
+    if (++count == 1) begin = std::chrono::steady_clock::now();  // the first one is of the prompt
+    return count < 16 || seconds_since(begin) < 1;
+  });
+  return static_cast<double>(count - 1) / seconds_since(begin);
 }
 
 template <class Net>
-constexpr double cache_bytes_per_token = zamba::state_bytes<Net, float>(1, 1) - zamba::state_bytes<Net, float>(1, 0);
+constexpr double cache_bytes_per_token = zamba::state_bytes<Net, Storage>(1, 1) - zamba::state_bytes<Net, Storage>(1,
+                                                                                                                   0);
 
 void print_table(const double (&training)[2], const double (&decoding)[2]) {
   const auto row = [](const char* name, double hybrid, double plain) {
@@ -150,12 +202,12 @@ void print_table(const double (&training)[2], const double (&decoding)[2]) {
   row("parameters", zamba::parameter_count<Hybrid>, zamba::parameter_count<Plain>);
   row("active parameters a token", zamba::active_parameter_count<Hybrid>, zamba::active_parameter_count<Plain>);
   row("cache bytes a token", cache_bytes_per_token<Hybrid>, cache_bytes_per_token<Plain>);
-  row("state bytes a sequence", zamba::state_bytes<Hybrid, float>(1, 0), zamba::state_bytes<Plain, float>(1, 0));
+  row("state bytes a sequence", zamba::state_bytes<Hybrid, Storage>(1, 0), zamba::state_bytes<Plain, Storage>(1, 0));
   row("training, tokens/s", training[0], training[1]);
   row("decoding, tokens/s", decoding[0], decoding[1]);
 }
 
-void print_sample(zamba::Context<zamba::cpu>& ctx, const zamba::Model<Hybrid>& model, const std::string& prompt) {
+void print_sample(Context& ctx, const ModelOf<Hybrid>& model, const std::string& prompt) {
   const zamba::ByteTokenizer tokenizer;
   auto state = model.new_state({.max_length = 1024});
   std::printf("\nA sample, after [the first words of a held-out part]:\n\n[%s]", prompt.c_str());
@@ -181,7 +233,7 @@ void run(const Options& options) {
   const TokenRange all = TokenRange::whole(texts.train), held_out = TokenRange::whole(texts.held_out);
   texts.late = zamba::split(all, 0.1).held_out;
 
-  zamba::Context<zamba::cpu> ctx(options.threads);
+  Context ctx = context_of<Context>(options.threads);
   double training_speeds[2] = {training_speed<Hybrid>(ctx, all)}, decoding_speeds[2] = {};
   Index tokens = options.tokens;
   if (options.resume) {
@@ -193,12 +245,11 @@ void run(const Options& options) {
     tokens = std::max<Index>(tokens, 20'000);
   }
   zamba::replace_file(plan, [&](zamba::FileWriter& out) { out.write(std::to_string(tokens) + "\n"); });
-  std::printf(
-      "Model: %.2f M parameters, %.2f M active a token; %d threads, %.0f tokens/s. Training on %.2f M tokens.\n",
-      1e-6 * zamba::parameter_count<Hybrid>, 1e-6 * zamba::active_parameter_count<Hybrid>, ctx.threads(),
-      training_speeds[0], 1e-6 * static_cast<double>(tokens));
+  std::printf("Model: %.2f M parameters, %.2f M active a token; on %s, %.0f tokens/s. Training on %.2f M tokens.\n",
+              1e-6 * zamba::parameter_count<Hybrid>, 1e-6 * zamba::active_parameter_count<Hybrid>, ctx.kind().c_str(),
+              training_speeds[0], 1e-6 * static_cast<double>(tokens));
 
-  zamba::Model<Hybrid> model(zamba::Seed{42});
+  ModelOf<Hybrid> model(zamba::Seed{42});
   zamba::TrainerOptions training_options = training();
   training_options.folder = folder;
   training_options.held_out = held_out;
@@ -222,8 +273,8 @@ void run(const Options& options) {
 
   print_sample(ctx, model, texts.first_words);
   training_speeds[1] = training_speed<Plain>(ctx, all);
-  decoding_speeds[0] = decoding_speed(ctx, model, held_out);
-  decoding_speeds[1] = decoding_speed(ctx, zamba::Model<Plain>(zamba::Seed{42}), held_out);
+  decoding_speeds[0] = decoding_speed<Hybrid>(ctx, model, held_out);
+  decoding_speeds[1] = decoding_speed<Plain>(ctx, ModelOf<Plain>(zamba::Seed{42}), held_out);
   print_table(training_speeds, decoding_speeds);
   std::printf("\nLoss picture: %s\nCheckpoint:   %s\nIn all: %s\n", (folder / "loss.svg").c_str(),
               (folder / "checkpoint.safetensors").c_str(), zamba::format_duration(seconds_since(begin)).c_str());
@@ -245,9 +296,10 @@ int main(int argc, char** argv) {
   auto* const tokens = app.add_option("--tokens", options.tokens, "Train on so many tokens instead")
                            ->check(CLI::Range(10'000, 2'000'000'000))
                            ->excludes(minutes);
-  app.add_option("--threads", options.threads, "0: as many as OpenMP finds")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1024));
+  if (std::is_same_v<Device, zamba::cpu>)
+    app.add_option("--threads", options.threads, "0: as many as OpenMP finds")
+        ->capture_default_str()
+        ->check(CLI::Range(0, 1024));
   app.add_flag("--resume", options.resume, "Continue an interrupted run in the folder, to as many tokens as it had")
       ->excludes(minutes)
       ->excludes(tokens);

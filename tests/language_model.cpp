@@ -5,7 +5,9 @@
 #include <doctest/doctest.h>
 
 #include <zamba/testing/finite_differences.hpp>
+#include <zamba/testing/sanitized.hpp>
 
+#include "support/documents.hpp"
 #include "support/extend_properties.hpp"
 
 namespace {
@@ -16,26 +18,6 @@ using namespace zamba_test;
 constexpr double reordering = 1e-12;
 /// Central differences with h = 1e-5: errors of h^2 and of 1e-16 / h, both about 1e-10, times the curvature.
 constexpr double difference = 2e-7;
-
-struct Documents {
-  std::vector<Token> tokens, targets;
-  std::vector<Index> offsets{0};
-
-  explicit Documents(const std::vector<Index>& lengths) {
-    for (const Index length : lengths) offsets.push_back(offsets.back() + length);
-    tokens = random_tokens(offsets.back(), 1);
-    targets = random_tokens(offsets.back(), 2);
-    for (std::size_t i = 3; i < targets.size(); i += 5) targets[i] = -1;
-  }
-  operator TrainingBatch() const { return {tokens, targets, offsets}; }
-  /// Tokens [first, first + count) as one document.
-  TrainingBatch part(Index first, Index count) const {
-    static thread_local std::vector<Index> bounds;
-    bounds = {0, count};
-    const auto at = static_cast<std::size_t>(first), size = static_cast<std::size_t>(count);
-    return {std::span(tokens).subspan(at, size), std::span(targets).subspan(at, size), bounds};
-  }
-};
 
 template <class G>
 std::vector<double> all(const G& gradients) {
@@ -169,6 +151,7 @@ void check_gradients() {
       return scale * moved.loss(ctx, batch, &copy).sum;
     };
     const double h = 1e-5;
+    const Index of_each = testing::unless_sanitized<Index>(7, 4);
     for (const ParameterEntry& entry : model.entries()) {
       auto weights = model.read(entry);
       std::vector<double> measured, given;
@@ -176,7 +159,7 @@ void check_gradients() {
         moved.write(entry, weights);
         return loss();
       };
-      for (Index i = entry.size / 7 / 2; i < entry.size; i += std::max<Index>(1, entry.size / 7)) {
+      for (Index i = entry.size / of_each / 2; i < entry.size; i += std::max<Index>(1, entry.size / of_each)) {
         measured.push_back(testing::finite_difference(weights[i], h, loss_of_weights));
         given.push_back(gradients.values()[entry.offset + i]);
       }
@@ -192,7 +175,7 @@ void check_gradients() {
     std::size_t k = 0;
     visit_state<Net>(views, [&](const Name&, auto& tensor, Index rows, Index width) {
       const Index used = (rows == per_position ? initial.length(0) : rows) * width;  // of row 0, which has a past
-      for (Index i = 0; i < used; i += std::max<Index>(1, used / 9)) {
+      for (Index i = 0; i < used; i += std::max<Index>(1, used / of_each)) {
         measured.push_back(testing::finite_difference(tensor.data[i], h, loss));
         given.push_back(gradient_at[k][i]);
       }

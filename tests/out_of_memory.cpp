@@ -4,6 +4,7 @@
 // replaced malloc in this program.
 #include <zamba/error.hpp>
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -164,6 +165,33 @@ TEST_SUITE("out_of_memory") {
       check_training<Second, bf16>(threads);
       check_training<OpaqueHybrid, float>(threads);
     }
+  }
+
+  TEST_CASE("want of memory for training is told part by part, before anything is computed") {
+    const auto model = random_model<Hybrid, bf16>();
+    auto gradients = model.new_gradients();
+    const std::vector<Token> tokens = random_tokens(120, 7);
+    const std::vector<Index> offsets{0, 60, 120};
+    const TrainingBytes bytes = decltype(model)::training_bytes({2, 60}, 1);
+    const auto part = [](const char* name, std::size_t size) { return name + std::to_string(size); };
+    const std::string wanted = part("", bytes.total()) + part(" bytes in all, weights ", bytes.weights) +
+                               part(" + gradients ", bytes.gradients) + part(" + moments ", bytes.moments) +
+                               part(" + activations ", bytes.activations) + part(" + workspace ", bytes.workspace);
+    bool told = false;
+    for (int n = 0; n < 4; ++n) {
+      Context<cpu> ctx(1);
+      try {
+        const AllocationLimit limit(n);
+        model.loss_and_gradients(ctx, {tokens, tokens, offsets}, gradients, {});
+      } catch (const OutOfMemory& error) {
+        told = told || std::string(error.what()).find(wanted) != std::string::npos;
+      }
+    }
+    CHECK(told);
+    for (const float value : std::span(gradients.values().data, static_cast<std::size_t>(gradients.values().size())))
+      REQUIRE(value == 0);
+    Context<cpu> ctx(1);
+    CHECK_NOTHROW(model.loss_and_gradients(ctx, {tokens, tokens, offsets}, gradients, {}));
   }
 
   TEST_CASE("states are copied, gathered, read and written all or not at all") {

@@ -7,9 +7,10 @@
 
 #include <doctest/doctest.h>
 
+#include <zamba/testing/sanitized.hpp>
+
 #include "support/devices.hpp"
 #include "support/nets.hpp"
-#include "support/sanitized.hpp"
 
 // workspace.cu names another one.
 #ifndef ZAMBA_TEST_DEVICE

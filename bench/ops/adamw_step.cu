@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // adamw_step and sum_of_squares on CUDA, compared with the copy's bandwidth: a norm's weight, a matrix of Zamba-7B's
-// shared MLP, and 1 B parameters. A step reads and writes weight and moments and reads the gradient; a bf16 weight with
-// a master copy is written only.
+// shared MLP, and 1 B parameters. A step reads and writes weight and moments and reads the gradient.
 #include <zamba/ops/adamw_step.cuh>
 
 #include <cmath>
@@ -25,22 +24,19 @@ std::vector<T> some_of(const DeviceArray<T>& array, Index first, Index count) {
   return values;
 }
 
-enum class Master { none, copy, split };
-
 template <class W>
-void adamw(benchmark::State& state, Master kind) {
+void adamw(benchmark::State& state) {
+  constexpr bool split = std::is_same_v<W, bf16>;
   Context<cuda> ctx;
   const Index n = state.range(0);
   const DeviceArray<W> weight(ctx, n, 1, 4);
-  const DeviceArray<float> gradient(ctx, n, 2), master(ctx, kind == Master::copy ? n : 0, 3), m(ctx, n, 4),
-      v(ctx, n, 5);
-  const DeviceArray<std::uint16_t> low(ctx, kind == Master::split ? n : 0, 6);
+  const DeviceArray<float> gradient(ctx, n, 2), m(ctx, n, 4), v(ctx, n, 5);
+  const DeviceArray<std::uint16_t> low(ctx, split ? n : 0, 6);
   const DeviceArray<double> norm_squared(ctx, 1, 7);
   ctx.fill(norm_squared.view(1), 0.25);
   for (const auto* moments : {&m, &v}) ctx.zero(moments->view(n));
   AdamWTensors<W, float> tensors{weight.view(n), {}, gradient.view(n), m.view(n), v.view(n)};
-  if (kind == Master::copy) tensors.master = master.view(n);
-  if (kind == Master::split) tensors.low = low.view(n), ctx.zero(tensors.low);
+  if (split) tensors.low = low.view(n), ctx.zero(tensors.low);
   const auto run = [&](Index) { adamw_step(ctx, tensors, scalars, norm_squared.view(1).data); };
 
   // The first step moves by the learning rate against the gradient, after the decay; here at the array's end.
@@ -48,18 +44,12 @@ void adamw(benchmark::State& state, Master kind) {
   const auto stands_for = [&] {
     std::vector<double> values;
     const auto weights = some_of(weight, first, count);
-    const auto masters = kind == Master::copy ? some_of(master, first, count) : std::vector<float>();
-    const auto lower = kind == Master::split ? some_of(low, first, count) : std::vector<std::uint16_t>();
+    const auto lower = split ? some_of(low, first, count) : std::vector<std::uint16_t>();
     for (std::size_t i = 0; i < weights.size(); ++i) {
-      if constexpr (std::is_same_v<W, bf16>)
-        if (kind == Master::split) {
-          SplitFloat halves;
-          halves.nearest = weights[i];
-          halves.low = lower[i];
-          values.push_back(static_cast<float>(halves));
-          continue;
-        }
-      values.push_back(kind == Master::copy ? masters[i] : static_cast<float>(weights[i]));
+      if constexpr (split)
+        values.push_back(static_cast<float>(SplitFloat(weights[i], lower[i])));
+      else
+        values.push_back(weights[i]);
     }
     return values;
   };
@@ -73,14 +63,8 @@ void adamw(benchmark::State& state, Master kind) {
       return state.SkipWithError("adamw_step differs from its definition");
   }
   bench::time_on_device(state, ctx, 1, run);
-  const double master_bytes = kind == Master::copy ? 2 * sizeof(float) : kind == Master::split ? 4 : 0;
-  const double bytes = 5 * sizeof(float) + (kind == Master::copy ? 1 : 2) * sizeof(W) + master_bytes;
-  bench::report_on_device(state, 15.0 * static_cast<double>(n), bytes * static_cast<double>(n));
+  bench::report_on_device(state, 15.0 * static_cast<double>(n), 28.0 * static_cast<double>(n));
 }
-
-void own(benchmark::State& state) { adamw<float>(state, Master::none); }
-void copied(benchmark::State& state) { adamw<bf16>(state, Master::copy); }
-void split(benchmark::State& state) { adamw<bf16>(state, Master::split); }
 
 void squares(benchmark::State& state) {
   Context<cuda> ctx;
@@ -101,7 +85,6 @@ void squares(benchmark::State& state) {
 
 #define SIZES \
   ->ArgName("n")->Arg(3712)->Arg(14848 * 3712)->Arg(1'000'000'000)->UseManualTime()->Unit(benchmark::kMicrosecond)
-BENCHMARK(own)->Name("adamw_step/cuda/float") SIZES;
-BENCHMARK(copied)->Name("adamw_step/cuda/bf16_and_copy") SIZES;
-BENCHMARK(split)->Name("adamw_step/cuda/bf16_and_lower_half") SIZES;
+BENCHMARK(adamw<float>)->Name("adamw_step/cuda/float") SIZES;
+BENCHMARK(adamw<bf16>)->Name("adamw_step/cuda/bf16_and_lower_half") SIZES;
 BENCHMARK(squares)->Name("sum_of_squares/cuda") SIZES;

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -54,6 +55,58 @@ __global__ void fill_kernel(T* to, Index count, T value) {
   const Index step = Index{gridDim.x} * blockDim.x;
   for (Index i = Index{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) to[i] = value;
 }
+
+/// Pinned memory that host data passes through, so that it may be overwritten at once and nothing that is queued is
+/// waited for: from pageable memory CUDA copies more than 64 KiB only when the stream is empty. Its halves are used by
+/// turns, and the host waits where one is not copied yet.
+class UploadRing {
+ public:
+  UploadRing() = default;
+  ~UploadRing() {
+    for (const cudaEvent_t event : copied_)
+      if (event) cudaEventDestroy(event);
+    cudaFreeHost(memory_);
+  }
+  UploadRing(const UploadRing&) = delete;
+  UploadRing& operator=(const UploadRing&) = delete;
+
+  void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
+    if (!memory_) make();
+    for (std::size_t done = 0; done < bytes;) {
+      if (used_ == half) turn(stream);
+      const std::size_t count = std::min(bytes - done, half - used_);
+      std::byte* const at = memory_ + static_cast<std::size_t>(turn_) * half + used_;
+      std::memcpy(at, static_cast<const std::byte*>(from) + done, count);
+      check_cuda(cudaMemcpyAsync(static_cast<std::byte*>(to) + done, at, count, cudaMemcpyHostToDevice, stream),
+                 "upload");
+      used_ += count;
+      done += count;
+    }
+  }
+
+ private:
+  static constexpr std::size_t half = 1 << 20;
+
+  void make() {
+    for (cudaEvent_t& event : copied_)
+      if (!event) check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+    void* memory = nullptr;
+    check_cuda(cudaMallocHost(&memory, 2 * half), "cudaMallocHost");
+    memory_ = static_cast<std::byte*>(memory);
+  }
+
+  void turn(cudaStream_t stream) {
+    check_cuda(cudaEventRecord(copied_[turn_], stream), "upload");
+    turn_ ^= 1;
+    check_cuda(cudaEventSynchronize(copied_[turn_]), "upload");
+    used_ = 0;
+  }
+
+  std::byte* memory_ = nullptr;
+  std::size_t used_ = 0;  // of the half whose turn it is
+  int turn_ = 0;
+  cudaEvent_t copied_[2] = {};
+};
 
 }  // namespace kernel
 
@@ -112,7 +165,9 @@ class Context<cuda> {
       kernel::check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
       return value;
     };
-    overlaps_ = read(cudaDevAttrComputeCapabilityMajor) >= 9;
+    const int major = read(cudaDevAttrComputeCapabilityMajor), minor = read(cudaDevAttrComputeCapabilityMinor);
+    capability_ = std::to_string(major) + "." + std::to_string(minor);
+    overlaps_ = major >= 9;
     multiprocessors_ = read(cudaDevAttrMultiProcessorCount);
     most_shared_ = static_cast<std::size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin));
     kernel::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "cudaStreamCreate");
@@ -133,6 +188,8 @@ class Context<cuda> {
   cudaStream_t stream() const { return stream_; }
   /// Of the host that need scratch of their own: kernels are queued by one.
   static constexpr int threads() { return 1; }
+  /// What the same work gives the same bits on: which kernels run depends on it.
+  std::string kind() const { return DeviceTraits<cuda>::name + (" " + capability_); }
   /// Whether a kernel can begin before the one before it ends: from compute capability 9.0 on.
   bool overlaps() const { return overlaps_; }
   /// Multiprocessors of the GPU.
@@ -151,8 +208,7 @@ class Context<cuda> {
   /// Scratch of the host.
   Arena<cpu>& host_arena() { return host_arena_; }
 
-  /// A copy of host data in the arena. `host` is ordinary memory, not pinned: CUDA takes it over before it returns, so
-  /// it may be overwritten at once.
+  /// A copy of host data in the arena; `host` may be overwritten at once.
   template <class T>
   const T* readable(const T* host, Index count) {
     const auto to = arena_.template tensor<T>(count);
@@ -162,7 +218,7 @@ class Context<cuda> {
   /// Copies host data, which may likewise be overwritten at once, into an array of the device.
   template <class T>
   void upload(const T* host, Vector<T> to) {
-    kernel::check_cuda(cudaMemcpyAsync(to.data, host, bytes_of(to), cudaMemcpyHostToDevice, stream_), "upload");
+    uploads_.copy(to.data, host, bytes_of(to), stream_);
   }
 
   /// Pinned memory for so many T that kernels write and the host reads, the same at every call until one asks for more.
@@ -182,6 +238,19 @@ class Context<cuda> {
     }
     return static_cast<T*>(pinned_);
   }
+  /// As on the CPU, through pinned_buffer() and event 0.
+  template <class T>
+  void post(Vector<const T> from) {
+    T* const to = pinned_buffer<T>(from.size());
+    kernel::check_cuda(cudaMemcpyAsync(to, from.data, bytes_of(from), cudaMemcpyDeviceToHost, stream_), "post");
+    record_event(0);
+  }
+  template <class T>
+  const T* posted() {
+    synchronize_event(0);
+    return static_cast<const T*>(pinned_);
+  }
+
   /// Records event 0 or 1 at this point of the queue.
   void record_event(int event) {
     if (!events_[event])
@@ -321,6 +390,7 @@ class Context<cuda> {
   }
 
   cudaStream_t stream_ = nullptr;
+  std::string capability_;
   bool overlaps_ = false;
   Index multiprocessors_ = 0;
   std::size_t most_shared_ = 0;
@@ -330,6 +400,7 @@ class Context<cuda> {
   void* input_ = nullptr;
   cudaEvent_t input_read_ = nullptr;
   Buffer<cuda> input_there_;
+  kernel::UploadRing uploads_;
   void* pinned_ = nullptr;
   std::size_t pinned_size_ = 0;
   cudaEvent_t events_[2] = {};

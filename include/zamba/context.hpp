@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstring>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -61,6 +62,9 @@ class Arena {
     add_block(bytes);
   }
 
+  /// The most bytes that were taken at once; of several blocks, with what was left at the ends of the former.
+  std::size_t peak() const { return peak_; }
+
   /// Bytes held, used or not.
   std::size_t capacity() const {
     std::size_t total = 0;
@@ -78,6 +82,9 @@ class Arena {
     }
     void* pointer = blocks_[at_.block].data() + at_.used;
     at_.used += bytes;
+    std::size_t taken = at_.used;
+    for (std::size_t i = 0; i < at_.block; ++i) taken += blocks_[i].size();
+    peak_ = std::max(peak_, taken);
     return pointer;
   }
 
@@ -99,7 +106,7 @@ class Arena {
 
   std::vector<Buffer<Device>> blocks_;
   Mark at_;
-  std::size_t generation_ = 0;
+  std::size_t generation_ = 0, peak_ = 0;
 };
 
 /// What a step depends on beside its input: equal keys mean the same kernels with the same arguments.
@@ -162,6 +169,8 @@ class Context<cpu> {
   }
 
   int threads() const { return threads_; }
+  /// What the same work gives the same bits on.
+  static std::string kind() { return DeviceTraits<cpu>::name; }
   Arena<cpu>& arena() { return arena_; }
   /// Scratch that the host reads and writes: here the same.
   Arena<cpu>& host_arena() { return arena_; }
@@ -169,6 +178,17 @@ class Context<cpu> {
   template <class T>
   const T* readable(const T* host, Index) {
     return host;
+  }
+
+  /// Posts what lies in `from`, at this point of the queue, to the host, who finds it at posted() until the next is
+  /// posted: there nothing is waited for that was queued later. Here it is read in place.
+  template <class T>
+  void post(Vector<const T> from) {
+    posted_ = from.data;
+  }
+  template <class T>
+  const T* posted() const {
+    return static_cast<const T*>(posted_);
   }
 
   /// Calls step(input), where input is readable by the device. A device may instead launch a graph, what it recorded of
@@ -193,7 +213,8 @@ class Context<cpu> {
   }
   template <class T, int Rank>
   void zero(Tensor<T, Rank> to) {
-    std::memset(to.data, 0, static_cast<std::size_t>(to.size()) * sizeof(T));
+    static_assert(std::is_trivially_copyable_v<T>);
+    std::memset(static_cast<void*>(to.data), 0, static_cast<std::size_t>(to.size()) * sizeof(T));
   }
 
   /// Calls f(i, worker) once for every i in [0, count), spread over the threads; worker is in [0, threads()).
@@ -240,6 +261,7 @@ class Context<cpu> {
 
   int threads_;
   Arena<cpu> arena_;
+  const void* posted_ = nullptr;
   GraphKey last_;
   std::size_t generation_ = 0;
 };

@@ -58,6 +58,8 @@ struct DeviceTraits<cpu> {
   static constexpr const char* name = "cpu";
   /// Whether the host reads and writes its memory in place.
   static constexpr bool host_reads = true;
+  /// Whether work is queued there, so that the host may go on before it is done.
+  static constexpr bool queues = false;
   /// Whether it draws tokens by itself, so that generation need not wait for the host.
   static constexpr bool draws = false;
   /// Tokens that Model::extend computes at once: bounds its workspace, and is wide enough for full-rate products.
@@ -70,6 +72,7 @@ template <>
 struct DeviceTraits<cuda> {
   static constexpr const char* name = "cuda";
   static constexpr bool host_reads = false;
+  static constexpr bool queues = true;
   static constexpr bool draws = true;
   static constexpr Index prefill_chunk = 2048;
   static constexpr int threads(int) { return 1; }

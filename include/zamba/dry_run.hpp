@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // DryRun<Device>: a device on which nothing is computed. What runs on it takes its scratch from an arena that only
-// counts, so a forward pass tells how much memory it needs on Device before any is taken.
+// counts, so a pass, forward or backward, tells how much memory it needs on Device before any is taken.
 //
 // A block runs on it as it is. Its operators do nothing but take what the scratch() of their version for Device takes.
 // So an operator takes part by two things:
 //   scratch(ctx, the arguments of an entry)   static, in a version that needs scratch: takes it from ctx.arena(), of
 //                                             Device or of DryRun<Device>, reads extents only, and counts on the worst
-//                                             lengths of rows that such a batch may have. backward_scratch and
-//                                             concat_backward_scratch are those of the entries backward and
-//                                             backward_heads, and concat_backward
+//                                             lengths of rows that such a batch may have. backward_scratch is that
+//                                             of the entries for gradients. The version itself takes its scratch by
+//                                             them, so that they cannot say less
 //   an entry of a name that is listed here    forward, or another of DryOperator's, where an operator has two forms of
 //                                             the same types; a new name is one line there
 #pragma once
@@ -59,6 +59,8 @@ class Context<detail::DryRun<Device>> {
   explicit Context(int threads) : threads_(threads) {}
 
   int threads() const { return threads_; }
+  /// Of a block on CUDA, from compute capability 9.0 on: versions that take another way with less are not counted.
+  static constexpr std::size_t most_shared() { return 227 << 10; }
   Arena<detail::DryRun<Device>>& arena() { return arena_; }
   Arena<detail::DryRun<Device>>& host_arena() { return DeviceTraits<Device>::host_reads ? arena_ : host_arena_; }
   template <class T>
@@ -111,8 +113,9 @@ struct DryOperator {
   ZAMBA_DRY_ENTRY(forward_heads, scratch)
   ZAMBA_DRY_ENTRY(turn, scratch)
   ZAMBA_DRY_ENTRY(backward, backward_scratch)
-  ZAMBA_DRY_ENTRY(concat_backward, concat_backward_scratch)
+  ZAMBA_DRY_ENTRY(concat_backward, backward_scratch)
   ZAMBA_DRY_ENTRY(backward_heads, backward_scratch)
+  ZAMBA_DRY_ENTRY(sum_of_squares, scratch)
 #undef ZAMBA_DRY_ENTRY
 };
 

@@ -118,23 +118,23 @@ struct LanguageModel {
     linear(ctx, h, head_of(p), out);
   }
 
-  /// Sum of the next-token losses of rows x (n, d) that left the stack; targets < 0 carry none.
+  /// *total += the next-token losses of rows x (n, d) that left the stack; targets < 0 carry none.
   template <class Device, class W, class F, class A>
-  static LossSum loss(Context<Device>& ctx, const Parameters<const W, const F>& p, Matrix<const A> x,
-                      const Token* targets) {
+  static void loss(Context<Device>& ctx, const Parameters<const W, const F>& p, Matrix<const A> x, const Token* targets,
+                   LossSum* total) {
     ArenaScope scope(ctx.arena());
     auto h = ctx.arena().template tensor<A>(x.rows(), d_model);
     auto rstd = ctx.arena().template tensor<F>(x.rows());
     rms_norm(ctx, x, {}, p.final_norm, norm_eps, h, rstd);
-    return cross_entropy(ctx, h, head_of(p), targets);
+    cross_entropy(ctx, h, head_of(p), targets, 0, total);
   }
 
-  /// The loss, and d_p += d(scale * sum of losses)/dp. d_state as in Block.
+  /// *total += the losses, z-loss included, and d_p += d(scale * sum of losses)/dp. d_state as in Block.
   template <class Device, class W, class F, class A, class Cache>
-  static LossSum backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
-                          const Saved<A, F>& s, const Token* tokens, const Token* targets, double scale,
-                          const Sequences& sequences, const typename Stack::template State<Cache, F>& state,
-                          const typename Stack::template State<F, F>& d_state) {
+  static void backward(Context<Device>& ctx, const Parameters<const W, const F>& p, const Parameters<F, F>& d_p,
+                       const Saved<A, F>& s, const Token* tokens, const Token* targets, double scale, double z_loss,
+                       const Sequences& sequences, const typename Stack::template State<Cache, F>& state,
+                       const typename Stack::template State<F, F>& d_state, LossSum* total) {
     ArenaScope scope(ctx.arena());
     const Index n = sequences.tokens;
     auto h = ctx.arena().template tensor<A>(n, d_model);
@@ -142,13 +142,12 @@ struct LanguageModel {
     auto d_h = ctx.arena().template tensor<A>(n, d_model);
     auto d = ctx.arena().template tensor<A>(n, d_model);
     rms_norm(ctx, s.x, {}, p.final_norm, norm_eps, h, rstd);
-    const LossSum loss = cross_entropy_backward(ctx, h, head_of(p), targets, scale, d_h, head_of(d_p));
+    cross_entropy_backward(ctx, h, head_of(p), targets, scale, d_h, head_of(d_p), z_loss, total);
     ctx.zero(d);
     rms_norm_backward(ctx, d_h, s.x, {}, p.final_norm, rstd, d, {}, d_p.final_norm);
     Stack::backward(ctx, p.stack, d_p.stack, s.stack, ResidualIO<A>{s.x0, {}, {}}, d, Matrix<A>{}, sequences, state,
                     d_state);
     embedding_backward(ctx, tokens, n, d, d_p.embedding);
-    return loss;
   }
 
  private:

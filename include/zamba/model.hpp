@@ -171,12 +171,16 @@ class Model {
     StateType* state = nullptr;
     StateGradients* d_state = nullptr;  // in: of the final state; out: of the initial state
     Keep keep = Keep::everything;       // of the forward pass: less memory and more time, the same numbers
+    double z_loss = 0;  // of the square of the log-normaliser of each target's logits, added to its loss
   };
   /// The loss, and its gradients added to `gradients`, where a call that throws may have added some already. The state
   /// may be of any weights, as in loss(): it is an input like the tokens, and a run has it from the step before.
   LossSum loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
                              const GradientOptions& options) const requires trains<Device>;
   LossSum loss_and_gradients(const TrainingBatch& batch, GradientsType& gradients) const requires trains<Device>;
+  /// The same, queued: the loss is added to *total, in memory of the device, and nothing is waited for.
+  void loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch, GradientsType& gradients,
+                          const GradientOptions& options, LossSum* total) const requires trains<Device>;
 
   /// A hash of the weights as they are stored, the same in every process and on every device: of parameters of up to
   /// 16 KiB all bytes, of larger ones 256 pieces of 64 bytes. It is computed where it is first wanted after a change: a

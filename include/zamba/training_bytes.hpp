@@ -19,7 +19,7 @@ struct TrainingShape {
 struct TrainingBytes {
   std::size_t weights = 0;
   std::size_t gradients = 0;
-  std::size_t moments = 0;  // of AdamW, and the master copy of weights that are stored in less than they are stepped
+  std::size_t moments = 0;      // of AdamW, and the lower halves of masters of bf16 weights
   std::size_t activations = 0;  // what forward keeps
   std::size_t workspace = 0;    // what is taken beside it at the most, on the way back
 

@@ -14,7 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <tests/support/sanitized.hpp>
+#include <zamba/testing/sanitized.hpp>
+
 #include <tests/support/temporary_folder.hpp>
 
 namespace {

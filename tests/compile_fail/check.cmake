@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: MIT
 # cmake -D COMPILER=... -D INCLUDES=a;b -D CASE=case.cpp -P check.cmake
+# With -D GOOD=together, another unit compiles the good form, and with GOOD=unit.cpp, without a CASE, this is that unit.
 # Passes if CASE compiles, does not compile with ZAMBA_EXPECT_FAILURE, and the compiler then prints every expected text,
 # the first of them below at most 15 lines that tell how it came there, and 60 lines in all, or as many as the case says.
+list(TRANSFORM INCLUDES PREPEND "-I")  # of a system folder this changes nothing, unlike -isystem
+set(compile ${CMAKE_COMMAND} -E env LC_ALL=C ${COMPILER} -std=c++20 -fsyntax-only -fmessage-length=0 ${INCLUDES})
+if(NOT CASE)
+  execute_process(COMMAND ${compile} ${GOOD} RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "  a good form does not compile:\n${output}")
+  endif()
+  return()
+endif()
+list(APPEND compile ${CASE})
+
 file(STRINGS ${CASE} expected REGEX "^// expect: ")
 list(TRANSFORM expected REPLACE "^// expect: " "")
 if(NOT expected)
@@ -15,12 +27,11 @@ foreach(form good bad)
   separate_arguments(${form}_flags UNIX_COMMAND "${${form}_flags}")
 endforeach()
 
-list(TRANSFORM INCLUDES PREPEND "-I")  # of a system folder this changes nothing, unlike -isystem
-set(compile ${CMAKE_COMMAND} -E env LC_ALL=C ${COMPILER} -std=c++20 -fsyntax-only -fmessage-length=0 ${INCLUDES} ${CASE})
-
-execute_process(COMMAND ${compile} ${good_flags} RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
-if(NOT result EQUAL 0)
-  message(FATAL_ERROR "  ${CASE}: the good form does not compile:\n${output}")
+if(NOT GOOD STREQUAL "together")
+  execute_process(COMMAND ${compile} ${good_flags} RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "  ${CASE}: the good form does not compile:\n${output}")
+  endif()
 endif()
 
 execute_process(COMMAND ${compile} ${bad_flags} -DZAMBA_EXPECT_FAILURE RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_QUIET)

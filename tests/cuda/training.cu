@@ -5,7 +5,11 @@
 
 #include <doctest/doctest.h>
 
+#include "../support/documents.hpp"
 #include "../support/extend_properties.hpp"
+#include "../support/free_memory.hpp"
+#include "../support/temporary_folder.hpp"
+#include "../support/training_bytes.hpp"
 
 namespace {
 
@@ -22,19 +26,6 @@ using Even =
     LanguageModel<vocabulary,
                   HybridStack<2, 2, MambaBlock<MambaConfig{.d_model = 128, .d_state = 16, .n_heads = 2}>,
                               SharedAttention<SharedAttentionConfig{.d_model = 128, .n_heads = 2, .d_ff = 256}>>>;
-
-struct Documents {
-  std::vector<Token> tokens, targets;
-  std::vector<Index> offsets{0};
-
-  explicit Documents(const std::vector<Index>& lengths) {
-    for (const Index length : lengths) offsets.push_back(offsets.back() + length);
-    tokens = random_tokens(offsets.back(), 1);
-    targets = random_tokens(offsets.back(), 2);
-    for (std::size_t i = 3; i < targets.size(); i += 5) targets[i] = -1;
-  }
-  operator TrainingBatch() const { return {tokens, targets, offsets}; }
-};
 
 /// Loss, gradients, and what a state of the documents got: gradients of the initial one.
 struct Result {
@@ -131,6 +122,27 @@ void trains_alike(double bound) {
   CHECK(train<Net, T, cuda>(10) == std::pair(losses_there, weights_there));
 }
 
+/// The checkpoint of a run on one device is, loaded and saved on the other, the same file.
+template <class Net, class T, class From, class To>
+void carries_over() {
+  const TemporaryFolder folder;
+  const auto first = folder.path / "first", second = folder.path / "second";
+  auto model = random_model<Net, T, From>();
+  const Documents documents({40, 25});
+  auto gradients = model.new_gradients();
+  AdamW optimiser(model);
+  for (int i = 0; i < 2; ++i) {
+    model.loss_and_gradients(documents, gradients);
+    optimiser.step(model, gradients, 1e-3);
+  }
+  save_checkpoint(first, model, optimiser);
+  Model<Net, T, To> other(Seed{8});
+  AdamW there(other);
+  load_checkpoint(Safetensors::open(first), other, there);
+  save_checkpoint(second, other, there);
+  CHECK(read_text(first) == read_text(second));
+}
+
 }  // namespace
 
 TEST_SUITE("cuda/training") {
@@ -150,5 +162,42 @@ TEST_SUITE("cuda/training") {
     trains_alike<TwoAdapted, double>(1e-9);
     trains_alike<Odd, float>(1e-3);
     trains_alike<Even, bf16>(3e-2);
+  }
+
+  TEST_CASE("checkpoints of either device are continued on the other") {
+    carries_over<Even, bf16, cpu, cuda>();
+    carries_over<Even, bf16, cuda, cpu>();
+    carries_over<Odd, float, cuda, cpu>();
+  }
+
+  TEST_CASE("a step takes what was announced") {
+    for (const Index length : {5, 200}) {
+      check_training_bytes<TwoAdapted, double, cuda>(length);
+      check_training_bytes<NestedTransformer, double, cuda>(length);
+      check_training_bytes<Odd, float, cuda>(length);
+      check_training_bytes<Even, bf16, cuda>(length);
+      check_training_bytes<SecondWide, bf16, cuda>(length);
+    }
+  }
+
+  TEST_CASE("a step that does not fit is refused part by part, and the model can be used") {
+    const auto model = random_model<Even, bf16, cuda>();
+    const Documents documents({1500});
+    auto gradients = model.new_gradients();
+    auto ctx = zamba::testing::new_context<cuda>(1);
+    auto taken = all_free_memory<cuda>(std::size_t{1} << 20);  // what the step needs is more
+    std::string message;
+    try {
+      model.loss_and_gradients(ctx, documents, gradients, {});
+    } catch (const OutOfMemory& error) {
+      message = error.what();
+    }
+    CAPTURE(message);
+    CHECK(message.starts_with("zamba: loss_and_gradients: out of memory on cuda: "));
+    for (const char* part : {" weights ", " + gradients ", " + moments ", " + activations ", " + workspace "})
+      CHECK(message.find(part) != std::string::npos);
+    for (const double value : host_values(gradients.values(), cuda{})) REQUIRE(value == 0);
+    taken.clear();
+    CHECK(model.loss_and_gradients(ctx, documents, gradients, {}).sum == run(model, documents, false).loss);
   }
 }

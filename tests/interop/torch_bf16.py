@@ -6,7 +6,9 @@
 
 For every case it loads the checkpoint in bfloat16 by transformers, in the paths that need no other package, on the GPU
 where there is one, and prints relative errors, by norm, against the case's reference of float64: of the logits, of the
-worst hidden state and of the worst cache. Needs torch, transformers and safetensors.
+worst hidden state, of the worst cache, of the worst gradient, and of the
+worst loss of the case's eight steps, which AdamW takes with masters of float32. Needs torch, transformers and
+safetensors.
 """
 import argparse
 import pathlib
@@ -16,6 +18,9 @@ import transformers
 from safetensors.torch import load_file
 
 PARTS = {"conv_states": "conv", "recurrent_states": "ssm", "ssm_states": "ssm", "keys": "key", "values": "value"}
+
+
+KEPT = ("A_log", ".D", "dt_proj_bias", "conv1d")  # matrices that do not decay
 
 
 def error(got, wanted):
@@ -59,6 +64,53 @@ def errors(folder, device):
     return error(output.logits, reference["logits"]), max(hidden), max(cache)
 
 
+def loss(model, ids):
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=0).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1))
+
+
+def training_errors(folder, device):
+    """Of the worst gradient, of the worst loss of training."""
+    reference = load_file(folder / "reference.safetensors")
+    ids = reference["input_ids"].long().to(device)
+    model = load(folder, device).train()
+    loss(model, ids).backward()
+    named = dict(model.named_parameters(remove_duplicate=False))
+    wanted = {name: reference["grad." + name] for name in named if "grad." + name in reference}
+    count = sum(gradient.numel() for gradient in wanted.values())
+    mean_square = sum(float(gradient.double().square().sum()) for gradient in wanted.values()) / count
+
+    def gradient_error(name):
+        gradient = wanted[name].double()
+        least = 1e-4 * (mean_square * gradient.numel()) ** 0.5
+        return float((named[name].grad.double().cpu() - gradient).norm()) / max(float(gradient.norm()), least)
+
+    worst = max(map(gradient_error, wanted))
+
+    parameters = dict(model.named_parameters())
+    masters = {name: parameter.detach().float() for name, parameter in parameters.items()}
+    decays = lambda name: masters[name].dim() >= 2 and not any(part in name for part in KEPT)
+    groups = [
+        {"params": [master for name, master in masters.items() if decays(name)], "weight_decay": 0.1},
+        {"params": [master for name, master in masters.items() if not decays(name)], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    losses = []
+    for _ in reference["train.losses"]:
+        model.zero_grad()
+        value = loss(model, ids)
+        value.backward()
+        losses.append(value.item())
+        for name, master in masters.items():
+            master.grad = parameters[name].grad.float()
+        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            for name, master in masters.items():
+                parameters[name].copy_(master)
+    return worst, max(abs(got / float(step) - 1) for got, step in zip(losses, reference["train.losses"]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=pathlib.Path, help="reference cases")
@@ -69,7 +121,11 @@ def main():
     print(f"PyTorch {torch.__version__}, transformers {transformers.__version__}, {device}")
     for folder in arguments.folders:
         logits, hidden, cache = errors(folder, device)
-        print(f"{folder.name:20} logits {logits:.5f}  hidden_states {hidden:.5f}  caches {cache:.5f}")
+        gradients, losses = training_errors(folder, device)
+        print(
+            f"{folder.name:20} logits {logits:.5f}  hidden_states {hidden:.5f}  caches {cache:.5f}"
+            f"  gradients {gradients:.5f}  losses {losses:.5f}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@
 
 #include <zamba/testing/check_reference.hpp>
 
+#include <set>
+
 #include <doctest/doctest.h>
 
 #include <tests/support/cases.hpp>
 
-// That the check fails on a wrong number here, too, in double.
-#define ZAMBA_TEST_DEVICE cuda
-#include <tests/testing/check_reference.cpp>
+using namespace zamba_test;
+using zamba::testing::check_reference;
 
 namespace {
 
@@ -29,7 +30,7 @@ void passes(const std::string& name, std::size_t lines, const ReferenceBounds& b
   const auto report = check_reference<Net, T, cuda>(case_path(name), bounds);
   MESSAGE(report);
   CHECK(report.passed());
-  CHECK(report.lines().size() == lines + (trains<cuda> ? 6 : 0));
+  CHECK(report.lines().size() == lines + 6);
 }
 
 /// logits, hidden_states, caches: the relative errors of PyTorch.
@@ -61,4 +62,22 @@ TEST_CASE("reference_cases on CUDA: zamba-gqa") {
 TEST_CASE("reference_cases on CUDA: zamba2") { passes_in_both<Zamba2Case>("zamba2", 13, 0.02693, 0.02783, 0.04708); }
 TEST_CASE("reference_cases on CUDA: zamba2-two-blocks") {
   passes_in_both<Zamba2TwoBlocksCase>("zamba2-two-blocks", 13, 0.07904, 0.08181, 0.14757);
+}
+
+TEST_CASE("reference_cases on CUDA: zamba in double, and what one wrong number fails") {
+  const CaseCopy copy("zamba");
+  const auto report = check_reference<ZambaCase, double, cuda>(copy.path());
+  INFO(report);
+  CHECK(report.passed());
+  CHECK(report.lines().size() == 13 + 6);
+
+  copy.edit("reference.safetensors", [](HeldTensors& tensors) {
+    for (const char* name : {"cache.ssm.7", "grad.model.layers.0.mamba.in_proj.weight"})
+      tensors[name].element<float>(40) += 1;
+  });
+  std::set<std::string> failed;
+  for (const auto& line : check_reference<ZambaCase, double, cuda>(copy.path()).lines())
+    if (!line.passed()) failed.insert(line.name);
+  CHECK(failed ==
+        std::set<std::string>{"cache.ssm, extend", "cache.ssm, extend in chunks", "grad", "grad, recomputed"});
 }

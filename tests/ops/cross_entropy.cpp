@@ -33,7 +33,8 @@ std::vector<Token> random_targets(Index count, Index vocabulary) {
 /// Loss and d_logits by plain loops in double, of logits that are stored as A.
 template <class A>
 struct Plain {
-  Plain(const Values& h, const Values& head, const std::vector<Token>& targets, Index width, double scale)
+  Plain(const Values& h, const Values& head, const std::vector<Token>& targets, Index width, double scale,
+        double z_loss)
       : d_logits(targets.size() * (head.size() / static_cast<std::size_t>(width))) {
     const Index vocabulary = static_cast<Index>(head.size()) / width;
     for (Index t = 0; t < static_cast<Index>(targets.size()); ++t) {
@@ -47,9 +48,11 @@ struct Plain {
         if constexpr (std::is_same_v<A, bf16>) z[v] = bf16(static_cast<float>(z[v]));
         sum += std::exp(z[v]);
       }
-      loss.sum += std::log(sum) - z[target];
+      const double lse = std::log(sum);
+      loss.sum += lse - z[target] + z_loss * lse * lse;
       ++loss.count;
-      for (Index v = 0; v < vocabulary; ++v) z[v] = scale * (std::exp(z[v]) / sum - (v == target));
+      for (Index v = 0; v < vocabulary; ++v)
+        z[v] = scale * ((1 + 2 * z_loss * lse) * std::exp(z[v]) / sum - (v == target));
     }
   }
   LossSum loss;
@@ -74,11 +77,12 @@ Array<Device, Token> on_device(const std::vector<Token>& targets) {
 }
 
 template <class Device, class A, class W>
-void check(Index n, Index width, Index vocabulary, Index gap = 3) {
+void check(Index n, Index width, Index vocabulary, Index gap = 3, double z_loss = 0) {
   using F = compute_t<A>;
   CAPTURE(n);
   CAPTURE(width);
   CAPTURE(vocabulary);
+  CAPTURE(z_loss);
   auto ctx = new_context<Device>(2);
   const auto size = n * width;
   const auto h = PaddedMatrix<Device, A>::of_width(normal_values(size, 1), width, gap);
@@ -89,15 +93,15 @@ void check(Index n, Index width, Index vocabulary, Index gap = 3) {
   const auto there = on_device<Device>(targets);
   const double scale = 0.37;
   const Values hs = h.values(), heads = head.values();
-  const Plain<A> plain(hs, heads, targets, width, scale);
+  const Plain<A> plain(hs, heads, targets, width, scale, z_loss);
   Values wanted_h(hs.size()), wanted_head = d_head.values();
-  const LossSum loss = cross_entropy(ctx, h.view(), head.view(), there.view(n).data);
+  const LossSum loss = cross_entropy(ctx, h.view(), head.view(), there.view(n).data, z_loss);
   CHECK(loss.count == plain.loss.count);
   // A position's loss is a difference of logits of order 1 or more, so its rounding does not shrink with it.
   CHECK(std::abs(loss.sum - plain.loss.sum) <=
         rounding_of_loss<A> * (plain.loss.sum + static_cast<double>(loss.count)));
   const LossSum again =
-      cross_entropy_backward(ctx, h.view(), head.view(), there.view(n).data, scale, d_h.view(), d_head.view());
+      cross_entropy_backward(ctx, h.view(), head.view(), there.view(n).data, scale, d_h.view(), d_head.view(), z_loss);
   CHECK(again.sum == loss.sum);
   CHECK(again.count == loss.count);
   for (Index t = 0; t < n; ++t)
@@ -147,6 +151,7 @@ TEST_CASE_TEMPLATE("cross_entropy: plain loops agree, for odd extents, strides a
     for (Index vocabulary : {1, 3, 16, 100, 1031}) check<typename Where::device, A, A>(n, 13, vocabulary);
   // Rows in pieces of 16 bytes, of more than one for a thread.
   check<typename Where::device, A, A>(33, 16, 9000, 8);
+  for (const double z_loss : {1e-4, 0.3}) check<typename Where::device, A, A>(40, 13, 100, 3, z_loss);
 }
 
 TEST_CASE("cross_entropy: bf16 heads") { check<cpu, float, bf16>(40, 33, 257); }
@@ -172,15 +177,19 @@ TEST_CASE_TEMPLATE("cross_entropy: bit-equal on one, two and three threads", A, 
 
 TEST_CASE("cross_entropy: gradients agree with finite differences") {
   Context<cpu> ctx(1);
-  Strided<double> h(6, 5, 0, 1), head(9, 5, 0, 2), d_h(6, 5, 0, 3);
-  std::vector<double> d_head(45);
   const auto targets = random_targets(6, 9);
   const double scale = 0.6;
-  cross_entropy_backward(ctx, h.view, head.view, targets.data(), scale, d_h.view, Matrix<double>(d_head.data(), 9, 5));
-  const auto loss = [&] { return scale * cross_entropy(ctx, h.view, head.view, targets.data()).sum; };
-  // Central differences of step s are exact to s^2 / 6 of the third derivative, which is of order 1 here.
-  CHECK(relative_error(d_h.values, finite_differences(h.values, 1e-4, loss)) <= 1e-7);
-  CHECK(relative_error(d_head, finite_differences(head.values, 1e-4, loss)) <= 1e-7);
+  for (const double z_loss : {0.0, 0.2}) {
+    CAPTURE(z_loss);
+    Strided<double> h(6, 5, 0, 1), head(9, 5, 0, 2), d_h(6, 5, 0, 3);
+    std::vector<double> d_head(45);
+    cross_entropy_backward(ctx, h.view, head.view, targets.data(), scale, d_h.view, Matrix<double>(d_head.data(), 9, 5),
+                           z_loss);
+    const auto loss = [&] { return scale * cross_entropy(ctx, h.view, head.view, targets.data(), z_loss).sum; };
+    // Central differences of step s are exact to s^2 / 6 of the third derivative, which is of order 1 here.
+    CHECK(relative_error(d_h.values, finite_differences(h.values, 1e-4, loss)) <= 1e-7);
+    CHECK(relative_error(d_head, finite_differences(head.values, 1e-4, loss)) <= 1e-7);
+  }
 }
 
 TEST_CASE_TEMPLATE("cross_entropy: huge logits stay finite, NaN does not hide", Where, ZAMBA_TEST_ON) {

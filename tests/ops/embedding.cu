@@ -43,14 +43,15 @@ void check_sums(const std::vector<Token>& tokens, Index vocabulary, Index width,
 
 TEST_CASE_TEMPLATE("embedding: gradients of any number of tokens, those of the most frequent one in pieces", A, float,
                    double, bf16) {
-  // Pieces of 64 rows, sorted in tiles of 4096 by 8 bits at a time.
-  for (const Index count : {1, 63, 64, 65, 127, 128, 129, 1000, 4095, 4096, 4097, 8200})
+  // Pieces of 64 rows, sorted by 8 bits at a time in tiles of 1024, of which a block takes one up to 2^17 tokens.
+  for (const Index count : {1, 63, 64, 65, 127, 128, 129, 1000, 1023, 1024, 1025, 2049, 8200})
     for (const bool skewed : {false, true}) {
       check_sums<A>(tokens_of(count, 300, skewed), 300, 8, 8);
       check_sums<A>(tokens_of(count, 5, skewed), 5, 3, 1);
     }
   for (const Index vocabulary : {1, 2, 255, 256, 257, 65535, 65536, 65537})
     check_sums<A>(tokens_of(777, vocabulary, false), vocabulary, 8, 0);
+  for (const Index count : {1 << 17, (1 << 17) + 1, 140001}) check_sums<A>(tokens_of(count, 300, true), 300, 3, 1);
   check_sums<A>(std::vector<Token>(8200, 6), 7, 40, 8);                     // one token alone
   check_sums<A>(tokens_of(300, 9, true), 9, 2064, 8);                       // of more than one block of columns
   check_sums<A>({299, 0, 299, 255, 256, 0, 298, 299, 1, 256}, 300, 16, 3);  // digits that differ in either place

@@ -215,6 +215,13 @@ TEST_CASE_TEMPLATE("linear: the residual may be y itself", Where, ZAMBA_TEST_ON)
     for (Index gap : {2, 8}) check_forward<typename Where::device, A, A>({n, 40, 56}, gap, false, true, 2, true);
 }
 
+TEST_CASE_TEMPLATE("linear: long rows that begin at multiples of 16 bytes, and end between two of them", Where,
+                   ZAMBA_TEST_ON) {
+  using A = typename Where::type;
+  check_forward<typename Where::device, A, A>({40, 519, 1031}, 17, false, false, 2);
+  check_forward<typename Where::device, A, A>({40, 519, 1031}, 17, true, true, 2);
+}
+
 TEST_CASE_TEMPLATE("linear: a row is the same whichever few rows it is computed with", Where, ZAMBA_TEST_ON) {
   using A = typename Where::type;
   constexpr bool on_cpu = std::is_same_v<typename Where::device, cpu>;
@@ -374,6 +381,9 @@ TEST_CASE_TEMPLATE("linear: gradients are those of the plain loops, added where 
                           Extents{300, 130, 41}, Extents{40, 41, 1030}, Extents{4099, 8, 24}, Extents{4099, 3, 5}})
     for (const Accumulate accumulate : {Accumulate::no, Accumulate::yes})
       for (const Index gap : {3, 8}) check_backward<Where>(e, 1, gap, accumulate);
+  // With these gaps rows begin at multiples of 16 bytes, and end between two of them.
+  check_backward<Where>({40, 517, 1029}, 1, 3, Accumulate::no);
+  check_backward<Where>({40, 517, 1029}, 1, 3, Accumulate::yes);
 }
 
 TEST_CASE_TEMPLATE("linear_heads: gradients are those of every head", Where, ZAMBA_TEST_ON) {

@@ -8,8 +8,9 @@
 #include <cstdlib>
 #include <new>
 
+#include <zamba/testing/sanitized.hpp>
+
 #include "allocation_count.hpp"
-#include "sanitized.hpp"
 
 #if defined(__GLIBC__) && !defined(ZAMBA_TEST_SANITIZED)
 

@@ -54,6 +54,15 @@ inline TrainerOptions small(const std::filesystem::path& folder = {}) {
   return {.rows = 2, .length = 24, .accumulation = 2, .seed = {9}, .folder = folder};
 }
 
+/// What the elements of a parameter are stepped as: masters, or the weights themselves.
+template <class ModelType, class Optimiser>
+std::vector<double> masters_of(const ModelType& model, const Optimiser& optimiser, const ParameterEntry& entry) {
+  if (!optimiser.splits_weights || entry.precise) return model.read(entry);
+  std::vector<float> values(static_cast<std::size_t>(entry.size));
+  optimiser.read_masters(model, entry, 0, values);
+  return {values.begin(), values.end()};
+}
+
 /// All weights of a model.
 template <class ModelType>
 std::vector<double> weights_of(const ModelType& model) {

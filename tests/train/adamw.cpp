@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// AdamW on a model: which parameters decay, the master copy, and its state. Eight steps against PyTorch's are part of
-// check_reference; the arithmetic of one is tested in tests/ops/adamw_step.cpp.
+// AdamW on a model: which parameters decay, masters of bf16 weights, and its state. Eight steps against PyTorch's are
+// part of check_reference; the arithmetic of one is tested in tests/ops/adamw_step.cpp.
 #include <zamba/train/adamw.hpp>
 
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <doctest/doctest.h>
 
 #include <tests/support/cases.hpp>
+#include <tests/support/training.hpp>
 
 using namespace zamba_test;
 
@@ -51,19 +52,58 @@ TEST_CASE("adamw: the gradients' norm is that of all together, and clipping scal
   CHECK(optimiser.first_moments()[0] == doctest::Approx(0.1 / norm).epsilon(1e-5));
 }
 
-TEST_CASE("adamw: steps too small for bf16 add up in the master copy") {
+TEST_CASE("adamw: steps too small for bf16 add up in the masters") {
   Model<ZambaCase, bf16> model(Seed{1});
   const ParameterEntry& embedding = model.entries().front();
   model.write(embedding, std::vector<double>(embedding.size, 1.0));
   AdamW optimiser(model, {.weight_decay = 0, .clip_norm = 0});
   const auto gradients = gradients_of_one(model);
+  const auto master = [&] { return masters_of(model, optimiser, embedding)[0]; };
   optimiser.step(model, gradients, 1e-3);  // bf16's neighbours of 1 are 2^-8 below and 2^-7 above
   CHECK(model.read(embedding)[0] == 1.0);
-  CHECK(optimiser.master()[embedding.offset] == doctest::Approx(0.999).epsilon(1e-6));
+  CHECK(master() == doctest::Approx(0.999).epsilon(1e-6));
   for (int i = 0; i < 9; ++i) optimiser.step(model, gradients, 1e-3);
   CHECK(optimiser.steps() == 10);
-  CHECK(optimiser.master()[embedding.offset] == doctest::Approx(0.99).epsilon(1e-6));
+  CHECK(master() == doctest::Approx(0.99).epsilon(1e-6));
   CHECK(model.read(embedding)[0] == static_cast<double>(bf16(0.99f)));
+}
+
+TEST_CASE("adamw: bf16 weights are stepped to the bits of float weights, and are the bf16 nearest to these") {
+  Model<ZambaCase, bf16> model(Seed{1});
+  Model<ZambaCase, float> wide = model.to<float>();
+  auto gradients = gradients_of_one(model);
+  auto same_gradients = gradients_of_one(wide);
+  AdamW optimiser(model, {.weight_decay = 0.2});
+  AdamW exact(wide, {.weight_decay = 0.2});
+  for (int step = 0; step < 6; ++step) {
+    for (Index i = 0; i < gradients.values().size(); ++i)
+      same_gradients.values()[i] = gradients.values()[i] = 0.3f * static_cast<float>((i + step * step) % 11 - 5);
+    optimiser.step(model, gradients, 3e-3);
+    exact.step(wide, same_gradients, 3e-3);
+    for (std::size_t i = 0; i < model.entries().size(); ++i) {
+      const ParameterEntry& entry = model.entries()[i];
+      const auto masters = masters_of(model, optimiser, entry), weights = model.read(entry);
+      REQUIRE(masters == wide.read(wide.entries()[i]));
+      for (std::size_t k = 0; k < weights.size() && !entry.precise; ++k)
+        REQUIRE(weights[k] == static_cast<float>(SplitFloat(static_cast<float>(masters[k])).nearest));
+    }
+  }
+  CHECK(std::equal(optimiser.first_moments().data, optimiser.first_moments().data + gradients.values().size(),
+                   exact.first_moments().data));
+}
+
+TEST_CASE("adamw: weights that are written between steps are what is stepped, in bf16 too") {
+  Model<ZambaCase, bf16> model(Seed{1});
+  const auto gradients = gradients_of_one(model);
+  AdamW optimiser(model, {.weight_decay = 0, .clip_norm = 0});
+  optimiser.step(model, gradients, 1e-3);
+  const ParameterEntry& embedding = model.entries().front();
+  for (const double written : {0.0, -0.0, 0.5}) {
+    model.write(embedding, std::vector<double>(embedding.size, written));
+    optimiser.step(model, gradients, 1e-3);
+    for (const double master : masters_of(model, optimiser, embedding))
+      REQUIRE(master == doctest::Approx(written - 1e-3).epsilon(0x1p-8));
+  }
 }
 
 TEST_CASE("adamw: an optimiser given another's state goes on bit by bit") {
@@ -77,7 +117,7 @@ TEST_CASE("adamw: an optimiser given another's state goes on bit by bit") {
   const auto take = [](auto from, auto to) { std::copy_n(from.data, from.size(), to.data); };
   take(first.first_moments(), second.first_moments());
   take(first.second_moments(), second.second_moments());
-  take(first.master(), second.master());
+  take(first.lower_halves(), second.lower_halves());
   second.set_steps(first.steps());
 
   for (Index i = 0; i < gradients.values().size(); ++i) gradients.values()[i] *= 0.25f * static_cast<float>(i % 7);
@@ -106,8 +146,10 @@ std::vector<double> all_of(const Model<ZambaCase, T>& model, const AdamW<ZambaCa
   std::vector<double> all{static_cast<double>(optimiser.steps())};
   for (const ParameterEntry& entry : model.entries())
     for (const double value : model.read(entry)) all.push_back(value);
-  for (const auto& part : {optimiser.first_moments(), optimiser.second_moments(), optimiser.master()})
+  for (const auto& part : {optimiser.first_moments(), optimiser.second_moments()})
     all.insert(all.end(), part.data, part.data + part.size());
+  for (const ParameterEntry& entry : model.entries())
+    for (const double value : masters_of(model, optimiser, entry)) all.push_back(value);
   return all;
 }
 

@@ -39,7 +39,7 @@ struct Stepped {
     const auto take = [](auto from, auto to) { std::copy_n(from.data, from.size(), to.data); };
     take(before.first_moments(), optimiser.first_moments());
     take(before.second_moments(), optimiser.second_moments());
-    take(before.master(), optimiser.master());
+    take(before.lower_halves(), optimiser.lower_halves());
     optimiser.set_steps(before.steps());
   }
 
@@ -53,11 +53,12 @@ struct Stepped {
   }
   void step(const Gradients<Hybrid, T, cpu>& with, double rate) { optimiser.step(model, with, rate); }
 
-  /// The parameter with its moments and its master copy.
+  /// The parameter with its moments and its masters.
   std::vector<double> all_of(const ParameterEntry& entry) const {
     std::vector<double> all = model.read(entry);
-    for (const auto& part : {optimiser.first_moments(), optimiser.second_moments(), optimiser.master()})
-      for (Index i = 0; part && i < entry.size; ++i) all.push_back(part[entry.offset + i]);
+    for (const auto& part : {optimiser.first_moments(), optimiser.second_moments()})
+      for (Index i = 0; i < entry.size; ++i) all.push_back(part[entry.offset + i]);
+    for (const double value : zamba_test::masters_of(model, optimiser, entry)) all.push_back(value);
     return all;
   }
 
@@ -65,7 +66,7 @@ struct Stepped {
   AdamW<Hybrid, T, cpu> optimiser;
 };
 
-/// Frozen: weights, moments and master copies keep their bits; all others step as beside gradients of zero.
+/// Frozen: weights, moments and masters keep their bits; all others step as beside gradients of zero.
 template <class T>
 void frozen_parameters_stay(double clip_norm) {
   CAPTURE(clip_norm);

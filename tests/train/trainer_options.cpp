@@ -65,6 +65,13 @@ TEST_SUITE("train/trainer_options") {
     options = small();
     options.progress_fd = 2;
     CHECK(refusal(phases, options) == "zamba: TrainerOptions: progress_fd is 2, but there is no progress");
+    options = small();
+    options.keep = Keep::nothing;
+    CHECK(refusal(phases, options) ==
+          "zamba: TrainerOptions: Keep::nothing leaves no way back; layer_inputs is the least");
+    options = small();
+    options.z_loss = -1e-4;
+    CHECK(refusal(phases, options) == "zamba: TrainerOptions: z_loss must be finite and 0 or more, got -0.0001");
 
     options = small(folder.path);
     options.checkpoint_every_steps = 5;

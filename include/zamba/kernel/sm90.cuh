@@ -46,7 +46,8 @@ struct Mbarrier {
   __device__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
-  /// At the same barrier of another block of the cluster.
+  /// At the same barrier of another block of the cluster: its stores after the wait come after what was read here. Of
+  /// the block's scope, as nothing written here is for it; of the cluster's it would wait for all stores under way.
   __device__ void arrive_at(unsigned block) {
     asm volatile(
         "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n"
@@ -88,12 +89,28 @@ __device__ inline unsigned cluster_rank() {
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
+/// Stores 16 bytes into the same place of another block of the cluster; they arrive at its barrier.
+__device__ inline void store_async(void* to, unsigned block, const float (&values)[4], Mbarrier& barrier) {
+  asm volatile(
+      "{\n .reg .b32 there, at;\n mapa.shared::cluster.u32 there, %0, %2;\n mapa.shared::cluster.u32 at, %1, %2;\n"
+      " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3,%4,%5,%6}, [at];\n}" ::"r"(
+          shared_address(to)),
+      "r"(shared_address(&barrier)), "r"(block), "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3])
+      : "memory");
+}
 /// Barrier `index` of the block, from 1 on, for so many threads: of those that wait for it, and those that only arrive.
 __device__ inline void named_barrier_sync(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 __device__ inline void named_barrier_arrive(int index, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
+}
+
+/// Whether a block, the only one of its multiprocessor, of so many warpgroups has what setmaxnreg gives a thread of
+/// each, summed: what it was launched with, of which there are multiples of 8. Who asks for more waits for ever.
+template <int Warpgroups>
+constexpr bool registers_suffice(int sum) {
+  return sum <= Warpgroups * (65536 / (Warpgroups * warpgroup_threads) / 8 * 8);
 }
 
 /// Gives registers of each thread of the warpgroup back, or takes free ones: Count remain.
@@ -169,17 +186,21 @@ struct Wgmma;
 
 #define ZAMBA_NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define ZAMBA_NAMES_16 ZAMBA_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define ZAMBA_NAMES_32 ZAMBA_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define ZAMBA_NAMES_24 ZAMBA_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define ZAMBA_NAMES_32 ZAMBA_NAMES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
 #define ZAMBA_NAMES_48 ZAMBA_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define ZAMBA_NAMES_64 ZAMBA_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define ZAMBA_NAMES_56 ZAMBA_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define ZAMBA_NAMES_64 ZAMBA_NAMES_56 ",%56,%57,%58,%59,%60,%61,%62,%63"
 #define ZAMBA_SUMS_AT(i)                                                                                        \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
 #define ZAMBA_SUMS_8 ZAMBA_SUMS_AT(0)
 #define ZAMBA_SUMS_16 ZAMBA_SUMS_8, ZAMBA_SUMS_AT(8)
-#define ZAMBA_SUMS_32 ZAMBA_SUMS_16, ZAMBA_SUMS_AT(16), ZAMBA_SUMS_AT(24)
+#define ZAMBA_SUMS_24 ZAMBA_SUMS_16, ZAMBA_SUMS_AT(16)
+#define ZAMBA_SUMS_32 ZAMBA_SUMS_24, ZAMBA_SUMS_AT(24)
 #define ZAMBA_SUMS_48 ZAMBA_SUMS_32, ZAMBA_SUMS_AT(32), ZAMBA_SUMS_AT(40)
-#define ZAMBA_SUMS_64 ZAMBA_SUMS_48, ZAMBA_SUMS_AT(48), ZAMBA_SUMS_AT(56)
+#define ZAMBA_SUMS_56 ZAMBA_SUMS_48, ZAMBA_SUMS_AT(48)
+#define ZAMBA_SUMS_64 ZAMBA_SUMS_56, ZAMBA_SUMS_AT(56)
 
 // n, the registers of the sums, and the numbers of the six operands after them.
 #define ZAMBA_WGMMA(n, count, n0, n1, n2, n3, n4)                                                              \
@@ -202,20 +223,26 @@ struct Wgmma;
 
 ZAMBA_WGMMA(16, 8, 8, 9, 10, 11, 12)
 ZAMBA_WGMMA(32, 16, 16, 17, 18, 19, 20)
+ZAMBA_WGMMA(48, 24, 24, 25, 26, 27, 28)
 ZAMBA_WGMMA(64, 32, 32, 33, 34, 35, 36)
 ZAMBA_WGMMA(96, 48, 48, 49, 50, 51, 52)
+ZAMBA_WGMMA(112, 56, 56, 57, 58, 59, 60)
 ZAMBA_WGMMA(128, 64, 64, 65, 66, 67, 68)
 
 #undef ZAMBA_WGMMA
 #undef ZAMBA_SUMS_64
+#undef ZAMBA_SUMS_56
 #undef ZAMBA_SUMS_48
 #undef ZAMBA_SUMS_32
+#undef ZAMBA_SUMS_24
 #undef ZAMBA_SUMS_16
 #undef ZAMBA_SUMS_8
 #undef ZAMBA_SUMS_AT
 #undef ZAMBA_NAMES_64
+#undef ZAMBA_NAMES_56
 #undef ZAMBA_NAMES_48
 #undef ZAMBA_NAMES_32
+#undef ZAMBA_NAMES_24
 #undef ZAMBA_NAMES_16
 #undef ZAMBA_NAMES_8
 

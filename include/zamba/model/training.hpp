@@ -4,6 +4,7 @@
 
 #include <zamba/model.hpp>
 #include <zamba/model/parts.hpp>
+#include <zamba/ops/adamw_step.hpp>
 
 namespace zamba {
 
@@ -89,6 +90,7 @@ PassBytes pass_bytes(const Views& parameters, int threads, Index documents, Inde
   const Sequences sequences{ctx.readable(offsets.data, documents + 1), nullptr, documents, tokens, longest};
   const Token* const inputs = ctx.readable(ids.data, tokens);
   const Token* const targets = ctx.readable(ids.data, tokens);
+  ctx.arena().template tensor<LossSum>(1);
   typename Net::template Parameters<F, F> gradients;
   bind_parameters<Net>(gradients, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
   const typename Net::template State<cache_t<T>, F> no_state;
@@ -96,9 +98,54 @@ PassBytes pass_bytes(const Views& parameters, int threads, Index documents, Inde
   PassBytes bytes;
   const auto saved = Net::template forward<A>(ctx, parameters, inputs, sequences, no_state, keep);
   bytes.kept = ctx.arena().mark();
-  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, sequences, no_state, no_gradients);
+  Net::backward(ctx, parameters, gradients, saved, inputs, targets, 1.0, 0.0, sequences, no_state, no_gradients,
+                nullptr);
   bytes.most = ctx.arena().peak();
   return bytes;
+}
+
+/// What a pass over so many tokens and the step of AdamW after it take.
+template <class Net, class T, class Device, class Views>
+TrainingBytes training_bytes(const Views& parameters, const std::vector<ParameterEntry>& entries, int threads,
+                             Index documents, Index tokens, Index longest, Keep keep) {
+  using F = compute_t<T>;
+  const ParameterEntry& last = entries.back();
+  const Index elements = last.offset + last.size;
+  const auto pass = pass_bytes<Net, T, Device>(parameters, threads, documents, tokens, longest, keep);
+  Context<DryRun<Device>> ctx(threads);
+  sum_of_squares(ctx, Vector<const F>(reinterpret_cast<const F*>(alignment), elements), nullptr);
+  TrainingBytes bytes;
+  bytes.weights = last.byte_offset + align_up(last.bytes);
+  bytes.gradients = static_cast<std::size_t>(elements) * sizeof(F);
+  bytes.moments = adamw_state_bytes<weight_t<T>, F>(elements);
+  bytes.activations = pass.kept;
+  bytes.workspace = std::max(pass.most, ctx.arena().peak()) - pass.kept;
+  return bytes;
+}
+
+/// Before anything is computed: all that both passes over a batch take beside states and `taken` bytes, in one block of
+/// the arena.
+template <class Net, class T, class Device, class Views>
+void reserve_for_training(Context<Device>& ctx, const Views& parameters, const std::vector<ParameterEntry>& entries,
+                          const TrainingBatch& batch, Keep keep, std::size_t taken) {
+  if constexpr (by_operators<Net>) {
+    Index longest = 0;
+    for (std::size_t i = 1; i < batch.offsets.size(); ++i)
+      longest = std::max(longest, batch.offsets[i] - batch.offsets[i - 1]);
+    const TrainingBytes bytes =
+        training_bytes<Net, T, Device>(parameters, entries, ctx.threads(), static_cast<Index>(batch.offsets.size()) - 1,
+                                       batch.offsets.back(), longest, keep);
+    try {
+      constexpr std::size_t least = 1 << 20;  // so that batches of small models do not differ
+      ctx.arena().reserve(std::max(bytes.activations + bytes.workspace, least) - taken);
+    } catch (const OutOfMemory&) {
+      throw_error<OutOfMemory>("loss_and_gradients: out of memory on ", DeviceTraits<Device>::name, ": ", bytes.total(),
+                               " bytes in all, weights ", bytes.weights, " + gradients ", bytes.gradients,
+                               " + moments ", bytes.moments, " + activations ", bytes.activations, " + workspace ",
+                               bytes.workspace, "; ", Memory<Device>::free_bytes(),
+                               " are free beside what is held already");
+    }
+  }
 }
 
 }  // namespace detail
@@ -110,18 +157,9 @@ TrainingBytes Model<Net, T, Device>::training_bytes(const TrainingShape& shape,
           " and ", shape.length);
   Views views;
   detail::bind_parameters<Net>(views, [](std::size_t) { return reinterpret_cast<std::byte*>(alignment); });
-  const auto pass = detail::pass_bytes<Net, T, Device>(views, DeviceTraits<Device>::threads(threads), shape.rows,
-                                                       shape.rows * shape.length, shape.length, shape.keep);
-  const auto entries = detail::list_parameters<Net, T>();
-  const ParameterEntry& last = entries.back();
-  const std::size_t elements = static_cast<std::size_t>(last.offset + last.size);
-  TrainingBytes bytes;
-  bytes.weights = last.byte_offset + align_up(last.bytes);
-  bytes.gradients = elements * sizeof(F);
-  bytes.moments = (std::is_same_v<weight_t<T>, F> ? 2 : 3) * align_up(elements * sizeof(F));
-  bytes.activations = pass.kept;
-  bytes.workspace = pass.most - pass.kept;
-  return bytes;
+  return detail::training_bytes<Net, T, Device>(views, detail::list_parameters<Net, T>(),
+                                                DeviceTraits<Device>::threads(threads), shape.rows,
+                                                shape.rows * shape.length, shape.length, shape.keep);
 }
 
 template <class Net, class T, class Device>
@@ -135,7 +173,8 @@ LossSum Model<Net, T, Device>::loss(Context<Device>& ctx, const TrainingBatch& b
   const Token* targets = ctx.readable(batch.targets.data(), sequences.tokens);
   const auto compute = [&](const typename StateType::Views& views) {
     const auto s = Net::template forward<A>(ctx, views_, tokens, sequences, views, Keep::nothing);
-    return Net::loss(ctx, views_, Matrix<const A>(s.x), targets);
+    return detail::read_loss(ctx,
+                             [&](LossSum* total) { Net::loss(ctx, views_, Matrix<const A>(s.x), targets, total); });
   };
   if (!state) return compute({});
   const LossSum sum = detail::keeping_state<Net, F>(ctx, state->views(), [&] { return compute(state->views()); });
@@ -150,12 +189,13 @@ LossSum Model<Net, T, Device>::loss(const TrainingBatch& batch, StateType* state
 }
 
 template <class Net, class T, class Device>
-LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
-                                                  GradientsType& gradients,
-                                                  const GradientOptions& options) const requires trains<Device> {
+void Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
+                                               GradientsType& gradients, const GradientOptions& options,
+                                               LossSum* total) const requires trains<Device> {
   check(batch, options.state, options.d_state);
   const Keep keep = options.recompute ? Keep::layer_inputs : options.keep;
   require(keep != Keep::nothing, "loss_and_gradients: Keep::nothing leaves no way back; layer_inputs is the least");
+  detail::reserve_for_training<Net, T>(ctx, views_, entries_, batch, keep, align_up(sizeof(LossSum)));
   ArenaScope scope(ctx.arena());
   ArenaScope host_scope(ctx.host_arena());
   const Sequences sequences = detail::sequences_of(ctx, batch, options.state);
@@ -169,14 +209,23 @@ LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const Tr
   }
   const auto compute = [&](const typename StateType::Views& views) {
     const auto saved = Net::template forward<A>(ctx, views_, tokens, sequences, views, keep);
-    return Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, sequences, views, d_views);
+    Net::backward(ctx, views_, gradients.views(), saved, tokens, targets, scale, options.z_loss, sequences, views,
+                  d_views, total);
   };
   if (!options.state) return compute({});
-  const LossSum sum =
-      detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { return compute(options.state->views()); });
+  detail::keeping_state<Net, F>(ctx, options.state->views(), [&] { compute(options.state->views()); });
   options.state->set_weights(weights());
   detail::advance_all(*options.state, batch);
-  return sum;
+}
+
+template <class Net, class T, class Device>
+LossSum Model<Net, T, Device>::loss_and_gradients(Context<Device>& ctx, const TrainingBatch& batch,
+                                                  GradientsType& gradients,
+                                                  const GradientOptions& options) const requires trains<Device> {
+  check(batch, options.state, options.d_state);
+  const Keep keep = options.recompute ? Keep::layer_inputs : options.keep;
+  detail::reserve_for_training<Net, T>(ctx, views_, entries_, batch, keep, 0);  // with the loss, which is taken first
+  return detail::read_loss(ctx, [&](LossSum* total) { loss_and_gradients(ctx, batch, gradients, options, total); });
 }
 
 template <class Net, class T, class Device>

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-// adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: a thread steps 16 bytes of the
-// weight, from 20 to 30 bytes an element. Every thread reads the norm and decides alike whether there is a step, so the
-// host need not know it.
+// adamw_step on CUDA; equations and shapes in adamw_step.hpp. Bound by memory bandwidth: 28 bytes an element in
+// float, and in bf16 with the lower half of a master. A thread steps 16 bytes of floats, whatever the weight is stored
+// as: with more, neighbouring threads would leave gaps between their vectors, and a warp would ask for every sector of
+// memory twice. Every thread reads norm and loss and decides alike whether there is a step, so the host need not know
+// them.
 //
 // sum_of_squares is a sum over pieces, a block for each, then over their sums by one block.
 //
@@ -34,22 +36,6 @@ struct PlainWeights {
   }
   template <int N>
   __device__ void store(Index i, const F (&p)[N]) const {
-    store_vector(&weight[i], p);
-  }
-};
-
-template <class W, class F>
-struct MasteredWeights {
-  Vector<W> weight;
-  Vector<F> master;
-
-  template <int N>
-  __device__ void load(Index i, F (&p)[N]) const {
-    load_vector<N>(&master[i]).unpack(p);
-  }
-  template <int N>
-  __device__ void store(Index i, const F (&p)[N]) const {
-    store_vector(&master[i], p);
     store_vector(&weight[i], p);
   }
 };
@@ -92,19 +78,19 @@ struct AdamWElements {
   Vector<const F> gradient;
   Vector<F> m, v;
   AdamWFactors<F> factors;
-  const double* norm_squared;
+  const double *norm_squared, *loss;
   Index first;  // of the elements that the kernel counts from
 
   template <int N>
   __device__ void vector(Index, Index i) const {
     i += first;
-    AdamWFactors<F> by = factors;
-    if (!by.clip(*norm_squared)) return;
     F p[N], g[N], m_[N], v_[N];
     load_vector_streaming<N>(&gradient[i]).unpack(g);
     load_vector<N>(&m[i]).unpack(m_);
     load_vector<N>(&v[i]).unpack(v_);
     weights.load(i, p);
+    AdamWFactors<F> by = factors;  // after the loads, which are on their way meanwhile
+    if (!by.clip(*norm_squared) || (loss && !is_finite(*loss))) return;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const F scaled = g[k] * by.coarse, root = by.root2 * scaled;
@@ -182,34 +168,30 @@ struct AdamWStep<cuda> {
   template <class W, class F>
   static void forward(Context<cuda>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& scalars,
                       const double* norm_squared) {
-    const auto launch = [&](const auto& weights, bool aligned) {
+    const auto launch = [&](const auto& weights) {
       using Weights = std::remove_cvref_t<decltype(weights)>;
-      constexpr Index width = kernel::vector_width<W>;
-      const bool vectors =
-          aligned && kernel::aligned(t.weight, width) && kernel::aligned(t.gradient, kernel::vector_width<F>) &&
-          kernel::aligned(t.m, kernel::vector_width<F>) && kernel::aligned(t.v, kernel::vector_width<F>);
+      constexpr Index width = kernel::vector_width<F>;
+      const auto aligned = [](const auto&... tensors) { return (kernel::aligned(tensors, width) && ...); };
+      const bool vectors = aligned(t.weight, t.low, t.gradient, t.m, t.v);
       const Index n = t.weight.size(), whole = vectors ? n / width * width : 0;
-      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient, t.m, t.v, AdamWFactors<F>(scalars),
-                                                 norm_squared, 0};
-      kernel::for_vectors<W>(ctx, true, 1, whole, elements, "adamw_step");
+      kernel::AdamWElements<F, Weights> elements{weights,      t.gradient,   t.m, t.v, AdamWFactors<F>(scalars),
+                                                 norm_squared, scalars.loss, 0};
+      kernel::for_vectors<F>(ctx, true, 1, whole, elements, "adamw_step");
       elements.first = whole;
-      kernel::for_vectors<W>(ctx, false, 1, n - whole, elements, "adamw_step");
+      kernel::for_vectors<F>(ctx, false, 1, n - whole, elements, "adamw_step");
     };
-    if constexpr (std::is_same_v<W, F>) {
-      launch(kernel::PlainWeights<F>{t.weight}, true);
-    } else if (!t.low) {
-      launch(kernel::MasteredWeights<W, F>{t.weight, t.master}, kernel::aligned(t.master, kernel::vector_width<F>));
-    } else if constexpr (std::is_same_v<W, bf16>) {
-      launch(kernel::SplitWeights{t.weight, t.low}, kernel::aligned(t.low, kernel::vector_width<std::uint16_t>));
-    }
+    if constexpr (std::is_same_v<W, F>)
+      launch(kernel::PlainWeights<F>{t.weight});
+    else
+      launch(kernel::SplitWeights{t.weight, t.low});
   }
 
   template <class F>
   static void sum_of_squares(Context<cuda>& ctx, Vector<const F> values, double* out) {
     using Traits = kernel::SquaresTraits<F>;
     ArenaScope scope(ctx.arena());
-    const Index pieces = ceil_div(values.size(), Traits::piece);
-    const auto sums = ctx.arena().template tensor<double>(pieces);
+    const Vector<double> sums = scratch(ctx, values, out);
+    const Index pieces = sums.size();
     if (pieces > 0)
       kernel::launch(ctx, "sum_of_squares",
                      kernel::aligned(values, Traits::width) ? kernel::squares_of_pieces_kernel<Traits, true>
@@ -217,6 +199,11 @@ struct AdamWStep<cuda> {
                      kernel::blocks_for(pieces, 1), Traits::threads, 0, values, sums);
     kernel::launch(ctx, "sum_of_squares", kernel::sum_of_pieces_kernel<Traits>, 1, Traits::threads_of_total, 0, sums,
                    out);
+  }
+  /// Of sum_of_squares.
+  template <class Ctx, class F>
+  static Vector<double> scratch(Ctx& ctx, Vector<const F> values, double*) {
+    return ctx.arena().template tensor<double>(ceil_div(values.size(), kernel::SquaresTraits<F>::piece));
   }
 };
 

@@ -9,15 +9,15 @@
 //
 // Source: Loshchilov and Hutter (arXiv 1711.05101), with PyTorch's order of operations and its 1e-6 in the clipping.
 // Shapes: all (n), contiguous. The squared norm stays in the device's memory, so a step needs no wait for it. Where
-// that norm is not finite, or v could not hold its square after clipping, nothing is changed.
+// that norm is not finite, or v could not hold its square after clipping, nothing is changed; nor is it where the loss,
+// if that is given, is not finite.
 //
 // Numeric contract: elementwise arithmetic in compute_t (float, or double for double); the squares are summed in double
 // over pieces of 2^14 elements, and the pieces in order. Bit-equal for any number of threads, where the arrays of a
 // step are aligned to 64 bytes, as those of models and gradients are.
 //
-// Weights in bf16 stand for a master in float, which is stepped; the weight is its rounding. The master is a copy of
-// its own, or is split (SplitFloat): then only its lower 16 bits are beside the weight. Both are stepped to the same
-// bits.
+// Weights in bf16 stand for masters in float, which are stepped, to the bits of float weights. A master is split
+// (SplitFloat): the weight is its upper half, and only its lower 16 bits are beside it.
 #pragma once
 
 #include <algorithm>
@@ -40,9 +40,10 @@ ZAMBA_DECLARE_OPERATOR(AdamWStep, "adamw_step.cuh");
 /// The numbers of one step.
 struct AdamWScalars {
   double learning_rate, beta1, beta2, eps;
-  double decay;       // weight decay of this parameter, 0 for none
-  double clip_norm;   // 0: no clipping
-  Index step_number;  // t, from 1
+  double decay;                  // weight decay of this parameter, 0 for none
+  double clip_norm;              // 0: no clipping
+  Index step_number;             // t, from 1
+  const double* loss = nullptr;  // of the gradients, in the device's memory
 };
 
 /// What scales gradients of this norm.
@@ -69,34 +70,46 @@ ZAMBA_HOST_DEVICE bool can_step(double norm, double clip_norm) {
 /// A float as the bf16 that is nearest to it and its own lower 16 bits. These, taken with their sign, are what the
 /// float is above the bf16, in units in its last place: so the two say which float it is, every one but for the bits
 /// of a NaN. Of two nearest bf16 it is the one away from zero. With ties to even there would be no such form: 2^16 + 1
-/// floats round to each even bf16, which is one more than 16 bits tell apart.
+/// floats round to each even bf16, which is one more than 16 bits tell apart. No float is split into a zero and what is
+/// below it; where others have written the zero, it is what the two say.
 struct SplitFloat {
   bf16 nearest;
   std::uint16_t low = 0;
 
   SplitFloat() = default;
+  ZAMBA_HOST_DEVICE constexpr SplitFloat(bf16 nearest, std::uint16_t low) : nearest(nearest), low(low) {}
   ZAMBA_HOST_DEVICE constexpr explicit SplitFloat(float value) {
     const std::uint32_t bits = is_nan(value) ? 0x7fc00000u : __builtin_bit_cast(std::uint32_t, value);
     nearest.bits = static_cast<std::uint16_t>((bits + 0x8000u) >> 16);
     low = static_cast<std::uint16_t>(bits);
   }
   ZAMBA_HOST_DEVICE constexpr explicit operator float() const {
-    const auto above = static_cast<std::uint32_t>(static_cast<std::int16_t>(low));
-    return __builtin_bit_cast(float, (static_cast<std::uint32_t>(nearest.bits) << 16) + above);
+    const int above = static_cast<std::int16_t>(low);
+    const bool below_zero = (nearest.bits & 0x7fffu) == 0 && above < 0;
+    return __builtin_bit_cast(
+        float, (static_cast<std::uint32_t>(nearest.bits) << 16) + static_cast<std::uint32_t>(below_zero ? 0 : above));
   }
 };
 
-/// The tensors of one parameter, (n) each. W: the stored type. Where it is F there is neither master nor low; else
-/// there is one of them: a master copy, or, for bf16 weights, the lower halves of masters of which the weights are the
-/// upper ones.
+/// The tensors of one parameter, (n) each.
 template <class W, class F>
 struct AdamWTensors {
+  static_assert(std::is_same_v<W, F> || (std::is_same_v<W, bf16> && std::is_same_v<F, float>),
+                "zamba::adamw_step: weights are of the type that steps them, or bf16 stepped in float");
+
   Vector<W> weight;
-  Vector<F> master;
+  Vector<std::uint16_t> low;  // of bf16 weights: the lower halves of their masters; else empty
   Vector<const F> gradient;
   Vector<F> m, v;
-  Vector<std::uint16_t> low = {};
 };
+
+/// Bytes of what an optimiser keeps beside n weights: their moments, the lower halves of masters, and the numbers of a
+/// step.
+template <class W, class F>
+constexpr std::size_t adamw_state_bytes(Index n) {
+  const auto of = [n](std::size_t element) { return align_up(static_cast<std::size_t>(n) * element); };
+  return 2 * of(sizeof(F)) + (std::is_same_v<W, F> ? 0 : of(sizeof(std::uint16_t))) + alignment;
+}
 
 /// The numbers of a step in the arithmetic of F.
 template <class F>
@@ -140,9 +153,7 @@ void adamw_step(Context<Device>& ctx, const AdamWTensors<W, F>& tensors, const A
   if constexpr (checked) {
     const kernel::Door door{"adamw_step"};
     const Index n = tensors.weight.size();
-    door.shape("master", tensors.master, std::is_same_v<W, F> || tensors.low ? 0 : n);
-    door.optional("low", tensors.low, n);
-    require(!tensors.low || std::is_same_v<W, bf16>, "adamw_step: low: only weights in bf16 are halves of masters");
+    door.shape("low", tensors.low, std::is_same_v<W, F> ? 0 : n);
     door.shape("gradient", tensors.gradient, n);
     door.shape("m", tensors.m, n);
     door.shape("v", tensors.v, n);
@@ -162,10 +173,10 @@ struct AdamWStep<cpu> {
   static void forward(Context<cpu>& ctx, const AdamWTensors<W, F>& t, const AdamWScalars& s,
                       const double* norm_squared) {
     AdamWFactors<F> by(s);
-    if (!by.clip(*norm_squared)) return;
+    if (!by.clip(*norm_squared) || (s.loss && !is_finite(*s.loss))) return;
     for_pieces(ctx, t.weight.size(), step_piece, [&](Index first, Index count) {
       const F* gradient = t.gradient.data + first;
-      alignas(64) F scaled[step_piece], masters[step_piece];
+      alignas(64) F scaled[step_piece];
       if (by.coarse != 1) {
         map(scaled, count) = map(gradient, count) * by.coarse;
         gradient = scaled;
@@ -178,10 +189,8 @@ struct AdamWStep<cpu> {
       W* const weight = t.weight.data + first;
       if constexpr (std::is_same_v<W, F>) {
         step(map(weight, count));
-      } else if (!t.low) {
-        step(map(t.master.data + first, count));
-        round(t.master.data + first, weight, count);
-      } else if constexpr (std::is_same_v<W, bf16>) {
+      } else {
+        alignas(64) F masters[step_piece];
         join(weight, t.low.data + first, masters, count);
         step(map(masters, count));
         split(masters, weight, t.low.data + first, count);
@@ -192,11 +201,17 @@ struct AdamWStep<cpu> {
   template <class F>
   static void sum_of_squares(Context<cpu>& ctx, Vector<const F> values, double* out) {
     ArenaScope scope(ctx.arena());
-    const auto sums = ctx.arena().template tensor<double>(ceil_div(values.size(), sum_piece));
+    const Vector<double> sums = scratch(ctx, values, out);
     for_pieces(ctx, values.size(), sum_piece,
                [&](Index first, Index count) { sums[first / sum_piece] = squares(values.data + first, count); });
     *out = 0;
     for (Index i = 0; i < sums.size(); ++i) *out += sums[i];
+  }
+
+  /// Of sum_of_squares.
+  template <class Ctx, class F>
+  static Vector<double> scratch(Ctx& ctx, Vector<const F> values, double*) {
+    return ctx.arena().template tensor<double>(ceil_div(values.size(), sum_piece));
   }
 
  private:
@@ -219,25 +234,13 @@ struct AdamWStep<cpu> {
     return total;
   }
 
-  template <class F, class W>
-  static void round(const F* from, W* to, Index count) {
-    for_blocks(count, [=](Index i) { to[i] = static_cast<W>(from[i]); });
-  }
-
   /// Halves to masters, and back.
-  template <class F>
-  static void join(const bf16* nearest, const std::uint16_t* low, F* to, Index count) {
-    for_blocks(count, [=](Index i) {
-      SplitFloat halves;
-      halves.nearest = nearest[i];
-      halves.low = low[i];
-      to[i] = static_cast<float>(halves);
-    });
+  static void join(const bf16* nearest, const std::uint16_t* low, float* to, Index count) {
+    for_blocks(count, [=](Index i) { to[i] = static_cast<float>(SplitFloat(nearest[i], low[i])); });
   }
-  template <class F>
-  static void split(const F* from, bf16* nearest, std::uint16_t* low, Index count) {
+  static void split(const float* from, bf16* nearest, std::uint16_t* low, Index count) {
     for_blocks(count, [=](Index i) {
-      const SplitFloat halves(static_cast<float>(from[i]));
+      const SplitFloat halves(from[i]);
       nearest[i] = halves.nearest;
       low[i] = halves.low;
     });

@@ -61,7 +61,7 @@ struct Attention<cuda> {
     if (sequences.tokens == 0) return;
     check_shape(shape);
     ArenaScope scope(ctx.arena());
-    const auto sums = ctx.arena().template tensor<F>(2, shape.heads, sequences.tokens);
+    const Tensor<F, 3> sums = backward_scratch(ctx, shape, d_out, q, k, v, sequences);
     kernel::sum_attention_gradients(ctx, shape, d_out, out, lse, sums);
     const kernel::AttentionBackwardTensors<A> at{d_out, q, sums, d_q, {d_k, d_cache_k}, {d_v, d_cache_v}};
     if (!cache_k)
@@ -69,6 +69,13 @@ struct Attention<cuda> {
                                          sequences);
     const kernel::AttentionKeys<std::remove_const_t<S>> cached{cache_k, cache_v, true};
     kernel::attention_gradients(ctx, shape, at, cached, sequences);
+  }
+  /// (2, heads, tokens): what attention_gradients reads of the outputs.
+  template <class Ctx, class A>
+  static Tensor<compute_t<A>, 3> backward_scratch(Ctx& ctx, const AttentionShape& shape, Matrix<const A>,
+                                                  Matrix<const A>, Matrix<const A>, Matrix<const A>,
+                                                  const Sequences& sequences, const auto&...) {
+    return ctx.arena().template tensor<compute_t<A>>(Index{2}, shape.heads, sequences.tokens);
   }
 
  private:

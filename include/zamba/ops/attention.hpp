@@ -137,6 +137,15 @@ struct Attention<cpu> {
     const CachedKeys<std::remove_const_t<S>> cached{cache_k, cache_v, sequences};
     attention_backward_tiles(ctx, shape, at, cached, sequences);
   }
+  template <class Ctx, class A, class S>
+  static void backward_scratch(Ctx& ctx, const AttentionShape& shape, Matrix<const A>, Matrix<const A>, Matrix<const A>,
+                               Matrix<const A>, const Sequences& sequences, Tensor<S, 3> cache_k, const auto&...) {
+    using kernel::attention_backward_scratch;
+    if (cache_k)
+      attention_backward_scratch<A, std::remove_const_t<S>>(ctx, shape, sequences);
+    else
+      attention_backward_scratch<A, A>(ctx, shape, sequences);
+  }
 
  private:
   static kernel::AttentionDecode decode(const AttentionShape& shape) {

@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include <zamba/context.cuh>
+#include <zamba/kernel/add_parts.cuh>
 #include <zamba/kernel/elementwise.cuh>
 #include <zamba/kernel/launch.cuh>
 #include <zamba/kernel/vector_load.cuh>
@@ -52,11 +53,10 @@ struct CausalConv1d<cuda> {
                        Matrix<A> d_x, Matrix<F> d_weight, Vector<F> d_bias, Tensor<F, 3> d_state) {
     const Index tokens = sequences.tokens, D = x.cols(), K = weight.cols();
     if (tokens == 0) return;
-    const Index groups_at_most = std::max<Index>(gradient_blocks / ceil_div(D, gradient_channels), 1);
-    const Index group_size = std::max(least_group, ceil_div(tokens, groups_at_most));
-    const Index groups = ceil_div(tokens, group_size);
+    const Index group_size = tokens_of_group(tokens, D), groups = ceil_div(tokens, group_size);
     ArenaScope scope(ctx.arena());
-    const auto partial = ctx.arena().template tensor<F>(groups, K + 1, D);  // of d_weight, transposed, and d_bias
+    const Tensor<F, 3> partial =
+        backward_scratch(ctx, d_out, x, weight, bias, sequences, initial_state, d_x, d_weight, d_bias, d_state);
     const kernel::ConvGradient<A> d_p{{x, weight, bias, sequences, initial_state}, d_out};
     const Tensor<const F, 3> d_final(d_state);
     const auto queue = [&]<class Traits>(Traits) {
@@ -79,14 +79,27 @@ struct CausalConv1d<cuda> {
       kernel::for_elements(ctx, groups * (K + 1), D, kernel::ConvWeightGradient<A>{d_p, group_size, partial},
                            "causal_conv1d_backward: weight");
     }
-    kernel::for_vectors<F>(ctx, false, K + 1, D, kernel::AddConvParts<F>{partial, d_weight, d_bias},
-                           "causal_conv1d_backward: groups");
+    kernel::add_parts(ctx, Matrix<const F>(partial.data, groups, (K + 1) * D),
+                      kernel::AddConvSums<F>{d_weight, d_bias}, "causal_conv1d_backward: groups");
     if (d_state && K > 1)
       kernel::for_elements(ctx, sequences.rows, D, kernel::ConvStateGradient<A>{d_p, d_state},
                            "causal_conv1d_backward: state");
   }
 
+  /// (groups, K + 1, D): of d_weight, transposed, and d_bias.
+  template <class Ctx, class A, class F>
+  static Tensor<F, 3> backward_scratch(Ctx& ctx, Matrix<const A>, Matrix<const A> x, Matrix<const F> weight,
+                                       Vector<const F>, const Sequences& sequences, Tensor<const F, 3>, Matrix<A>,
+                                       Matrix<F>, Vector<F>, Tensor<F, 3>) {
+    const Index tokens = sequences.tokens, D = x.cols();
+    return ctx.arena().template tensor<F>(ceil_div(tokens, tokens_of_group(tokens, D)), weight.cols() + 1, D);
+  }
+
  private:
+  static Index tokens_of_group(Index tokens, Index D) {
+    const Index groups_at_most = std::max<Index>(gradient_blocks / ceil_div(D, gradient_channels), 1);
+    return std::max(least_group, ceil_div(tokens, groups_at_most));
+  }
   /// The most tokens of a block: longer groups read fewer inputs twice, shorter ones end more evenly.
   static constexpr Index most_tokens = 256;
   /// Backwards, groups are as long as lets all blocks be at once on a GPU of 132 multiprocessors; fixed, because they

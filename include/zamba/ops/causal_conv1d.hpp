@@ -119,12 +119,10 @@ struct CausalConv1d<cpu> {
     if (sequences.tokens == 0) return;
     ArenaScope scope(ctx.arena());
     const Inputs<A> in(ctx, x, weight, bias, sequences, initial_state);
-    const Index tiles = in.tiles(), K = in.K, past = K - 1, D = x.cols();
-    const Index group_size = std::max(chunk, ceil_div(sequences.tokens, backward_groups));
-    const Index groups = ceil_div(sequences.tokens, group_size);
-    auto partial = ctx.arena().template tensor<A>(groups, K + 1, D);  // of d_weight, transposed, and d_bias
-    auto scratch = ctx.arena().template tensor<A>(Index{ctx.threads()}, chunk + past, tile_width);
-    ctx.parallel_for(groups * tiles, [&](Index task, int worker) {
+    const Index tiles = in.tiles(), K = in.K, past = K - 1, D = x.cols(), group_size = tokens_of_group(sequences);
+    const auto [partial, scratch] = gradient_room<A>(ctx, sequences, K, D);
+    const Index groups = partial.shape[0];
+    ctx.parallel_for(groups * tiles, [&, partial = partial, scratch = scratch](Index task, int worker) {
       const Tile tile = in.tile(task % tiles);
       const Index group = task / tiles, first = group * group_size;
       const Matrix<A> sums = partial[group].columns(tile.channel, tile.width), d_p = scratch[worker];
@@ -142,16 +140,24 @@ struct CausalConv1d<cpu> {
     });
     const Matrix<A> total = partial[0];
     for (Index group = 1; group < groups; ++group)
-      kernel::for_packs<A>(total.size(), [&, from = &partial(group, 0, 0)](Index i, auto n) {
+      kernel::for_packs<A>(total.size(), [total, from = &partial(group, 0, 0)](Index i, auto n) {
         kernel::store(total.data + i, Pack<A>(kernel::load(total.data + i, n) + kernel::load(from + i, n)), n);
       });
     for (Index j = 0; j < K; ++j)
       for (Index c = 0; c < D; ++c) d_weight(c, j) += total(j, c);
     for (Index c = 0; d_bias && c < D; ++c) d_bias[c] += total(K, c);
     if (d_state && past > 0)
-      ctx.parallel_for(sequences.rows * tiles, [&](Index task, int worker) {
+      ctx.parallel_for(sequences.rows * tiles, [&, scratch = scratch](Index task, int worker) {
         differentiate_state(in, d_out, task / tiles, in.tile(task % tiles), worker, scratch[worker], d_state);
       });
+  }
+
+  template <class Ctx, class A, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A>, Matrix<const A> x, Matrix<const F> weight, Vector<const F>,
+                               const Sequences& sequences, Tensor<const F, 3>, Matrix<A>, Matrix<F>, Vector<F>,
+                               Tensor<F, 3>) {
+    Room<A>(ctx, weight.cols(), x.cols());
+    gradient_room<A>(ctx, sequences, weight.cols(), x.cols());
   }
 
  private:
@@ -195,6 +201,22 @@ struct CausalConv1d<cpu> {
       first += count;
       if (first == offsets[row + 1]) ++row;
     }
+  }
+
+  /// Tokens whose share of the gradients of weight and bias is one partial sum.
+  static Index tokens_of_group(const Sequences& sequences) {
+    return std::max(chunk, ceil_div(sequences.tokens, backward_groups));
+  }
+  template <class A>
+  struct GradientRoom {
+    Tensor<A, 3> partial;  // (groups, K + 1, D): of d_weight, transposed, and d_bias
+    Tensor<A, 3> scratch;  // (threads, chunk + K - 1, tile_width)
+  };
+  template <class A, class Ctx>
+  static GradientRoom<A> gradient_room(Ctx& ctx, const Sequences& sequences, Index K, Index D) {
+    const Index groups = ceil_div(sequences.tokens, tokens_of_group(sequences));
+    return {ctx.arena().template tensor<A>(groups, K + 1, D),
+            ctx.arena().template tensor<A>(Index{ctx.threads()}, chunk + K - 1, tile_width)};
   }
 
   /// Scratch of all tasks.

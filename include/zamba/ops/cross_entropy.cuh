@@ -6,7 +6,7 @@
 // in float32. A tile is as large as that because each reads and writes all of d_head: on an H200, with a width of 3712
 // and 32,000 logits, 1024 positions a tile make the whole take 13 % longer than 8192.
 //
-// The losses are summed on the device, in double and in a fixed order; the host waits once, at the end, for the sum.
+// The losses are summed on the device, in double and in a fixed order.
 //
 // Numeric contract: logits are stored as A, rounded once; so bf16 logits are within 2^-9 of their values, as those of
 // other bf16 training are. Softmax in compute_t of what is stored, of bf16 with approximate exponentials; the sum of
@@ -28,74 +28,66 @@ namespace zamba {
 template <>
 struct CrossEntropy<cuda> {
   template <class A, class Weights>
-  static LossSum forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets) {
-    return read(ctx, [&](LossSum* total) { queue_forward(ctx, h, head, targets, total); });
-  }
-
-  template <class A, class Weights, class F>
-  static LossSum backward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
-                          double scale, Matrix<A> d_h, Matrix<F> d_head) {
-    return read(ctx, [&](LossSum* total) { queue_backward(ctx, h, head, targets, scale, d_h, d_head, total); });
-  }
-
-  /// The same without waiting: the sum is written to memory of the device.
-  template <class A, class Weights>
-  static void queue_forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
-                            LossSum* total) {
-    over_tiles<false>(ctx, h, head, targets, 0, total, [](Index, Matrix<A>) {});
+  static void forward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double z_loss,
+                      LossSum* total) {
+    over_tiles<false>(ctx, h, head, targets, {0, z_loss}, total, [](Index, Matrix<A>) {});
   }
   template <class A, class Weights, class F>
-  static void queue_backward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
-                             double scale, Matrix<A> d_h, Matrix<F> d_head, LossSum* total) {
-    over_tiles<true>(ctx, h, head, targets, scale, total, [&](Index first, Matrix<A> d_logits) {
+  static void backward(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double scale,
+                       Matrix<A> d_h, Matrix<F> d_head, double z_loss, LossSum* total) {
+    over_tiles<true>(ctx, h, head, targets, {scale, z_loss}, total, [&](Index first, Matrix<A> d_logits) {
       const Index rows = d_logits.rows();
       Linear<cuda>::backward(ctx, Matrix<const A>(d_logits), h.slice(first, rows), head, d_h.slice(first, rows),
                              Accumulate::no, d_head, Vector<F>{});
     });
   }
 
+  template <class Ctx, class A, class Weights, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> h, const Weights& head, const Token*, double, Matrix<A>,
+                               Matrix<F>, const auto&...) {
+    const Matrix<A> logits = tile_room<A>(ctx, h.rows(), head.rows()).logits;
+    Linear<cuda>::scratch(ctx, h.slice(0, logits.rows()), head, logits, Matrix<const A>{}, Vector<const F>{});
+  }
+
  private:
   /// Logits that exist at a time.
   static constexpr Index tile_size = Index{1} << 27;
 
+  template <class A>
+  struct Tile {
+    Matrix<A> logits;       // of a tile; rows begin at multiples of 16 bytes, whatever the vocabulary
+    Vector<double> losses;  // of all positions
+  };
+  template <class A, class Ctx>
+  static Tile<A> tile_room(Ctx& ctx, Index n, Index vocabulary) {
+    constexpr Index width = kernel::vector_width<A>;
+    const Index stride = ceil_div(vocabulary, width) * width, most = std::max<Index>(1, tile_size / stride);
+    const Index rows = ceil_div(n, std::max<Index>(1, ceil_div(n, most)));
+    return {ctx.arena().template tensor<A>(rows, stride).columns(0, vocabulary),
+            ctx.arena().template tensor<double>(n)};
+  }
+
   /// Queues the losses, and calls f(first position, logits or their gradients) for every tile.
   template <bool Gradient, class A, class Weights, class F>
-  static void over_tiles(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets, double scale,
-                         LossSum* total, F&& f) {
+  static void over_tiles(Context<cuda>& ctx, Matrix<const A> h, const Weights& head, const Token* targets,
+                         kernel::LossFactors factors, LossSum* total, F&& f) {
     using Traits = kernel::SoftmaxLossTraits<A, Gradient>;
-    const Index n = h.rows(), vocabulary = head.rows();
-    // Rows begin at multiples of 16 bytes, whatever the vocabulary.
-    const Index stride = ceil_div(vocabulary, Traits::width) * Traits::width;
-    const Index most = std::max<Index>(1, tile_size / stride), tiles = std::max<Index>(1, ceil_div(n, most));
-    const Index rows = ceil_div(n, tiles);
+    const Index n = h.rows();
     ArenaScope scope(ctx.arena());
-    const auto logits = ctx.arena().template tensor<A>(rows, stride).columns(0, vocabulary);
-    const auto losses = ctx.arena().template tensor<double>(n);
+    const auto [logits, losses] = tile_room<A>(ctx, n, head.rows());
+    const Index rows = logits.rows();
     for (Index first = 0; first < n; first += rows) {
       const Index count = std::min(rows, n - first);
       const auto tile = logits.slice(0, count);
       Linear<cuda>::forward(ctx, h.slice(first, count), head, tile, Matrix<const A>{}, Vector<const compute_t<A>>{});
       kernel::launch(ctx, kernel::overlap_for(count), "cross_entropy: softmax", kernel::softmax_loss_kernel<Traits>,
-                     kernel::blocks_for(count, 1), Traits::threads, 0, tile, targets + first, scale,
+                     kernel::blocks_for(count, 1), Traits::threads, 0, tile, targets + first, factors,
                      losses.data + first);
       f(first, tile);
     }
     constexpr int threads = 1024;
     kernel::launch(ctx, kernel::overlap_for(n), "cross_entropy: sum", kernel::sum_losses_kernel<threads>, 1, threads, 0,
                    losses, targets, total);
-  }
-
-  /// What queue(place) writes there.
-  template <class Queue>
-  static LossSum read(Context<cuda>& ctx, Queue&& queue) {
-    ArenaScope scope(ctx.arena());
-    LossSum* const there = ctx.arena().template tensor<LossSum>(1).data;
-    queue(there);
-    LossSum total;
-    kernel::check_cuda(cudaMemcpyAsync(&total, there, sizeof(total), cudaMemcpyDeviceToHost, ctx.stream()),
-                       "cross_entropy: loss");
-    ctx.synchronize();
-    return total;
   }
 };
 

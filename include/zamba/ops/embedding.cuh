@@ -6,10 +6,6 @@
 // token's rows in the order of the tokens, those beyond the first 64 by groups of 64. A rerun is bit-equal.
 #pragma once
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
-
 #include <zamba/context.cuh>
 #include <zamba/kernel/elementwise.cuh>
 #include <zamba/kernel/vector_load.cuh>
@@ -61,21 +57,14 @@ struct Embedding<cuda> {
 
   template <class A, class F>
   static void backward(Context<cuda>& ctx, const Token* tokens, Index count, Matrix<const A> d_out, Matrix<F> d_table) {
-    using Sort = kernel::TokenSortTraits;
     require(count <= Index{1} << 28, "embedding_backward: ", count, " tokens, wanted at most 2^28");
     if (count == 0) return;
     ArenaScope scope(ctx.arena());
-    auto& arena = ctx.arena();
-    const auto sorted = arena.template tensor<kernel::TokenAt>(count),
-               other = arena.template tensor<kernel::TokenAt>(count);
-    const auto greatest = static_cast<std::uint64_t>(d_table.rows() - 1);
-    const int passes = std::max(1, ceil_div(static_cast<int>(std::bit_width(greatest)), Sort::bits));
-    kernel::launch(ctx, "embedding_backward: sort", kernel::sort_by_token_kernel<Sort>, 1, Sort::threads, 0, tokens,
-                   static_cast<int>(count), passes, sorted.data, other.data);
-    const auto segments = arena.template tensor<kernel::TokenSegment>(count).data;
+    const auto sorted = kernel::sort_by_token(ctx, tokens, static_cast<int>(count), d_table.rows());
+    const auto segments = ctx.arena().template tensor<kernel::TokenSegment>(count).data;
     kernel::for_elements(ctx, 1, count, kernel::FindSegments{sorted, segments}, "embedding_backward: segments");
 
-    const auto partial = arena.template tensor<F>(ceil_div(count, kernel::rows_of_piece), d_table.cols());
+    const auto partial = ctx.arena().template tensor<F>(ceil_div(count, kernel::rows_of_piece), d_table.cols());
     const bool whole = kernel::in_vectors(d_out) && kernel::aligned(d_table, kernel::vector_width<F>);
     kernel::for_vectors<A>(ctx, whole, count, d_out.cols(),
                            kernel::AddPieces<A>{sorted, segments, d_out, d_table, partial}, "embedding_backward: add");

@@ -87,6 +87,11 @@ struct GatedRmsNorm<cuda> {
     kernel::launch_norm_gradient(ctx, kernel::GatedInput<A>{x, z, d_out.cols() / rstd.cols(), d_x, d_z}, d_out, weight,
                                  rstd, d_weight, "gated_rms_norm_backward");
   }
+  template <class Ctx, class A, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_out, Matrix<const A>, Matrix<const A>, Vector<const F>,
+                               Matrix<const F> rstd, Matrix<A>, Matrix<A>, Vector<F> d_weight) {
+    kernel::norm_gradient_scratch<kernel::GatedInput<A>>(ctx, d_out.rows(), rstd.cols(), d_weight);
+  }
 };
 
 }  // namespace zamba

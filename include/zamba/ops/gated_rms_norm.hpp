@@ -108,9 +108,10 @@ struct GatedRmsNorm<cpu> {
     static_assert(std::is_same_v<A, F>, "zamba: on the CPU activations are of the compute type");
     const Index n = d_out.rows(), D = d_out.cols(), groups = rstd.cols(), width = D / groups;
     if (n == 0) return;
-    const Index rows = std::max(Index{8}, ceil_div(n, backward_tasks)), tasks = ceil_div(n, rows);
+    const Index rows = rows_of_task(n);
     ArenaScope scope(ctx.arena());
-    const auto partial = ctx.arena().template tensor<F>(tasks, D);  // d_weight of each task's positions
+    const Matrix<F> partial = backward_scratch(ctx, d_out, x, z, weight, rstd, d_x, d_z, d_weight);
+    const Index tasks = partial.rows();
     ctx.parallel_for(tasks, [&](Index task, int) {
       F* const d_w = &partial(task, 0);
       std::fill_n(d_w, D, F(0));
@@ -146,12 +147,20 @@ struct GatedRmsNorm<cpu> {
       });
   }
 
+  /// d_weight of each task's positions.
+  template <class Ctx, class A, class F>
+  static Matrix<F> backward_scratch(Ctx& ctx, Matrix<const A> d_out, Matrix<const A>, Matrix<const A>, Vector<const F>,
+                                    Matrix<const F>, Matrix<A>, Matrix<A>, Vector<F> d_weight) {
+    return ctx.arena().template tensor<F>(ceil_div(d_out.rows(), rows_of_task(d_out.rows())), d_weight.size());
+  }
+
  private:
   template <class A>
   using Pack = kernel::Pack<A>;
 
   /// Positions of a task forwards; tasks, and so partial sums of d_weight, backwards.
   static constexpr Index forward_rows = 16, backward_tasks = 32;
+  static Index rows_of_task(Index n) { return std::max(Index{8}, ceil_div(n, backward_tasks)); }
 
   /// f(channel, count, v) for the registers of [first, first + width) of row i.
   template <class A, class F>

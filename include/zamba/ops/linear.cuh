@@ -13,9 +13,10 @@
 // d_bias column sums, see ops/linear/column_sums.cuh.
 //
 // Numeric contract: products and sums in compute_t, rounded once when written, except that with cuBLAS a bias joins in
-// a second rounding. With each of the first two ways a row of y is the same whichever rows it is computed with: the
-// order of a sum depends on the extents of the weight only. With cuBLAS it is what that chooses for these extents; of
-// d_bias it depends on the number of tokens. A rerun is bit-equal.
+// a second rounding, and in bf16 what a long sum in padded rows has beyond a multiple of 8, see ops/linear/product.cuh.
+// With each of the first two ways a row of y is the same whichever rows it is computed with: the order of a sum depends
+// on the extents of the weight only. With cuBLAS it is what that chooses for these extents; of d_bias it depends on the
+// number of tokens. A rerun is bit-equal.
 #pragma once
 
 #include <algorithm>
@@ -91,6 +92,12 @@ struct Linear<cuda> {
     }
     if (d_weight) weight_gradient<A>(ctx, split_heads(d_y, 1), split_heads(x, 1), one_head(d_weight));
     if (d_bias) kernel::add_column_sums(ctx, d_y, d_bias, "linear_backward: bias");
+  }
+  /// Of the gradient of a bias.
+  template <class Ctx, class A, class Weights, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_y, Matrix<const A>, const Weights&, Matrix<A>, Accumulate,
+                               Matrix<F>, Vector<F> d_bias) {
+    if (d_bias) kernel::column_sums_scratch(ctx, d_y.rows(), d_bias);
   }
 
   template <class A, class Weights, class F>

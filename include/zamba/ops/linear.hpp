@@ -75,9 +75,7 @@ struct Linear<cpu> {
     if (d_x) backward_input(ctx, d_y, weight, d_x, accumulate);
     if (d_weight && d_y.rows() > 0) {
       ArenaScope scope(ctx.arena());
-      const Index width = piece_size(d_weight.cols(), tile_cols);
-      const auto products = ctx.arena().template tensor<A>(
-          Index{ctx.threads()}, kernel::product_scratch<A>(most_tile_rows, d_y.rows(), width));
+      const Matrix<A> products = weight_gradient_room(ctx, d_y, d_weight);
       for_tiles(ctx, d_weight.rows(), d_weight.cols(), [&](Range out, Range in, int worker) {
         kernel::add_product(block(d_weight, out, in), kernel::transposed(d_y.columns(out.first, out.count)),
                             x.columns(in.first, in.count), products[worker].data);
@@ -89,6 +87,22 @@ struct Linear<cpu> {
           for (Index o = out.first; o < out.first + out.count; ++o) d_bias[o] += d_y(t, o);
       });
     }
+  }
+
+  template <class Ctx, class A, class Weights>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_y, Matrix<const A>, const Weights&, Matrix<A> d_x,
+                               Accumulate, Matrix<A> d_weight, Vector<A>) {
+    if (d_x) {
+      ArenaScope scope(ctx.arena());
+      input_gradient_room<A, Weights>(ctx, d_y, d_x);
+    }
+    if (d_weight) weight_gradient_room(ctx, d_y, d_weight);
+  }
+  template <class Ctx, class A, class Weights>
+  static void backward_scratch(Ctx& ctx, Tensor<const A, 3> d_y, Tensor<const A, 3> x, const Weights& weight,
+                               Tensor<A, 3> d_x, Accumulate accumulate, Tensor<A, 3> d_weight) {
+    backward_scratch(ctx, head_of(d_y, 0), head_of(x, 0), weight[0], head_of(d_x, 0), accumulate, d_weight[0],
+                     Vector<A>{});
   }
 
   template <class A, class Weights>
@@ -172,7 +186,7 @@ struct Linear<cpu> {
   static void backward_input(Context<cpu>& ctx, Matrix<const A> d_y, Weights weight, Matrix<A> d_x,
                              Accumulate accumulate) {
     ArenaScope scope(ctx.arena());
-    const Room<A> room = Linear::room<A, Weights>(ctx, d_y.cols(), piece_size(d_x.cols(), tile_cols));
+    const Room<A> room = input_gradient_room<A, Weights>(ctx, d_y, d_x);
     for_tiles(ctx, d_x.rows(), d_x.cols(), [&](Range tokens, Range in, int worker) {
       const Matrix<A> tile = block(d_x, tokens, in);
       if (accumulate == Accumulate::no) kernel::map(tile).setZero();
@@ -198,6 +212,17 @@ struct Linear<cpu> {
     if constexpr (!std::is_same_v<Matrix<const A>, Weights>)
       room.converted = ctx.arena().template tensor<A>(threads, most * width);
     return room;
+  }
+
+  template <class A, class Weights, class Ctx>
+  static Room<A> input_gradient_room(Ctx& ctx, Matrix<const A> d_y, Matrix<A> d_x) {
+    return room<A, Weights>(ctx, d_y.cols(), piece_size(d_x.cols(), tile_cols));
+  }
+  template <class Ctx, class A>
+  static Matrix<A> weight_gradient_room(Ctx& ctx, Matrix<const A> d_y, Matrix<A> d_weight) {
+    const Index width = piece_size(d_weight.cols(), tile_cols);
+    return ctx.arena().template tensor<A>(Index{ctx.threads()},
+                                          kernel::product_scratch<A>(most_tile_rows, d_y.rows(), width));
   }
 
   template <class A, class Weights>

@@ -303,6 +303,13 @@ struct RmsNorm<cuda> {
     launch_backward(ctx, kernel::ConcatenatedInput<A>{a, b, d_a, d_b}, d_out, weight, rstd, d_weight);
   }
 
+  template <class Ctx, class A, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_out, Matrix<const A>, Matrix<const A>, Vector<const F>,
+                               Vector<const F>, Matrix<A>, Matrix<A>, Vector<F> d_weight) {
+    // Of concatenated inputs the same: their traits differ in what does not count here.
+    kernel::norm_gradient_scratch<kernel::SummedInput<A>>(ctx, d_out.rows(), 1, d_weight);
+  }
+
  private:
   template <class Input, class A, class F>
   static void launch_forward(Context<cuda>& ctx, const Input& in, Vector<const F> weight, double eps, Matrix<A> out,

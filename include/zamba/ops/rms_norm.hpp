@@ -177,6 +177,13 @@ struct RmsNorm<cpu> {
     });
   }
 
+  /// Of both backward passes.
+  template <class Ctx, class A, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_out, Matrix<const A>, Matrix<const A>, Vector<const F>,
+                               Vector<const F>, Matrix<A>, Matrix<A>, Vector<F> d_weight) {
+    partial_sums(ctx, d_out.rows(), d_weight);
+  }
+
  private:
   template <class A>
   using Pack = kernel::Pack<A>;
@@ -209,16 +216,22 @@ struct RmsNorm<cpu> {
     });
   }
 
+  /// Positions whose share of d_weight is one partial sum.
+  static Index group_size(Index n) { return std::max(Index{8}, ceil_div(n, backward_groups)); }
+  template <class Ctx, class F>
+  static Matrix<F> partial_sums(Ctx& ctx, Index n, Vector<F> d_weight) {
+    return ctx.arena().template tensor<F>(ceil_div(n, group_size(n)), d_weight.size());
+  }
+
   /// f(i, d_w) for every position, d_w being the partial sum of i's group; then the groups are added to d_weight.
   template <class F, class Body>
   static void accumulate(Context<cpu>& ctx, Index n, Vector<F> d_weight, Body&& f) {
     if (n == 0) return;
-    const Index group_size = std::max(Index{8}, ceil_div(n, backward_groups));
-    const Index groups = ceil_div(n, group_size), width = d_weight.size();
     ArenaScope scope(ctx.arena());
-    auto partial = ctx.arena().template tensor<F>(groups, width);
+    const Matrix<F> partial = partial_sums(ctx, n, d_weight);
+    const Index groups = partial.rows(), width = d_weight.size();
     std::fill_n(partial.data, partial.size(), F(0));
-    for_groups(ctx, n, group_size, [&](Index i, Index group) { f(i, row(partial, group)); });
+    for_groups(ctx, n, group_size(n), [&](Index i, Index group) { f(i, row(partial, group)); });
     for (Index group = 0; group < groups; ++group) {
       const F* from = row(partial, group);
       kernel::for_packs<F>(width, [&](Index c, auto count) {

@@ -100,31 +100,42 @@ struct SelectiveScan<cuda> {
                        const Sequences& sequences, Tensor<const F, 3> checkpoints,
                        const SelectiveScanGradients<A, F>& out, Tensor<F, 3> d_state) {
     if (sequences.tokens == 0) return;
-    if constexpr (std::is_same_v<F, float>) {
-      const auto by = [&]<class Traits>(Traits) {
-        constexpr std::size_t shared = sizeof(kernel::ScanBackwardShared<Traits>);
-        if constexpr (shared <= 227 << 10) {  // what the largest multiprocessors have
-          if (shared > ctx.most_shared()) return false;
-          launch_backward<Traits>(ctx, kernel::selective_scan_backward_kernel<Traits>, shared, d_y, in, sequences,
-                                  checkpoints, out, d_state);
-          return true;
-        }
-        return false;
-      };
-      if (in.B.shape[2] <= 16) {
-        if (wide(d_y, in, out)) {
-          if (by(kernel::ScanBackwardTraits<A, 64, true>{}) || by(kernel::ScanBackwardTraits<A, 32, true>{})) return;
-        } else if (by(kernel::ScanBackwardTraits<A, 32, false>{})) {
-          return;
-        }
+    const int channels = backward_channels<A>(ctx, in);
+    const auto by = [&]<class Traits>(auto* kernel, std::size_t shared, Traits) {
+      launch_backward<Traits>(ctx, kernel, shared, d_y, in, sequences, checkpoints, out, d_state);
+    };
+    const auto by_blocks_of = [&]<int Channels>(std::integral_constant<int, Channels>) {
+      if constexpr (has_blocks_of<A, Channels>) {
+        using Wide = kernel::ScanBackwardTraits<A, Channels, true>;
+        using Single = kernel::ScanBackwardTraits<A, Channels, false>;
+        constexpr std::size_t shared = sizeof(kernel::ScanBackwardShared<Wide>);
+        wide(d_y, in, out) ? by(kernel::selective_scan_backward_kernel<Wide>, shared, Wide{})
+                           : by(kernel::selective_scan_backward_kernel<Single>, shared, Single{});
       }
-    }
+    };
+    if (channels == 64) return by_blocks_of(std::integral_constant<int, 64>{});
+    if (channels == 32) return by_blocks_of(std::integral_constant<int, 32>{});
     using Traits = kernel::ChannelBackwardTraits<A>;
-    launch_backward<Traits>(ctx, kernel::channel_backward_kernel<Traits>, sizeof(kernel::ChannelBackwardShared<Traits>),
-                            d_y, in, sequences, checkpoints, out, d_state);
+    by(kernel::channel_backward_kernel<Traits>, sizeof(kernel::ChannelBackwardShared<Traits>), Traits{});
+  }
+
+  template <class Ctx, class A, class F>
+  static kernel::ScanPartials<F> backward_scratch(Ctx& ctx, Matrix<const A>, const SelectiveScanInputs<A, F>& in,
+                                                  const Sequences& sequences, Tensor<const F, 3>,
+                                                  const SelectiveScanGradients<A, F>&, Tensor<F, 3>) {
+    const Index N = in.B.shape[2], D = in.u.cols(), groups = ceil_div(sequences.rows, rows_of_group(sequences));
+    const int channels = backward_channels<A>(ctx, in);
+    const Index across = tiles(in, channels > 0 ? channels : kernel::ChannelBackwardTraits<A>::channels);
+    kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
+                                     ctx.arena().template tensor<F>(groups, D, N + 2),
+                                     {}};
+    if (channels == 0) partials.adjoints = ctx.arena().template tensor<F>(groups, N, D);
+    return partials;
   }
 
  private:
+  /// Rows whose sums are one of the partial sums of the parameters' gradients.
+  static Index rows_of_group(const Sequences& sequences) { return ceil_div(sequences.rows, most_groups); }
   /// At most so many partial sums of the parameters' gradients.
   static constexpr Index most_groups = 64;
 
@@ -138,9 +149,24 @@ struct SelectiveScan<cuda> {
            in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
   }
 
-  template <class A>
-  static bool wide(Matrix<const A> d_y, const SelectiveScanInputs<A, float>& in,
-                   const SelectiveScanGradients<A, float>& out) {
+  /// Whether blocks of so many channels scan backwards: in float, and in the memory of the largest multiprocessors.
+  template <class A, int Channels>
+  static constexpr bool has_blocks_of =
+      std::is_same_v<compute_t<A>, float> &&
+      sizeof(kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, Channels, true>>) <= 227 << 10;
+
+  /// Channels of a block of the backward pass; 0: a thread has one.
+  template <class A, class Ctx, class F>
+  static int backward_channels(const Ctx& ctx, const SelectiveScanInputs<A, F>& in) {
+    const auto fit = [&]<int Channels>(std::integral_constant<int, Channels>) {
+      using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, Channels, true>>;
+      return has_blocks_of<A, Channels> && in.B.shape[2] <= 16 && sizeof(Shared) <= ctx.most_shared();
+    };
+    return fit(std::integral_constant<int, 64>{}) ? 64 : fit(std::integral_constant<int, 32>{}) ? 32 : 0;
+  }
+
+  template <class A, class F>
+  static bool wide(Matrix<const A> d_y, const SelectiveScanInputs<A, F>& in, const SelectiveScanGradients<A, F>& out) {
     return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
            in_fours(in.B) && in_fours(in.C) && in_fours(d_y) && in_fours(out.u) && in_fours(out.delta) &&
            in_fours(out.z);
@@ -153,11 +179,9 @@ struct SelectiveScan<cuda> {
                               Tensor<const F, 3> checkpoints, const SelectiveScanGradients<A, F>& out,
                               Tensor<F, 3> d_state) {
     const Index N = in.B.shape[2], heads = in.B.shape[1], D = in.u.cols(), across = tiles(in, Traits::channels);
-    const Index rows_each = ceil_div(sequences.rows, most_groups), groups = ceil_div(sequences.rows, rows_each);
+    const Index rows_each = rows_of_group(sequences), groups = ceil_div(sequences.rows, rows_each);
     ArenaScope scope(ctx.arena());
-    const kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
-                                           ctx.arena().template tensor<F>(groups, D, N + 2),
-                                           ctx.arena().template tensor<F>(Traits::adjoints ? groups : 0, N, D)};
+    const kernel::ScanPartials<F> partials = backward_scratch(ctx, d_y, in, sequences, checkpoints, out, d_state);
     kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
                    static_cast<unsigned>(groups * across), static_cast<unsigned>(Traits::threads), shared, in, d_y,
                    sequences, checkpoints, out, d_state, partials, rows_each);

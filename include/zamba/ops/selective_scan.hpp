@@ -183,6 +183,12 @@ struct SelectiveScan<cpu> {
     static_assert(std::is_same_v<T, F>, "zamba: on the CPU activations are of the compute type");
     kernel::ScanBackward<T, scan_chunk>::run(ctx, d_y, in, sequences, checkpoints, out, d_state);
   }
+  template <class Ctx, class T, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const T>, const SelectiveScanInputs<T, F>& in,
+                               const Sequences& sequences, Tensor<const F, 3>, const SelectiveScanGradients<T, F>&,
+                               Tensor<F, 3>) {
+    typename kernel::ScanBackward<T, scan_chunk>::Room(ctx, in, sequences.tokens);
+  }
 
  private:
   /// One strip through one chunk: s is advanced, and dt_t replaced by sum_n C_t[n] s_t[n] + D u_t.

@@ -66,6 +66,17 @@ struct Ssd<cuda> {
         return differentiate_chunks(ctx, d_y, in, sequences, checkpoints, out, d_state);
     differentiate_rows(ctx, d_y, in, sequences, checkpoints, out, d_state, chunk);
   }
+  template <class Ctx, class A, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const A> d_y, const SsdInputs<A, F>& in, const Sequences& sequences,
+                               Tensor<const F, 3> checkpoints, const SsdGradients<A, F>& out, Tensor<F, 3>,
+                               Index chunk) {
+    if constexpr (std::is_same_v<A, bf16>)
+      if (differentiates_chunks(ctx, d_y, in, checkpoints, out, chunk)) {
+        chunk_scratch(ctx, in, sequences);
+        return;
+      }
+    row_scratch(ctx, in, sequences, chunk);
+  }
 
   /// Of the segments of long rows, on whatever GPU.
   template <class Ctx, class A, class F>
@@ -170,7 +181,8 @@ struct Ssd<cuda> {
       of_lanes(std::integral_constant < int, Width == 1 ? 32 : 8 > {});
   }
 
-  static bool differentiates_chunks(const Context<cuda>& ctx, Matrix<const bf16> d_y, const SsdInputs<bf16, float>& in,
+  template <class Ctx>
+  static bool differentiates_chunks(const Ctx& ctx, Matrix<const bf16> d_y, const SsdInputs<bf16, float>& in,
                                     Tensor<const float, 3> checkpoints, const SsdGradients<bf16, float>& out,
                                     Index chunk) {
     constexpr Index piece = 8;  // of 16 bytes
@@ -191,13 +203,11 @@ struct Ssd<cuda> {
     const auto with = [&]<int N>(std::integral_constant<int, N>) {
       using States = kernel::SsdStateGradientTraits<N>;
       using Traits = kernel::SsdGradientTraits<N>;
-      constexpr Index wanted = 512;  // blocks; of more heads, less is computed twice and added up afterwards
       const Index slots = ssd_checkpoint_count(sequences), heads = in.delta.cols();
-      const kernel::SsdBlocks blocks(in, std::min<Index>(slots * heads / wanted, Traits::most_heads));
+      const kernel::SsdBlocks blocks = blocks_of_chunks(in, sequences);
       const kernel::Overlap overlap = kernel::overlap_for(sequences.tokens);
       ArenaScope scope(ctx.arena());
-      const auto parts = gradient_parts<float>(ctx, blocks, sequences.tokens, slots);
-      const auto after = ctx.arena().template tensor<bf16>(slots, blocks.N, in.u.cols());
+      const auto [parts, after] = chunk_scratch(ctx, in, sequences);
       kernel::launch(ctx, overlap, "ssd_backward: states", kernel::ssd_state_gradient_kernel<States>,
                      static_cast<unsigned>(sequences.rows * heads * ceil_div(blocks.P, States::P)), States::threads,
                      kernel::SsdStateGradientShared<States>::bytes, d_y, in, sequences, d_state, after);
@@ -218,21 +228,55 @@ struct Ssd<cuda> {
                                  const Sequences& sequences, Tensor<const F, 3> checkpoints,
                                  const SsdGradients<A, F>& out, Tensor<F, 3> d_state, Index chunk) {
     using Traits = kernel::SsdBackwardTraits<A>;
-    constexpr Index tasks = 256;  // about so many are wanted, and no more parts of dB and dC than that takes
-    const kernel::SsdBlocks blocks(in, sequences.rows * in.delta.cols() / tasks);
+    const kernel::SsdBlocks blocks = blocks_of_rows(in, sequences);
     const Index count = sequences.rows * blocks.count();
     ArenaScope scope(ctx.arena());
-    const auto parts = gradient_parts<F>(ctx, blocks, sequences.tokens, sequences.rows);
-    const auto memory = ctx.arena().template tensor<F>(
-        count, kernel::SsdHeadGradient<Traits>::memory(std::min(chunk, sequences.longest), blocks.N, blocks.P));
+    const auto [parts, memory] = row_scratch(ctx, in, sequences, chunk);
     kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "ssd_backward", kernel::ssd_backward_kernel<Traits>,
                    static_cast<unsigned>(count), Traits::threads, 0, d_y, in, sequences, checkpoints, out, d_state,
                    chunk, blocks, parts, memory);
     add_up(ctx, blocks, parts, out);
   }
 
-  template <class F>
-  static kernel::SsdGradientParts<F> gradient_parts(Context<cuda>& ctx, const kernel::SsdBlocks& blocks, Index tokens,
+  static kernel::SsdBlocks blocks_of_chunks(const SsdInputs<bf16, float>& in, const Sequences& sequences) {
+    constexpr Index wanted = 512;  // blocks; of more heads, less is computed twice and added up afterwards
+    const Index most_heads = in.B.shape[2] <= 64 ? Index{kernel::SsdGradientTraits<64>::most_heads}
+                                                 : Index{kernel::SsdGradientTraits<128>::most_heads};
+    return {in, std::min<Index>(ssd_checkpoint_count(sequences) * in.delta.cols() / wanted, most_heads)};
+  }
+  template <class A, class F>
+  static kernel::SsdBlocks blocks_of_rows(const SsdInputs<A, F>& in, const Sequences& sequences) {
+    constexpr Index tasks = 256;  // about so many are wanted, and no more parts of dB and dC than that takes
+    return {in, sequences.rows * in.delta.cols() / tasks};
+  }
+
+  template <class F, class Memory>
+  struct BackwardScratch {
+    kernel::SsdGradientParts<F> parts;
+    Memory memory;
+  };
+  /// The memory: gradients of the states after all chunks, (slots, N, D).
+  template <class Ctx>
+  static BackwardScratch<float, Tensor<bf16, 3>> chunk_scratch(Ctx& ctx, const SsdInputs<bf16, float>& in,
+                                                               const Sequences& sequences) {
+    const kernel::SsdBlocks blocks = blocks_of_chunks(in, sequences);
+    const Index slots = ssd_checkpoint_count(sequences);
+    return {gradient_parts<float>(ctx, blocks, sequences.tokens, slots),
+            ctx.arena().template tensor<bf16>(slots, blocks.N, in.u.cols())};
+  }
+  /// The memory: of each block, (blocks, ...).
+  template <class Ctx, class A, class F>
+  static BackwardScratch<F, Matrix<F>> row_scratch(Ctx& ctx, const SsdInputs<A, F>& in, const Sequences& sequences,
+                                                   Index chunk) {
+    using Gradient = kernel::SsdHeadGradient<kernel::SsdBackwardTraits<A>>;
+    const kernel::SsdBlocks blocks = blocks_of_rows(in, sequences);
+    return {gradient_parts<F>(ctx, blocks, sequences.tokens, sequences.rows),
+            ctx.arena().template tensor<F>(
+                sequences.rows * blocks.count(),
+                Index{Gradient::memory(std::min(chunk, sequences.longest), blocks.N, blocks.P)})};
+  }
+  template <class F, class Ctx>
+  static kernel::SsdGradientParts<F> gradient_parts(Ctx& ctx, const kernel::SsdBlocks& blocks, Index tokens,
                                                     Index pieces) {
     return {ctx.arena().template tensor<F>(blocks.count(), tokens, 2 * blocks.N),
             ctx.arena().template tensor<F>(Index{3}, blocks.H, pieces)};

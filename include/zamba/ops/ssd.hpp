@@ -191,6 +191,11 @@ struct Ssd<cpu> {
     static_assert(std::is_same_v<T, F>, "zamba: on the CPU activations are of the compute type");
     kernel::SsdBackward<T>::run(ctx, d_y, in, sequences, checkpoints, out, d_state, chunk);
   }
+  template <class Ctx, class T, class F>
+  static void backward_scratch(Ctx& ctx, Matrix<const T>, const SsdInputs<T, F>& in, const Sequences& sequences,
+                               Tensor<const F, 3>, const SsdGradients<T, F>&, Tensor<F, 3>, Index chunk) {
+    kernel::SsdBackward<T>::room(ctx, Blocks(in), sequences.tokens, chunk);
+  }
 
  private:
   template <class T>

@@ -7,19 +7,22 @@
 //   model.loss_and_gradients(batch, gradients);
 //   optimiser.step(model, gradients, 3e-4);
 //
-// Moments are float32 (float64 for double). Where weights are stored in less, a master copy in float32 is stepped and
-// the weights are its rounding; parameters that are float32 already have no copy. A step allocates nothing after the
-// first. It reads the norm of the gradients before anything is changed: gradients that are not finite are an Error that
-// names them, and no step.
-// Groups of parameters may have a rate of their own or be frozen (train/parameter_groups.hpp). What is frozen neither
-// steps nor decays, its moments stay, and the norm that clips is that of the others' gradients: its own are computed as
-// ever, and may be anything. A gradient of zero freezes nothing: such weights decay where they are listed so, and move
-// on by their momentum.
+// Moments are float32 (float64 for double). Weights in bf16 stand for float32 masters, which are stepped: a weight is
+// the bf16 nearest to its master, and the master's lower 16 bits are kept here (SplitFloat). So a weight that is
+// written between steps moves its master along, to within that rounding. A step allocates nothing after the first. It
+// reads the norm of the gradients before anything is changed: gradients that are not finite are an Error that names
+// them, and no step. Groups of parameters may have a rate of their own or be frozen (train/parameter_groups.hpp). What
+// is frozen neither steps nor decays, its moments stay, and the norm that clips is that of the others' gradients: its
+// own are computed as ever, and may be anything. A gradient of zero freezes nothing: such weights decay where they are
+// listed so, and move on by their momentum.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -47,6 +50,13 @@ struct AdamWOptions {
   void check() const;
 };
 
+/// What decides whether a step is taken, in memory of the device.
+struct StepNumbers {
+  LossSum loss;             // of the gradients: where its sum is not finite, there is no step
+  double norm_squared = 0;  // of the gradients that count, written by queue_step()
+  double part = 0;          // of it: scratch
+};
+
 template <class Net, class T, class Device>
 class AdamW {
   static_assert(Number<weight_t<T>>,
@@ -68,6 +78,16 @@ class AdamW {
     step(this_thread_context<Device>(), model, gradients, learning_rate);
   }
 
+  /// The halves of step(), for who has more to queue before the host waits. The first queues all of it, for a device
+  /// that decides by `numbers` whether to change anything; the second, given these as they were then, throws where it
+  /// did not, or counts the step.
+  void queue_step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients, double learning_rate,
+                  StepNumbers* numbers);
+  void settle_step(const ModelType& model, const GradientsType& gradients, const StepNumbers& numbers);
+  bool accepts(const StepNumbers& numbers) const {
+    return can_step<F>(std::sqrt(numbers.norm_squared), options_.clip_norm) && is_finite(numbers.loss.sum);
+  }
+
   /// Throws where the rate is not finite, negative, or, multiplied by that of a group, so large that a step could not
   /// be finite.
   void check_rate(double learning_rate) const;
@@ -79,12 +99,15 @@ class AdamW {
   /// What the learning rate is multiplied by for each of model.entries(); 0: it is frozen.
   const std::vector<double>& rates() const { return rates_; }
 
-  /// What a checkpoint holds: the moments and the master copy, in the device's memory, at the offsets of
-  /// ParameterEntry, and the number of steps taken. No master copy is needed, and its view is empty, where weights are
-  /// stored as F.
+  /// Its state: the moments and, of bf16 weights, the lower halves of masters, in the device's memory at the offsets of
+  /// ParameterEntry, and the number of steps taken. Where weights are stored as F there are no halves, and the view is
+  /// empty.
   Vector<F> first_moments() const { return part(0); }
   Vector<F> second_moments() const { return part(1); }
-  Vector<F> master() const { return has_master ? part(2) : Vector<F>{}; }
+  Vector<std::uint16_t> lower_halves() const {
+    if (!splits_weights) return {};
+    return {reinterpret_cast<std::uint16_t*>(part(2).data), count_};
+  }
   Index steps() const { return steps_; }
   void set_steps(Index steps) {
     require(steps >= 0 && steps < std::numeric_limits<Index>::max(),
@@ -92,19 +115,31 @@ class AdamW {
     steps_ = steps;
   }
 
- private:
-  static constexpr bool has_master = !std::is_same_v<weight_t<T>, F>;
+  /// Whether weights that are not `precise` are the upper halves of masters.
+  static constexpr bool splits_weights = !std::is_same_v<weight_t<T>, F>;
 
+  /// Masters, of a parameter's elements from `first` on. Where they are written their weights are, too. Neither takes
+  /// memory.
+  void read_masters(const ModelType& model, const ParameterEntry& entry, Index first, std::span<float> values) const;
+  void write_masters(ModelType& model, const ParameterEntry& entry, Index first, std::span<const float> values);
+
+ private:
   /// Elements of parameters that follow each other, and none of them frozen.
   struct Run {
     Index first, count;
   };
 
-  void measure(Context<Device>& ctx, const GradientsType& gradients);
+  /// The halves of some masters, on the host.
+  struct Halves {
+    static constexpr std::size_t size() { return 1 << 15; }
+    bf16 weights[size()];
+    std::uint16_t low[size()];
+  };
+
+  void measure(Context<Device>& ctx, const GradientsType& gradients, StepNumbers* numbers) const;
   [[noreturn]] void fail_for_norm(const ModelType& model, const GradientsType& gradients, double norm) const;
 
   Vector<F> part(Index i) const { return {reinterpret_cast<F*>(buffer_.data()) + i * stride_, count_}; }
-  double* norm_squared() const { return reinterpret_cast<double*>(norm_.data()); }
 
   AdamWOptions options_;
   std::vector<double> rates_;
@@ -112,7 +147,7 @@ class AdamW {
   double gradient_norm_ = 0;
   std::vector<Run> runs_;
   Index count_ = 0, stride_ = 0, steps_ = 0;
-  Buffer<Device> buffer_, norm_;
+  Buffer<Device> buffer_;  // the parts, then StepNumbers
 };
 
 /// The norm of all gradients together. Waits for the device.
@@ -148,8 +183,7 @@ void AdamWOptions::check() const {
 }
 
 template <class Net, class T, class Device>
-AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options)
-    : options_(std::move(options)), norm_(2 * sizeof(double)) {
+AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options) : options_(std::move(options)) {
   options_.check<F>();
   const std::vector<ParameterEntry>& entries = model.entries();
   rates_ = detail::group_rates(entries, options_.groups);
@@ -161,16 +195,38 @@ AdamW<Net, T, Device>::AdamW(const ModelType& model, AdamWOptions options)
   }
   count_ = entries.back().offset + entries.back().size;
   stride_ = static_cast<Index>(align_up(static_cast<std::size_t>(count_) * sizeof(F)) / sizeof(F));
-  buffer_ = Buffer<Device>(static_cast<std::size_t>(stride_) * sizeof(F) * (has_master ? 3 : 2));
-  Memory<Device>::zero(buffer_.data(), buffer_.size());
-  Memory<Device>::zero(norm_.data(), norm_.size());
-  if constexpr (has_master) {
-    std::vector<F> values;
-    for (const ParameterEntry& entry : entries) {
-      const std::vector<double> weights = model.read(entry);
-      values.assign(weights.begin(), weights.end());
-      Memory<Device>::copy_from_host(master().data + entry.offset, values.data(), values.size() * sizeof(F));
+  buffer_ = Buffer<Device>(adamw_state_bytes<weight_t<T>, F>(count_));
+  Memory<Device>::zero(buffer_.data(), buffer_.size());  // masters begin as the weights: nothing is below them
+}
+
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::read_masters(const ModelType& model, const ParameterEntry& entry, Index first,
+                                         std::span<float> values) const {
+  Halves halves;
+  for (std::size_t i = 0; i < values.size(); i += halves.size()) {
+    const auto to = values.subspan(i, std::min(halves.size(), values.size() - i));
+    const Index at = first + static_cast<Index>(i);
+    Memory<Device>::copy_to_host(halves.weights, reinterpret_cast<const bf16*>(model.data(entry)) + at, 2 * to.size());
+    Memory<Device>::copy_to_host(halves.low, lower_halves().data + entry.offset + at, 2 * to.size());
+    for (std::size_t k = 0; k < to.size(); ++k)
+      to[k] = static_cast<float>(SplitFloat(halves.weights[k], halves.low[k]));
+  }
+}
+
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::write_masters(ModelType& model, const ParameterEntry& entry, Index first,
+                                          std::span<const float> values) {
+  Halves halves;
+  for (std::size_t i = 0; i < values.size(); i += halves.size()) {
+    const auto from = values.subspan(i, std::min(halves.size(), values.size() - i));
+    const Index at = first + static_cast<Index>(i);
+    for (std::size_t k = 0; k < from.size(); ++k) {
+      const SplitFloat split(from[k]);
+      halves.weights[k] = split.nearest;
+      halves.low[k] = split.low;
     }
+    Memory<Device>::copy_from_host(reinterpret_cast<bf16*>(model.data(entry)) + at, halves.weights, 2 * from.size());
+    Memory<Device>::copy_from_host(lower_halves().data + entry.offset + at, halves.low, 2 * from.size());
   }
 }
 
@@ -189,16 +245,13 @@ void AdamW<Net, T, Device>::check_rate(double learning_rate) const {
 
 /// The squared norm of the gradients that count: of every run, then their sum, in order.
 template <class Net, class T, class Device>
-void AdamW<Net, T, Device>::measure(Context<Device>& ctx, const GradientsType& gradients) {
-  const Matrix<double> sum{norm_squared(), 1, 1}, part{norm_squared() + 1, 1, 1};
+void AdamW<Net, T, Device>::measure(Context<Device>& ctx, const GradientsType& gradients, StepNumbers* numbers) const {
+  const Matrix<double> sum{&numbers->norm_squared, 1, 1}, part{&numbers->part, 1, 1};
   for (const Run& run : runs_) {
     const bool first = &run == runs_.data();
     sum_of_squares(ctx, gradients.values().slice(run.first, run.count), first ? sum.data : part.data);
     if (!first) add(ctx, part, sum);
   }
-  double squared = 0;
-  Memory<Device>::copy_to_host(&squared, norm_squared(), sizeof squared);
-  gradient_norm_ = std::sqrt(squared);
 }
 
 /// Names the first gradient that counts and is not finite.
@@ -222,27 +275,45 @@ void AdamW<Net, T, Device>::fail_for_norm(const ModelType& model, const Gradient
 template <class Net, class T, class Device>
 void AdamW<Net, T, Device>::step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients,
                                  double learning_rate) {
+  auto* const numbers = reinterpret_cast<StepNumbers*>(buffer_.data() + buffer_.size() - alignment);
+  queue_step(ctx, model, gradients, learning_rate, numbers);
+  ctx.post(Vector<const StepNumbers>(numbers, 1));
+  settle_step(model, gradients, *ctx.template posted<StepNumbers>());
+}
+
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::queue_step(Context<Device>& ctx, ModelType& model, const GradientsType& gradients,
+                                       double learning_rate, StepNumbers* numbers) {
   require(gradients.values().size() == count_, "AdamW: made for a model of another size");
   check_rate(learning_rate);
-  measure(ctx, gradients);
-  if (!can_step<F>(gradient_norm_, options_.clip_norm)) fail_for_norm(model, gradients, gradient_norm_);
-  ++steps_;
+  measure(ctx, gradients, numbers);
   for (std::size_t i = 0; i < rates_.size(); ++i) {
     if (rates_[i] == 0) continue;
     const ParameterEntry& entry = model.entries()[i];
     const double rate = learning_rate * rates_[i], decay = entry.decay == Decay::yes ? options_.weight_decay : 0;
-    const AdamWScalars scalars{rate, options_.beta1, options_.beta2, options_.eps, decay, options_.clip_norm, steps_};
-    const auto of = [&](Vector<F> values) { return values.slice(entry.offset, entry.size); };
-    const auto run = [&]<class W>(W* weight, Vector<F> master) {
+    const AdamWScalars scalars{rate,  options_.beta1,     options_.beta2, options_.eps,
+                               decay, options_.clip_norm, steps_ + 1,     &numbers->loss.sum};
+    const auto of = [&](auto values) { return values.slice(entry.offset, entry.size); };
+    const auto run = [&]<class W>(W* weight, Vector<std::uint16_t> low) {
       const AdamWTensors<W, F> tensors{
-          {weight, entry.size}, master, of(gradients.values()), of(first_moments()), of(second_moments())};
-      adamw_step(ctx, tensors, scalars, norm_squared());
+          {weight, entry.size}, low, of(gradients.values()), of(first_moments()), of(second_moments())};
+      adamw_step(ctx, tensors, scalars, &numbers->norm_squared);
     };
-    if (entry.precise || !has_master)
+    if (entry.precise || !splits_weights)
       run(reinterpret_cast<F*>(model.data(entry)), {});
     else
-      run(reinterpret_cast<weight_t<T>*>(model.data(entry)), of(master()));
+      run(reinterpret_cast<weight_t<T>*>(model.data(entry)), of(lower_halves()));
   }
+}
+
+template <class Net, class T, class Device>
+void AdamW<Net, T, Device>::settle_step(const ModelType& model, const GradientsType& gradients,
+                                        const StepNumbers& numbers) {
+  gradient_norm_ = std::sqrt(numbers.norm_squared);
+  if (!can_step<F>(gradient_norm_, options_.clip_norm)) fail_for_norm(model, gradients, gradient_norm_);
+  require(is_finite(numbers.loss.sum), "AdamW: the loss is ", numbers.loss.sum,
+          "; weights and moments are as they were");
+  ++steps_;
 }
 
 }  // namespace zamba

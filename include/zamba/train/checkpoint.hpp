@@ -2,7 +2,7 @@
 // The checkpoint of a training run: one safetensors file that holds all that further steps depend on.
 //
 //   weights.<parameter>          as stored
-//   master.<parameter>           float32, of weights stored in less
+//   master.<parameter>           float32, what weights that are stored in less are the roundings of
 //   first_moments.<parameter>, second_moments.<parameter>
 //   metadata                     architecture, steps taken, and texts of the caller's
 //
@@ -42,12 +42,12 @@ inline Index metadata_number(const Safetensors& file, const std::string& key) {
 
 namespace detail {
 
-/// One tensor of a checkpoint, in the device's memory.
+/// One tensor of a checkpoint.
 struct CheckpointPart {
   std::string name;
   DType dtype;
-  std::vector<Index> shape;
-  std::byte* data;
+  const ParameterEntry* entry;
+  std::byte* data;  // in the device's memory; null: masters, which lie in two halves
   std::size_t bytes;
 };
 
@@ -56,16 +56,15 @@ std::vector<CheckpointPart> checkpoint_parts(Model<Net, T, Device>& model, const
   using F = compute_t<T>;
   std::vector<CheckpointPart> parts;
   for (const ParameterEntry& entry : model.entries()) {
-    const auto add = [&](const char* kind, Vector<F> values) {
-      parts.push_back({kind + entry.name, dtype_of<F>(), entry.shape,
-                       reinterpret_cast<std::byte*>(values.data + entry.offset),
+    const auto add = [&](const char* kind, F* values) {
+      parts.push_back({kind + entry.name, dtype_of<F>(), &entry, reinterpret_cast<std::byte*>(values),
                        static_cast<std::size_t>(entry.size) * sizeof(F)});
     };
-    parts.push_back({"weights." + entry.name, entry.precise ? dtype_of<F>() : dtype_of<weight_t<T>>(), entry.shape,
+    parts.push_back({"weights." + entry.name, entry.precise ? dtype_of<F>() : dtype_of<weight_t<T>>(), &entry,
                      model.data(entry), model.bytes(entry)});
-    if (optimiser.master() && !entry.precise) add("master.", optimiser.master());
-    add("first_moments.", optimiser.first_moments());
-    add("second_moments.", optimiser.second_moments());
+    if (optimiser.splits_weights && !entry.precise) add("master.", nullptr);
+    add("first_moments.", optimiser.first_moments().data + entry.offset);
+    add("second_moments.", optimiser.second_moments().data + entry.offset);
   }
   return parts;
 }
@@ -105,8 +104,8 @@ inline std::vector<const TensorEntry*> match_parts(const Safetensors& file, cons
     };
     if (!tensor)
       problems += "\n  " + part.name + ": missing";
-    else if (tensor->dtype != part.dtype || tensor->shape != part.shape)
-      problems += "\n  " + part.name + ": wanted " + kind(part.dtype, part.shape) + ", came " +
+    else if (tensor->dtype != part.dtype || tensor->shape != part.entry->shape)
+      problems += "\n  " + part.name + ": wanted " + kind(part.dtype, part.entry->shape) + ", came " +
                   kind(tensor->dtype, tensor->shape);
   }
   for (const TensorEntry& tensor : file.tensors())
@@ -147,19 +146,18 @@ template <class Net, class T, class Device>
 class FittingCheckpoint {
  public:
   FittingCheckpoint(const Safetensors& file, Model<Net, T, Device>& model, AdamW<Net, T, Device>& optimiser)
-      : optimiser_(optimiser) {
+      : model_(model), optimiser_(optimiser) {
     check_architecture<Net>(file);
     parts_ = checkpoint_parts(model, optimiser);
     tensors_ = match_parts(file, parts_);
     steps_ = metadata_number(file, "optimiser_steps");
     Problems problems;
-    std::vector<F> room(1 << 16);
     for (const TensorEntry* tensor : tensors_) {
       const Index at = first_non_finite(tensor->dtype, tensor->bytes);
       if (at < tensor->count()) problems.add(not_finite(tensor->name, at));
       if (!tensor->name.starts_with("second_moments.")) continue;
       bool negative = false;
-      for_pieces(*tensor, room, [&](Index, std::span<const F> values) {
+      for_pieces(*tensor, room_, [&](Index, std::span<const F> values) {
         negative = negative || std::any_of(values.begin(), values.end(), [](F v) { return v < 0; });
       });
       if (negative) problems.add(tensor->name + ": wanted means of squares, came negative values");
@@ -167,16 +165,26 @@ class FittingCheckpoint {
     problems.check(file.origin() + " does not fit this run:");
   }
 
+  /// Masters come after the weights, and round them anew.
   void load() const {
     optimiser_.set_steps(steps_);
-    for (std::size_t i = 0; i < parts_.size(); ++i)
-      Memory<Device>::copy_from_host(parts_[i].data, tensors_[i]->bytes.data(), parts_[i].bytes);
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      const CheckpointPart& part = parts_[i];
+      if (part.data)
+        Memory<Device>::copy_from_host(part.data, tensors_[i]->bytes.data(), part.bytes);
+      else if constexpr (AdamW<Net, T, Device>::splits_weights)
+        for_pieces(*tensors_[i], room_, [&](Index first, std::span<const F> values) {
+          optimiser_.write_masters(model_, *part.entry, first, values);
+        });
+    }
   }
 
  private:
   using F = compute_t<T>;
 
+  Model<Net, T, Device>& model_;
   AdamW<Net, T, Device>& optimiser_;
+  mutable std::vector<F> room_ = std::vector<F>(1 << 16);
   std::vector<CheckpointPart> parts_;
   std::vector<const TensorEntry*> tensors_;
   Index steps_ = 0;
@@ -194,9 +202,13 @@ void save_checkpoint(const std::filesystem::path& path, Model<Net, T, Device>& m
   std::vector<TensorSource> sources;
   std::vector<std::byte> staged;
   for (const detail::CheckpointPart& part : detail::checkpoint_parts(model, optimiser))
-    sources.push_back({part.name, part.dtype, part.shape, [part, &staged]() -> std::span<const std::byte> {
+    sources.push_back({part.name, part.dtype, part.entry->shape, [&, part]() -> std::span<const std::byte> {
                          staged.resize(part.bytes);
-                         Memory<Device>::copy_to_host(staged.data(), part.data, part.bytes);
+                         if (part.data)
+                           Memory<Device>::copy_to_host(staged.data(), part.data, part.bytes);
+                         else if constexpr (AdamW<Net, T, Device>::splits_weights)
+                           optimiser.read_masters(model, *part.entry, 0,
+                                                  {reinterpret_cast<float*>(staged.data()), staged.size() / 4});
                          const Index at = detail::first_non_finite(part.dtype, staged);
                          if (at < static_cast<Index>(part.bytes / size_of(part.dtype)))
                            fail(detail::not_finite(part.name, at));
@@ -271,8 +283,11 @@ void load_weights(const std::filesystem::path& path, Model<Net, T, Device>& mode
       detail::for_pieces(*tensors[i], precise_room, copy_to(reinterpret_cast<F*>(model.data(entry))));
     else
       detail::for_pieces(*tensors[i], room, copy_to(reinterpret_cast<W*>(model.data(entry))));
-    if (optimiser && optimiser->master() && !entry.precise)
-      detail::for_pieces(*tensors[i], precise_room, copy_to(optimiser->master().data + entry.offset));
+    if constexpr (AdamW<Net, T, Device>::splits_weights)
+      if (optimiser && !entry.precise)
+        detail::for_pieces(*tensors[i], precise_room, [&](Index first, std::span<const F> values) {
+          optimiser->write_masters(model, entry, first, values);
+        });
   }
 }
 

@@ -19,6 +19,9 @@
 // again with as many threads, ends with the bytes of one that was not; so does its log, but for the key "time".
 // After the first step nothing is allocated, except by logs, measurements and checkpoints.
 //
+// A device that queues work is never waited for within a step (train/trainer/step_queue.hpp), but for the last one
+// before a measurement or a checkpoint. Whoever reads the weights after a step, on_step too, finds what that step left.
+//
 // stop() ends a run after the step that is under way, as where a system asks the program to end:
 //
 //   static std::atomic<zamba::Trainer<Net>*> running;
@@ -32,12 +35,9 @@
 // `progress` at once, and thrown as an Error when the checkpoint of the phase is on the disk.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <exception>
 #include <filesystem>
-#include <new>
 #include <numbers>
 #include <optional>
 #include <ostream>
@@ -53,6 +53,8 @@
 #include <zamba/train/run_folder.hpp>
 #include <zamba/train/trainer/arithmetic.hpp>
 #include <zamba/train/trainer/phase_plan.hpp>
+#include <zamba/train/trainer/step_queue.hpp>
+#include <zamba/train/trainer/trouble.hpp>
 #include <zamba/train/trainer_options.hpp>
 
 namespace zamba {
@@ -91,26 +93,27 @@ class Trainer {
   double loss() const { return loss_; }
   /// Of the model as it is.
   double held_out_bits_per_byte();
-  const AdamW<Net, T, Device>& optimiser() const { return optimiser_; }
+  const AdamW<Net, T, Device>& optimiser() const { return queue_.optimiser(); }
   /// What went wrong with log, picture or measurements and was not thrown yet; empty: nothing.
-  const std::string& trouble() const { return trouble_; }
+  const std::string& trouble() const { return trouble_.text(); }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   static TrainerOptions checked(TrainerOptions options) {
     options.check();
     return options;
   }
   void check_rates() const;
-  void make_batches();
   detail::FittingCheckpoint<Net, T, Device> open_checkpoint(const Safetensors& file);
-  void advance();
+  void advance(Index end);
+  void report(double rate, double seconds);
   void end_run();
   bool to_stop() const { return stop_.load(std::memory_order_relaxed); }
   bool at_end_of_phase() const { return plan_.ends_at(step_); }
+  /// Does what a run is not to be lost for.
   template <class F>
-  void aside(F&& f);
+  void aside(F&& f) {
+    trouble_.aside(step_, progress_ ? &*progress_ : nullptr, std::forward<F>(f));
+  }
   void tell_trouble();
   void log_measurement();
   void save();
@@ -118,16 +121,15 @@ class Trainer {
   void show(const StepReport& report);
   void call_back(const StepReport& report) const;
   Metadata arithmetic() const;
-  /// Whether something that happens every so many steps, and at the end of each phase, is due.
-  bool due(Index every) const { return (every > 0 && step_ % every == 0) || at_end_of_phase(); }
+  /// Whether something that happens every so many steps, and at the end of each phase, is due after so many.
+  bool due(Index every, Index step) const { return (every > 0 && step % every == 0) || plan_.ends_at(step); }
+  bool due(Index every) const { return due(every, step_); }
 
   Context<Device>& ctx_;
   ModelType& model_;
   TrainerOptions options_;
   detail::PhasePlan plan_;
-  Gradients<Net, T, Device> gradients_;
-  AdamW<Net, T, Device> optimiser_;
-  std::vector<PackedBatch> batches_;  // of a step
+  detail::StepQueue<Net, T, Device> queue_;
   PackedBatch held_out_batch_;
   std::optional<detail::RunFolder> folder_;
   std::optional<StepLog> log_;
@@ -138,8 +140,7 @@ class Trainer {
   static_assert(std::atomic<bool>::is_always_lock_free, "zamba::Trainer: stop() may be called by a signal handler");
   bool stopped_ = false;
   double loss_ = 0, measured_ = 0, seconds_per_step_ = 0;
-  std::string trouble_;
-  Index further_troubles_ = 0;
+  detail::Trouble trouble_;
 };
 
 template <class Net, class T, class Device>
@@ -149,11 +150,10 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
       model_(model),
       options_(checked(std::move(options))),
       plan_(std::move(phases), tokens_per_step(), options_.length),
-      gradients_(model.entries()),
-      optimiser_(model, options_.adamw) {
+      queue_(ctx, model, options_, plan_),
+      trouble_(options_.progress) {
   check_rates();
   plan_.check_texts(options_.held_out, Net::vocabulary);
-  make_batches();
   if (options_.progress) progress_.emplace(*options_.progress, options_.progress_fd);
   if (!options_.folder.empty()) {
     const std::filesystem::path checkpoint = options_.folder / "checkpoint.safetensors";
@@ -168,7 +168,7 @@ Trainer<Net, T, Device>::Trainer(Context<Device>& ctx, ModelType& model, std::ve
       return;
     }
   }
-  if (!options_.start_from.empty()) load_weights(options_.start_from, model_, &optimiser_);
+  if (!options_.start_from.empty()) load_weights(options_.start_from, model_, &queue_.optimiser());
   if (log_) log_->truncate_after(-1);
   aside([&] { log_measurement(); });
 }
@@ -177,41 +177,32 @@ template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::check_rates() const {
   for (const Phase& phase : plan_.phases()) {
     try {
-      optimiser_.check_rate(phase.rate.peak());
+      queue_.optimiser().check_rate(phase.rate.peak());
     } catch (const Error& error) {
       fail("Trainer: phase '", phase.name, "': ", detail::without_prefix(error.what()));
     }
   }
 }
 
-/// Takes the memory of a step's batches.
-template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::make_batches() {
-  try {
-    batches_.resize(static_cast<std::size_t>(options_.accumulation));
-    for (PackedBatch& batch : batches_) batch.clear(options_.rows * options_.length);
-  } catch (const std::bad_alloc&) {
-    detail::throw_error<OutOfMemory>("Trainer: out of memory for batches of ", options_.rows, " rows x ",
-                                     options_.length, " tokens x ", options_.accumulation, " of a step");
-  }
-}
-
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run() {
-  while (!finished() && !to_stop()) advance();
+  queue_.forget();
+  while (!finished() && !to_stop()) advance(steps());
   end_run();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::run_phase() {
+  queue_.forget();
   if (!finished())
-    for (const Index end = plan_.end(plan_.phase_at(step_)); step_ < end && !to_stop();) advance();
+    for (const Index end = plan_.end(plan_.phase_at(step_)); step_ < end && !to_stop();) advance(end);
   end_run();
 }
 
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::take_step() {
-  advance();
+  queue_.forget();
+  advance(step_ + 1);
   if (at_end_of_phase() || to_stop()) end_run();
 }
 
@@ -223,51 +214,34 @@ void Trainer<Net, T, Device>::end_run() {
   tell_trouble();
 }
 
+/// Takes a step, one of those before `end`.
 template <class Net, class T, class Device>
-void Trainer<Net, T, Device>::advance() {
+void Trainer<Net, T, Device>::advance(Index end) {
   require(!finished(), "Trainer: all ", step_, " steps were taken");
   stopped_ = false;
-  const auto begin = Clock::now();
-  const std::size_t now = plan_.phase_at(step_);
-  const Phase& phase = plan_.phases()[now];
+  const Index next = step_ + 1;
+  const bool ahead =
+      next < end && !due(options_.evaluate_every_steps, next) && !due(options_.checkpoint_every_steps, next);
   const double rate = plan_.rate_at(step_);
-
-  Index targets = 0;
-  for (std::size_t i = 0; i < batches_.size(); ++i) {
-    plan_.mixture(now).draw(options_.seed, step_, static_cast<Index>(i), options_.rows, options_.length, batches_[i]);
-    targets += std::count_if(batches_[i].targets.begin(), batches_[i].targets.end(), [](Token t) { return t >= 0; });
-  }
-  const double scale = 1 / static_cast<double>(std::max<Index>(targets, 1));
-  gradients_.zero();
-  double sum = 0;
-  for (const PackedBatch& batch : batches_)
-    sum += model_
-               .loss_and_gradients(ctx_, {batch.tokens, batch.targets, batch.offsets}, gradients_,
-                                   {.scale = scale, .recompute = options_.recompute})
-               .sum;
-  const auto refuse = [&](const auto&... cause) {
-    fail("Trainer: step ", step_ + 1, ", in phase '", phase.name, "', was not taken: ", cause...,
-         "; the model is as it was after step ", step_);
-  };
-  if (is_nan(sum)) refuse("the loss is nan");  // of either sign
-  if (!is_finite(sum)) refuse("the loss is ", sum);
+  typename detail::StepQueue<Net, T, Device>::Taken taken;
   try {
-    optimiser_.step(ctx_, model_, gradients_, rate);
+    taken = queue_.take(step_, ahead);
   } catch (const OutOfMemory&) {
     throw;
   } catch (const Error& error) {
-    refuse(detail::without_prefix(error.what()));
+    fail("Trainer: step ", next, ", in phase '", plan_.phases()[plan_.phase_at(step_)].name,
+         "', was not taken: ", detail::without_prefix(error.what()), "; the model is as it was after step ", step_);
   }
-  loss_ = sum * scale;
-  ++step_;
+  loss_ = taken.loss;
+  step_ = next;
+  report(rate, taken.seconds);
+}
 
-  const StepReport report{step_,
-                          phase.name,
-                          loss_,
-                          rate,
-                          optimiser_.gradient_norm(),
-                          tokens(),
-                          std::chrono::duration<double>(Clock::now() - begin).count()};
+/// What is due after a step.
+template <class Net, class T, class Device>
+void Trainer<Net, T, Device>::report(double rate, double seconds) {
+  const Phase& phase = plan_.phases()[plan_.phase_at(step_ - 1)];
+  const StepReport report{step_, phase.name, loss_, rate, optimiser().gradient_norm(), tokens(), seconds};
   aside([&] { show(report); });
   if (due(options_.evaluate_every_steps)) aside([&] { log_measurement(); });
   if (due(options_.checkpoint_every_steps)) save();
@@ -284,35 +258,12 @@ void Trainer<Net, T, Device>::call_back(const StepReport& report) const {
   }
 }
 
-/// Does what a run is not to be lost for.
-template <class Net, class T, class Device>
-template <class F>
-void Trainer<Net, T, Device>::aside(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    if (!trouble_.empty()) {
-      ++further_troubles_;
-      return;
-    }
-    trouble_ = "after step " + std::to_string(step_) + ": " + detail::without_prefix(error.what());
-    if (!options_.progress) return;
-    try {
-      if (progress_) progress_->finish();
-      *options_.progress << "Trainer: trouble " << trouble_ << "; the training goes on" << std::endl;
-    } catch (const std::exception&) {  // a stream that throws may be the trouble itself
-    }
-  }
-}
-
 /// Throws what aside() caught.
 template <class Net, class T, class Device>
 void Trainer<Net, T, Device>::tell_trouble() {
-  if (trouble_.empty()) return;
-  const Index further = std::exchange(further_troubles_, 0);
+  if (trouble_.text().empty()) return;
   fail("Trainer: ", step_, " of ", steps(), " steps are taken, ", folder_ ? "the checkpoint is written, " : "",
-       "and the run can go on; but there was trouble ", std::exchange(trouble_, {}),
-       further > 0 ? " (and " + std::to_string(further) + " more since then)" : "");
+       "and the run can go on; but there was trouble ", trouble_.take());
 }
 
 /// The progress line, and a line of the log.
@@ -359,9 +310,9 @@ void Trainer<Net, T, Device>::save() {
   metadata["tokens"] = std::to_string(tokens());
   if (at_end_of_phase()) {
     const std::string name = "phase-" + std::to_string(plan_.begun_at(step_)) + ".safetensors";
-    save_checkpoint(options_.folder / name, model_, optimiser_, metadata);
+    save_checkpoint(options_.folder / name, model_, queue_.optimiser(), metadata);
   }
-  save_checkpoint(options_.folder / "checkpoint.safetensors", model_, optimiser_, metadata);
+  save_checkpoint(options_.folder / "checkpoint.safetensors", model_, queue_.optimiser(), metadata);
   saved_at_ = step_;
   if (at_end_of_phase()) aside([&] { draw_loss(); });
 }
@@ -369,7 +320,8 @@ void Trainer<Net, T, Device>::save() {
 /// All that decides the numbers of the run so far.
 template <class Net, class T, class Device>
 Metadata Trainer<Net, T, Device>::arithmetic() const {
-  Metadata text = detail::arithmetic_of(options_, model_.entries(), optimiser_.rates());
+  Metadata text = detail::arithmetic_of(options_, model_.entries(), queue_.optimiser().rates());
+  text["device"] = ctx_.kind();
   text["storage"] = name_of(dtype_of<weight_t<T>>());
   plan_.describe(step_, text);
   return text;
@@ -383,7 +335,7 @@ detail::FittingCheckpoint<Net, T, Device> Trainer<Net, T, Device>::open_checkpoi
   detail::check_arithmetic(file, arithmetic());
   require(step_ > 0 && step_ <= steps(), "Trainer: '", file.origin(), "' was at step ", step_,
           ", the phases given now end at step ", steps());
-  return {file, model_, optimiser_};
+  return {file, model_, queue_.optimiser()};
 }
 
 template <class Net, class T, class Device>

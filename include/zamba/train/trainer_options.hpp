@@ -11,6 +11,7 @@
 #include <zamba/error.hpp>
 #include <zamba/number.hpp>
 #include <zamba/random.hpp>
+#include <zamba/residual_io.hpp>
 #include <zamba/train/adamw.hpp>
 
 namespace zamba {
@@ -30,9 +31,11 @@ struct TrainerOptions {
   Index rows = 8;          // windows in a micro-batch
   Index length = 1024;     // tokens of a window
   Index accumulation = 1;  // micro-batches in a step
+  double z_loss = 0;       // times the square of the log-normaliser of a target's logits, added to its loss: 1e-4 keeps
+                           // logits small; losses in log and reports contain it, measurements do not
   AdamWOptions adamw{};
-  Seed seed{};             // of the batches
-  bool recompute = false;  // less memory, more time, the same numbers
+  Seed seed{};                   // of the batches
+  Keep keep = Keep::everything;  // of a forward pass: less takes more time, and comes to the same numbers
 
   std::filesystem::path folder{};      // empty: nothing is written
   std::filesystem::path start_from{};  // weights, and no moments, of another run's checkpoint; once the folder has one
@@ -62,6 +65,8 @@ inline void TrainerOptions::check() const {
   require(rows <= most_batch_tokens / length && accumulation <= most_batch_tokens / (rows * length),
           "TrainerOptions: rows x length x accumulation may be ", most_batch_tokens, " tokens, got ", rows, " x ",
           length, " x ", accumulation);
+  require(keep != Keep::nothing, "TrainerOptions: Keep::nothing leaves no way back; layer_inputs is the least");
+  require(is_finite(z_loss) && z_loss >= 0, "TrainerOptions: z_loss must be finite and 0 or more, got ", z_loss);
   require(checkpoint_every_steps >= 0 && log_every_steps >= 0 && evaluate_every_steps >= 0,
           "TrainerOptions: checkpoint_, log_ and evaluate_every_steps must be 0 or more, got ", checkpoint_every_steps,
           ", ", log_every_steps, " and ", evaluate_every_steps);

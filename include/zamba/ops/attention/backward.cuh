@@ -5,6 +5,7 @@
 // First d_out . out of every query and head; then each gradient by blocks that own its rows and sum over all that they
 // meet, in order: keys over the queries that see them, of one head of their group after the other, queries over keys.
 // Scores are computed for either, and no sum is atomic.
+//   backward_sm90.cuh    bf16 by warpgroups
 //   backward_sm80.cuh    bf16 on tensor cores
 //   backward_plain.cuh   any other type, or rows that do not start at multiples of 16 bytes
 #pragma once
@@ -16,6 +17,7 @@
 #include <zamba/kernel/vector_load.cuh>
 #include <zamba/ops/attention/backward_plain.cuh>
 #include <zamba/ops/attention/backward_sm80.cuh>
+#include <zamba/ops/attention/backward_sm90.cuh>
 #include <zamba/ops/attention/backward_tile.cuh>
 
 namespace zamba::kernel {
@@ -77,8 +79,11 @@ template <class A, class S>
 void attention_gradients(Context<cuda>& ctx, const AttentionShape& shape, const AttentionBackwardTensors<A>& at,
                          const AttentionKeys<S>& source, const Sequences& sequences) {
   if constexpr (std::is_same_v<A, bf16> && std::is_same_v<S, bf16>)
-    if (AttentionBackwardSm80::fit(ctx, shape, at, source))
+    if (AttentionBackwardSm80::fit(ctx, shape, at, source)) {
+      if (AttentionBackwardSm90::fit(ctx, shape, source))
+        return AttentionBackwardSm90::launch(ctx, shape, at, source, sequences);
       return AttentionBackwardSm80::launch(ctx, shape, at, source, sequences);
+    }
   PlainAttentionBackward::launch(ctx, shape, at, source, sequences);
 }
 

@@ -110,6 +110,14 @@ void take_gradient(Tensor<A, 3> d_cache, Index row, Index past, Index column, Ma
   }
 }
 
+/// (threads, ...), for keys of S.
+template <class A, class S, class Ctx>
+Matrix<A> attention_backward_scratch(Ctx& ctx, const AttentionShape& shape, const Sequences& sequences) {
+  const Index rows = AttentionTiling(shape, sequences).rows;
+  return ctx.arena().template tensor<A>(Index{ctx.threads()},
+                                        AttentionBackwardTile<A>::template scratch<S>(shape, rows));
+}
+
 /// One task a row and key head, so every gradient of a key or value has one writer.
 template <class A, class Source>
 void attention_backward_tiles(Context<cpu>& ctx, const AttentionShape& shape, const AttentionGradients<A>& at,
@@ -117,8 +125,7 @@ void attention_backward_tiles(Context<cpu>& ctx, const AttentionShape& shape, co
   const AttentionTiling tiling(shape, sequences);
   const Index head_dim = shape.head_dim;
   ArenaScope scope(ctx.arena());
-  auto scratch = ctx.arena().template tensor<A>(
-      Index{ctx.threads()}, AttentionBackwardTile<A>::template scratch<typename Source::S>(shape, tiling.rows));
+  const auto scratch = attention_backward_scratch<A, typename Source::S>(ctx, shape, sequences);
   ctx.parallel_for(sequences.rows * shape.kv_heads, [&](Index task, int worker) {
     const Index row = task / shape.kv_heads, kv_head = task % shape.kv_heads, column = kv_head * head_dim;
     const Index length = sequences.length(row), begin = sequences.begin(row);

@@ -126,15 +126,7 @@ struct OwnedKeys : GradientTile {
     const bool values = Traits::of == AttentionGradient::values;
     const KeyGradients<bf16>& to = values ? at.d_v : at.d_k;
     const float scale = values ? 1 : static_cast<float>(shape.scale);
-    const int head_dim = static_cast<int>(shape.head_dim);
-    row += Traits::Sums::first_row();
-    column += Traits::Sums::first_column();
-#pragma unroll
-    for (int r = 0; r < Traits::Sums::rows; ++r)
-#pragma unroll
-      for (int c = 0; c < Traits::Sums::columns; ++c)
-        if (const int j = row + 8 * r, d = column + 8 * (c / 2) + c % 2; j < rows && d < head_dim)
-          tile.put(to, j, tile.kv_head * shape.head_dim + d, scale * sums.at(r, c));
+    tile.put(to, sums, row + Traits::Sums::first_row(), column, shape.head_dim, scale);
   }
 };
 
@@ -286,6 +278,7 @@ class AttentionBackwardSm80 {
     constexpr Index piece = vector_width<bf16>;
     return shape.head_dim % piece == 0 && aligned(at.q, piece) && aligned(at.d_out, piece) &&
            aligned(source.k, piece) && aligned(source.v, piece) && aligned(at.d_q, 2) &&
+           aligned(at.d_k.own, 2) && aligned(at.d_v.own, 2) &&
            with_traits<AttentionGradient::keys>(
                shape.head_dim, []<class Traits>(Traits) { return Traits::shared_bytes; }) <= ctx.most_shared();
   }

@@ -2,6 +2,7 @@
 // What the kernels of attention's backward pass share: what they read and write, and the tiles of keys that blocks own.
 #pragma once
 
+#include <zamba/kernel/math.cuh>
 #include <zamba/number.hpp>
 #include <zamba/ops/attention.hpp>
 #include <zamba/ops/attention/tile.cuh>
@@ -99,6 +100,35 @@ struct KeyTile {
       *in_cache = 0;
     }
     to.own(of.begin + position - of.past, c) = A(gradient);
+  }
+
+  /// The same of all of a lane, times `factor`: its first row is the tile's `row`, and column 0 of the fragment the
+  /// head's `column`. Two elements at a time.
+  template <class Sums>
+  __device__ __forceinline__ void put(const KeyGradients<bf16>& to, const Sums& sums, int row, int column,
+                                      Index head_dim, float factor) const {
+    column += Sums::first_column();
+#pragma unroll
+    for (int r = 0; r < Sums::rows; ++r) {
+      const int j = row + 8 * r, position = first + j;
+      if (j >= keys) continue;
+      const bool past = position < of.past;
+      bf16* const own = past ? nullptr : &to.own(of.begin + position - of.past, kv_head * head_dim);
+      float* const in_cache = to.cache ? &to.cache(of.row, position, kv_head * head_dim) : nullptr;
+#pragma unroll
+      for (int c = 0; c < Sums::columns; c += 2) {
+        const int d = column + 4 * c;
+        if (d >= head_dim) continue;
+        float pair[] = {factor * sums.at(r, c), factor * sums.at(r, c + 1)};
+        if (in_cache)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            pair[i] += in_cache[d + i];
+            in_cache[d + i] = past ? pair[i] : 0;
+          }
+        if (own) *reinterpret_cast<unsigned*>(own + d) = pack_bf16(pair[0], pair[1]);
+      }
+    }
   }
 
  private:

@@ -58,7 +58,12 @@ __device__ __forceinline__ void multiply_keys(Fragment<1, KeyTiles>& s, std::uin
 template <int Atom, int First = 0, int Tiles>
 __device__ __forceinline__ void add_values(Fragment<1, Tiles>& o, const unsigned (&p)[4], std::uint64_t v) {
   if constexpr (constexpr int left = 8 * Tiles - First; left > 0) {
-    constexpr int size = left >= 128 ? 128 : left >= 96 ? 96 : left >= 64 ? 64 : left >= 32 ? 32 : 16;
+    constexpr int size = left >= 128   ? 128
+                         : left == 112 ? 112
+                         : left >= 96  ? 96
+                         : left >= 64  ? 64
+                         : left >= 32  ? 32
+                                       : 16;
     static_assert(First % atom_columns == 0);
     Wgmma<size>::rs(o.sums + First / 2, p, v + descriptor_step(First / atom_columns * Atom));
     add_values<Atom, First + size>(o, p, v);

@@ -69,28 +69,18 @@ struct ConvWeightGradient {
   }
 };
 
-/// Adds the groups to d_weight and d_bias, in order.
+/// Adds to d_weight and d_bias the sums of their parts, K rows of d_weight, transposed, and one of d_bias.
 template <class F>
-struct AddConvParts {
-  Tensor<const F, 3> partial;
+struct AddConvSums {
   Matrix<F> d_weight;
   Vector<F> d_bias;
 
-  template <int Width>
-  __device__ void vector(Index j, Index c) const {
-    F sums[Width] = {}, more[Width];
-#pragma unroll 9
-    for (Index group = 0; group < partial.rows(); ++group) {
-      load_vector<Width>(&partial(group, j, c)).unpack(more);
-#pragma unroll
-      for (int i = 0; i < Width; ++i) sums[i] += more[i];
-    }
-#pragma unroll
-    for (int i = 0; i < Width; ++i)
-      if (j < d_weight.cols())
-        d_weight(c + i, j) += sums[i];
-      else if (d_bias)
-        d_bias[c + i] += sums[i];
+  __device__ void operator()(Index i, F sum) const {
+    const Index D = d_weight.rows(), j = i / D, c = i % D;
+    if (j < d_weight.cols())
+      d_weight(c, j) += sum;
+    else if (d_bias)
+      d_bias[c] += sum;
   }
 };
 

@@ -2,7 +2,8 @@
 // The backward pass of embedding on CUDA, a segmented sum: the positions are sorted by token, those of one token lie
 // side by side then, and their rows are added in order, without atomics.
 //
-//   sort       radix sort from the least significant digit (LSD), which is stable: (token, position), 8 bits at a time
+//   sort       radix sort from the least significant digit (LSD), which is stable: (token, position), 8 bits at a time;
+//              a block counts the digits of its part, then puts its part's elements in their places
 //   segments   for every place of the sorted list where its token's begin and end, by binary search
 //   pieces     of at most 64 places from a token's beginning on: the first adds its rows to the table, each further one
 //              sums them in a row of scratch
@@ -12,8 +13,9 @@
 // the positions.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <utility>
 
+#include <zamba/context.cuh>
 #include <zamba/kernel/block_reduce.cuh>
 #include <zamba/kernel/block_scan.cuh>
 #include <zamba/kernel/launch.cuh>
@@ -28,12 +30,13 @@ struct TokenAt {
   int position;
 };
 
-/// One block sorts, in tiles: the positions of a training step are few, and the block meets its own writes.
 struct TokenSortTraits {
-  static constexpr int threads = 1024, warps = threads / warp_size;
-  static constexpr int rounds = 4, tile = threads * rounds;  // places of a thread at a time, and of the block
+  static constexpr int threads = 256, warps = threads / warp_size;
+  static constexpr int rounds = 4, tile = threads * rounds;  // elements of a thread at a time, and of the block
   static constexpr int bits = 8, digits = 1 << bits;
+  static constexpr int most_parts = 128;  // a block adds up the counts of all of them
 };
+static_assert(TokenSortTraits::digits == TokenSortTraits::threads, "zamba: a digit is for the thread of its number");
 
 /// One more occurrence of each lane's digit in a warp's counts. Gives how many there were before it: those counted, and
 /// those of lower lanes.
@@ -47,71 +50,108 @@ __device__ inline int count_digit(int* counts, int digit) {
   return before + __popc(below);
 }
 
-/// A stable pass over one digit of the tokens. `from` is nothing where the positions are in order still.
+/// A stable pass over the digit at `shift`: a part of the elements for every block. `from` is nothing in the first
+/// pass, where the positions are in order still.
 template <class Traits>
-__device__ void sort_by_digit(const Token* tokens, const TokenAt* from, TokenAt* to, int count, int shift,
-                              int (&counts)[Traits::warps][Traits::digits + 1]) {
-  constexpr int warps = Traits::warps, rounds = Traits::rounds, digits = Traits::digits;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
-  const auto element = [&](int i) {
+struct TokenSortPass {
+  /// Of every warp; what lies beyond the end has a digit of its own, the last.
+  using Counts = int[Traits::warps][Traits::digits + 1];
+  const Token* tokens;
+  const TokenAt* from;
+  int count, shift;
+  int of_part;  // elements, whole tiles
+  int* counts;  // (parts, digits)
+
+  __device__ int begin() const { return static_cast<int>(blockIdx.x) * of_part; }
+  __device__ int end() const { return ::min(begin() + of_part, count); }
+  __device__ TokenAt element(int i) const {
     if (i >= count) return TokenAt{-1, 0};
     return from ? from[i] : TokenAt{tokens[i], i};
-  };
-  // A digit of its own, the last, for what lies beyond the end.
-  const auto digit_of = [&](TokenAt at) { return at.token < 0 ? digits : at.token >> shift & (digits - 1); };
-  const auto clear_counts = [&] {
-    for (int digit = lane; digit <= digits; digit += warp_size) counts[warp][digit] = 0;
+  }
+  __device__ int digit_of(TokenAt at) const {
+    return at.token < 0 ? Traits::digits : at.token >> shift & (Traits::digits - 1);
+  }
+  /// The calling warp's.
+  __device__ static void clear(int (&of_warp)[Traits::digits + 1]) {
+    for (int digit = threadIdx.x % warp_size; digit <= Traits::digits; digit += warp_size) of_warp[digit] = 0;
     __syncwarp();
-  };
+  }
+};
 
-  // Where the first place of each digit is: a thread's digit is its number.
-  clear_counts();
-  for (int first = warp * warp_size; first < count; first += Traits::threads)
-    count_digit(counts[warp], digit_of(element(first + lane)));
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads) count_digits_kernel(TokenSortPass<Traits> pass) {
+  launch_dependents();
+  grid_dependency_wait();
+  __shared__ typename TokenSortPass<Traits>::Counts counts;
+  const int warp = threadIdx.x / warp_size;
+  pass.clear(counts[warp]);
+#pragma unroll 4
+  for (int tile = pass.begin(); tile < pass.end(); tile += Traits::threads)
+    count_digit(counts[warp], pass.digit_of(pass.element(tile + static_cast<int>(threadIdx.x))));
   __syncthreads();
-  int all = 0, total;
-  if (thread < digits)
-    for (int w = 0; w < warps; ++w) all += counts[w][thread];
-  int next = block_exclusive_sum<Traits::threads>(all, total);  // behind its barriers, all have read the counts
+  int all = 0;
+#pragma unroll
+  for (int w = 0; w < Traits::warps; ++w) all += counts[w][threadIdx.x];
+  pass.counts[blockIdx.x * Traits::digits + threadIdx.x] = all;
+}
 
-  for (int tile = 0; tile < count; tile += Traits::tile) {
+template <class Traits>
+__global__ void __launch_bounds__(Traits::threads) place_tokens_kernel(TokenSortPass<Traits> pass, TokenAt* to) {
+  constexpr int rounds = Traits::rounds, digits = Traits::digits;
+  launch_dependents();
+  grid_dependency_wait();
+  __shared__ typename TokenSortPass<Traits>::Counts counts;
+  const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
+
+  // Where this part's first element of the thread's digit goes: behind all of lower digits, and those of earlier parts.
+  int all = 0, of_earlier = 0, total;
+#pragma unroll 8
+  for (unsigned part = 0; part < gridDim.x; ++part) {
+    const int of_part = pass.counts[part * digits + threadIdx.x];
+    all += of_part;
+    if (part < blockIdx.x) of_earlier += of_part;
+  }
+  int next = of_earlier + block_exclusive_sum<Traits::threads>(all, total);
+
+  for (int tile = pass.begin(); tile < pass.end(); tile += Traits::tile) {
     TokenAt mine[rounds];
     int rank[rounds];
 #pragma unroll
-    for (int r = 0; r < rounds; ++r) mine[r] = element(tile + (warp * rounds + r) * warp_size + lane);
-    clear_counts();
+    for (int r = 0; r < rounds; ++r) mine[r] = pass.element(tile + (warp * rounds + r) * warp_size + lane);
+    pass.clear(counts[warp]);
 #pragma unroll
-    for (int r = 0; r < rounds; ++r) rank[r] = count_digit(counts[warp], digit_of(mine[r]));
+    for (int r = 0; r < rounds; ++r) rank[r] = count_digit(counts[warp], pass.digit_of(mine[r]));
     __syncthreads();
-    if (thread < digits)  // counts become places: those of the warps before come first
-#pragma unroll 8
-      for (int w = 0; w < warps; ++w) {
-        const int of_warp = counts[w][thread];
-        counts[w][thread] = next;
-        next += of_warp;
-      }
+#pragma unroll
+    for (int w = 0; w < Traits::warps; ++w) {  // counts become places: those of the warps before come first
+      const int of_warp = counts[w][threadIdx.x];
+      counts[w][threadIdx.x] = next;
+      next += of_warp;
+    }
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < rounds; ++r)
-      if (mine[r].token >= 0) to[counts[warp][digit_of(mine[r])] + rank[r]] = mine[r];
+      if (mine[r].token >= 0) to[counts[warp][pass.digit_of(mine[r])] + rank[r]] = mine[r];
     __syncwarp();  // the warp's counts have been read
   }
 }
 
-/// sorted (count): the positions by token, those of one token in order. `other` is scratch of the same extent.
-template <class Traits>
-__global__ void __launch_bounds__(Traits::threads)
-    sort_by_token_kernel(const Token* tokens, int count, int passes, TokenAt* sorted, TokenAt* other) {
-  launch_dependents();
-  grid_dependency_wait();
-  __shared__ int counts[Traits::warps][Traits::digits + 1];
+/// The positions of `count` tokens below `vocabulary`, by token, those of one token in order: scratch of the arena.
+inline Vector<const TokenAt> sort_by_token(Context<cuda>& ctx, const Token* tokens, int count, Index vocabulary) {
+  using Traits = TokenSortTraits;
+  const int tiles = ceil_div(count, Traits::tile), of_part = ceil_div(tiles, Traits::most_parts) * Traits::tile;
+  const auto parts = static_cast<unsigned>(ceil_div(count, of_part));
+  Vector<TokenAt> sorted = ctx.arena().tensor<TokenAt>(count), other = ctx.arena().tensor<TokenAt>(count);
+  const auto counts = ctx.arena().tensor<int>(Index{parts}, Index{Traits::digits});
   const TokenAt* from = nullptr;
-  for (int pass = 0; pass < passes; ++pass) {
-    TokenAt* const to = (passes - pass) % 2 ? sorted : other;
-    sort_by_digit<Traits>(tokens, from, to, count, pass * Traits::bits, counts);
-    __syncthreads();  // what was written is read by all
-    from = to;
+  for (int shift = 0; shift == 0 || (vocabulary - 1) >> shift > 0; shift += Traits::bits) {
+    if (from) std::swap(sorted, other);
+    const TokenSortPass<Traits> pass{tokens, from, count, shift, of_part, counts.data};
+    launch(ctx, "embedding_backward: count", count_digits_kernel<Traits>, parts, Traits::threads, 0, pass);
+    launch(ctx, "embedding_backward: sort", place_tokens_kernel<Traits>, parts, Traits::threads, 0, pass, sorted.data);
+    from = sorted.data;
   }
+  return sorted;
 }
 
 /// Places [begin, end) of the sorted list.

@@ -47,14 +47,23 @@ struct AddRowGroups {
   }
 };
 
+/// Rows whose sum is one of the partial sums of n rows.
+inline Index column_sums_group(Index n) {
+  constexpr Index least = 32, groups_at_most = 128;
+  return std::max(least, ceil_div(n, groups_at_most));
+}
+template <class Ctx, class F>
+Matrix<F> column_sums_scratch(Ctx& ctx, Index n, Vector<F> to) {
+  return ctx.arena().template tensor<F>(ceil_div(n, column_sums_group(n)), to.size());
+}
+
 /// to (out) += column sums of rows (n, out).
 template <class A, class F>
 void add_column_sums(Context<cuda>& ctx, Matrix<const A> rows, Vector<F> to, const char* name) {
-  constexpr Index least = 32, groups_at_most = 128;
-  const Index n = rows.rows(), group_size = std::max(least, ceil_div(n, groups_at_most));
   ArenaScope scope(ctx.arena());
-  const auto partial = ctx.arena().template tensor<F>(ceil_div(n, group_size), to.size());
-  for_vectors<A>(ctx, in_vectors(rows), partial.rows(), to.size(), SumRowGroups<A>{rows, group_size, partial}, name);
+  const Matrix<F> partial = column_sums_scratch(ctx, rows.rows(), to);
+  const SumRowGroups<A> sums{rows, column_sums_group(rows.rows()), partial};
+  for_vectors<A>(ctx, in_vectors(rows), partial.rows(), to.size(), sums, name);
   for_elements(ctx, 1, to.size(), AddRowGroups<F>{partial, to}, name);
 }
 

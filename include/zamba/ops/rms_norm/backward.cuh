@@ -156,6 +156,24 @@ __global__ void __launch_bounds__(Traits::threads)
   }
 }
 
+/// f(the traits for groups of `width` elements).
+template <class Input, class F>
+auto with_norm_gradient_traits(Index width, F&& f) {
+  using Narrow = NormGradientTraits<Input, 128, 1>;
+  using Middle = NormGradientTraits<Input, 512, 1>;
+  using Wide = NormGradientTraits<Input, 512, 2>;
+  return width <= Narrow::most ? f(Narrow{}) : width <= Middle::most ? f(Middle{}) : f(Wide{});
+}
+
+/// Partial sums of the weight's gradient over positions (rows) of so many groups.
+template <class Input, class Ctx, class F>
+Matrix<F> norm_gradient_scratch(Ctx& ctx, Index rows, Index groups, Vector<F> d_weight) {
+  constexpr Index least = 4;  // positions of a block, so that the parts are few beside them
+  const auto most = [](auto traits) { return Index{decltype(traits)::parts_at_most}; };
+  const Index width = d_weight.size() / groups, at_most = with_norm_gradient_traits<Input>(width, most);
+  return ctx.arena().template tensor<F>(std::clamp<Index>(at_most / groups, 1, ceil_div(rows, least)), d_weight.size());
+}
+
 /// The gradients of any input, over the groups that rstd (positions, groups) has, and of the weight, which are added.
 template <class Input, class A, class F>
 void launch_norm_gradient(Context<cuda>& ctx, const Input& in, Matrix<const A> d_out, Vector<const F> weight,
@@ -165,10 +183,9 @@ void launch_norm_gradient(Context<cuda>& ctx, const Input& in, Matrix<const A> d
   const bool whole = in.in_vectors() && in.gradients_in_vectors() && width % vector_width<A> == 0 &&
                      in_vectors(d_out) && aligned(weight, vector_width<F>);
   ArenaScope scope(ctx.arena());
+  const Matrix<F> partial = norm_gradient_scratch<Input>(ctx, rows, groups, d_weight);
+  const Index parts = partial.rows();
   const auto by = [&]<class Traits>(Traits) {
-    constexpr Index least = 4;  // positions of a block, so that the parts are few beside them
-    const Index parts = std::clamp<Index>(Traits::parts_at_most / groups, 1, ceil_div(rows, least));
-    const auto partial = ctx.arena().template tensor<F>(parts, d_weight.size());
     const auto queue = [&](auto kernel, std::size_t shared) {
       launch(ctx, overlap_for(rows), name, kernel, dim3(static_cast<unsigned>(parts), static_cast<unsigned>(groups)),
              Traits::threads, shared, in, d_out, weight, rstd, partial);
@@ -177,12 +194,9 @@ void launch_norm_gradient(Context<cuda>& ctx, const Input& in, Matrix<const A> d
       queue(rms_norm_gradient_kernel<Traits>, Traits::shared);
     else
       queue(rms_norm_gradient_two_pass_kernel<Traits>, 0);
-    add_parts<F>(ctx, partial, d_weight, name);
+    add_parts(ctx, Matrix<const F>(partial), AddToVector<F>{d_weight}, name);
   };
-  using Narrow = NormGradientTraits<Input, 128, 1>;
-  using Middle = NormGradientTraits<Input, 512, 1>;
-  using Wide = NormGradientTraits<Input, 512, 2>;
-  width <= Narrow::most ? by(Narrow{}) : width <= Middle::most ? by(Middle{}) : by(Wide{});
+  with_norm_gradient_traits<Input>(width, by);
 }
 
 }  // namespace zamba::kernel

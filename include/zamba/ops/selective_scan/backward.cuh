@@ -6,25 +6,24 @@
 //   dB_t = sum_channels g_t dt_t u_t                    dC_t = sum_channels dyp_t s_t
 //   d dt_t = sum_n g_t (A exp(dt_t A) s_{t-1} + B_t u_t)    dA = sum_t g_t dt_t exp(dt_t A) s_{t-1}
 //
-// A block takes 32 neighbouring channels of one head through its rows, each from its last chunk to its first. A
-// consumer (backward_consumer.cuh) has four states of two channels. From the states that are kept where a chunk begins
-// it computes those where each group of four tokens begins; then, from the last group to the first, the group's states
-// and decays once more, now into registers, and from these the adjoint states g. So an exp is computed twice, and no
-// state leaves the multiprocessor. Producers (backward_producer.cuh) do what is done once a token and channel.
+// A block takes 64 neighbouring channels of one head, or 32 where shared memory is small, through its rows, each from
+// its last chunk to its first. A consumer (backward_consumer.cuh) has four states of two channels. From the states that
+// are kept where a chunk begins it computes those where each group of four tokens begins; later, from the last group to
+// the first, the group's states and decays once more, now into registers, and from these the adjoint states g. So an
+// exp is computed twice, and no state leaves the multiprocessor. Producers (backward_producer.cuh) do what is done once
+// a token and channel.
 //
-// Stages of eight tokens lie in shared memory; a chunk is eight of them. One barrier ends a step:
+// A chunk is eight stages of eight tokens. One barrier ends a step, of chunk k here:
 //
-//   consumers    states of chunk k     adjoints 7    adjoints 6    ...   adjoints 0    states of chunk k - 1
-//   producers    finish 0 of k + 1     outputs 6     finish 7            finish 1      finish 0
-//                                                    outputs 5           outputs 7
+//   consumers    adjoints 7, states 0 of k - 1    adjoints 6, states 1 of k - 1    adjoints 5, states 2 of k - 1   ...
+//   producers    finish 0 of k + 1, outputs 6     finish 7, outputs 5              finish 6, outputs 4             ...
 //
 // A producer finishes a stage, adding up what its consumers left of each token and channel, and prepares the steps of
-// another in its place: stage 0 of the chunk before where stage 7 was, and so on. So the stages of every second chunk
-// lie in reverse. What only adjoints need ("outputs") it prepares one stage ahead.
+// another in its place (ScanSlots), ten stages ahead. What only adjoints need ("outputs") it prepares one stage ahead.
 //
 // The order of sums. Over n: four neighbouring ones in order, then these by pairs. dB and dC: eight channels by tensor
-// cores (channel_sums.cuh), the four such parts of a block in order, then the blocks of a head. Parameters: tokens from
-// last to first, those at the same place of stages together, rows of a group in order, then groups.
+// cores (channel_sums.cuh), such parts of a block in order, then the blocks of a head. Parameters: tokens from last to
+// first, those at the same place of stages together, rows of a group in order, then groups.
 #pragma once
 
 #include <zamba/kernel/launch.cuh>

@@ -28,6 +28,16 @@ class ScanBackward : ScanStrips<T, Chunk> {
   using typename Strips::Strip, typename Strips::Tile, typename Strips::Tiles;
 
  public:
+  struct Room {
+    Tensor<T, 3> partial;  // (tiles, tokens, 2 N): each tile's share of dB and dC
+    Matrix<T> memory;      // (threads, ...)
+
+    template <class Ctx, class Inputs>
+    Room(Ctx& ctx, const Inputs& in, Index tokens)
+        : partial(ctx.arena().template tensor<T>(Tiles(in).count(), tokens, 2 * Tiles(in).N)),
+          memory(ctx.arena().template tensor<T>(Index{ctx.threads()}, Scratch::size(Tiles(in).N))) {}
+  };
+
   /// Assigns and adds to `out` as selective_scan_backward says.
   template <class Inputs, class Gradients>
   static void run(Context<cpu>& ctx, Matrix<const T> d_y, const Inputs& in, const Sequences& sequences,
@@ -35,9 +45,9 @@ class ScanBackward : ScanStrips<T, Chunk> {
     const Tiles tiles(in);
     const Index N = tiles.N;
     ArenaScope scope(ctx.arena());
-    auto partial = ctx.arena().tensor<T>(tiles.count(), sequences.tokens, 2 * N);  // each tile's share of dB and dC
-    auto memory = ctx.arena().tensor<T>(Index{ctx.threads()}, Scratch::size(N));
-    ctx.parallel_for(tiles.count(), [&](Index task, int worker) {
+    const Room room(ctx, in, sequences.tokens);
+    const auto& [partial, memory] = room;
+    ctx.parallel_for(tiles.count(), [&, partial = partial, memory = memory](Index task, int worker) {
       const Tile strips = tiles[task];
       const Scratch scratch(memory[worker].data, N);
       std::fill_n(scratch.d_a, N * tile_channels, T(0));

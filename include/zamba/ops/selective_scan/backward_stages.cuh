@@ -15,7 +15,6 @@ template <class A_, int Channels_, bool Wide_>
 struct ScanBackwardTraits {
   using A = A_;
   static constexpr bool wide = Wide_;
-  static constexpr bool adjoints = false;       // in memory
   static constexpr bool exact = sizeof(A) > 2;  // whether dB and dC are summed with all bits of a float
   static constexpr int slices = 4, states = 4, most_states = slices * states;
   static constexpr int channels = Channels_, pairs = channels / 2, quads = channels / 4;

@@ -18,7 +18,6 @@ struct ChannelBackwardTraits {
   using A = A_;
   using F = compute_t<A>;
   static constexpr int threads = 32, channels = threads, chunk = static_cast<int>(scan_chunk);
-  static constexpr bool adjoints = true;  // in memory
   static constexpr int BC_scale = 1;
 };
 

@@ -74,16 +74,25 @@ struct SsdBackward {
   using Chunk = SsdChunk<T>;
   using Adjoint = SsdAdjoint<T>;
 
+  struct Room {
+    Tensor<T, 3> partial;  // (tasks, tokens, 2 N): each task's dB and dC
+    Matrix<T> memory;      // (threads, ...)
+  };
+  template <class Ctx>
+  static Room room(Ctx& ctx, const SsdBlocks& blocks, Index tokens, Index chunk) {
+    return {ctx.arena().template tensor<T>(blocks.count(), tokens, 2 * blocks.N),
+            ctx.arena().template tensor<T>(Index{ctx.threads()},
+                                           Chunk::size(chunk, blocks) + Adjoint::size(chunk, blocks))};
+  }
+
   template <class Inputs, class Gradients>
   static void run(Context<cpu>& ctx, Matrix<const T> d_y, const Inputs& in, const Sequences& sequences,
                   Tensor<const T, 3> checkpoints, const Gradients& out, Tensor<T, 3> d_state, Index chunk) {
     const SsdBlocks blocks(in);
     const Index N = blocks.N;
     ArenaScope scope(ctx.arena());
-    const auto partial = ctx.arena().tensor<T>(blocks.count(), sequences.tokens, 2 * N);  // each task's dB and dC
-    const auto memory =
-        ctx.arena().tensor<T>(Index{ctx.threads()}, Chunk::size(chunk, blocks) + Adjoint::size(chunk, blocks));
-    ctx.parallel_for(blocks.count(), [&](Index task, int worker) {
+    const auto [partial, memory] = room(ctx, blocks, sequences.tokens, chunk);
+    ctx.parallel_for(blocks.count(), [&, partial = partial, memory = memory](Index task, int worker) {
       const SsdBlock block = blocks[task];
       T* scratch = memory[worker].data;
       const Adjoint adjoint(block, N, chunk, scratch);

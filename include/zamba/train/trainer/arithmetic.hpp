@@ -44,6 +44,7 @@ inline Metadata arithmetic_of(const TrainerOptions& options, const std::vector<P
                 {"length", std::to_string(options.length)},
                 {"accumulation", std::to_string(options.accumulation)},
                 {"seed", std::to_string(options.seed.value)},
+                {"z_loss", number_text(options.z_loss)},
                 {"adamw.beta1", number_text(adamw.beta1)},
                 {"adamw.beta2", number_text(adamw.beta2)},
                 {"adamw.eps", number_text(adamw.eps)},
