@@ -37,6 +37,7 @@ template <class A>
 struct AddScanTiles {
   using F = compute_t<A>;
   Tensor<const F, 3> BC;  // ScanPartials
+  F scale;
   Index per_head;
   Tensor<A, 3> d_B, d_C;
 
@@ -46,7 +47,7 @@ struct AddScanTiles {
 #pragma unroll 8
     for (Index k = 0; k < per_head; ++k) sum += part[k * BC.stride[0]];
     const Index N = d_B.shape[2], token = i / (2 * N), value = i % (2 * N);
-    (value < N ? d_B(token, head, value) : d_C(token, head, value - N)) = A(sum);
+    (value < N ? d_B(token, head, value) : d_C(token, head, value - N)) = A(sum * scale);
   }
 };
 
@@ -99,62 +100,42 @@ struct SelectiveScan<cuda> {
                        const Sequences& sequences, Tensor<const F, 3> checkpoints,
                        const SelectiveScanGradients<A, F>& out, Tensor<F, 3> d_state) {
     if (sequences.tokens == 0) return;
-    const Index N = in.B.shape[2], heads = in.B.shape[1], across = tiles(in, backward_channels);
-    const Index rows_each = rows_of_group(sequences), groups = ceil_div(sequences.rows, rows_each);
-    ArenaScope scope(ctx.arena());
-    const auto [partials, memory] = backward_scratch(ctx, d_y, in, sequences, checkpoints, out, d_state);
-    using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
-    const bool in_registers = !memory;
-    const auto queue = [&, partials = partials](auto kernel, int threads, std::size_t shared, auto... more) {
-      kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
-                     static_cast<unsigned>(groups * across), static_cast<unsigned>(threads), shared, in, d_y, sequences,
-                     checkpoints, out, d_state, partials, rows_each, more...);
+    const int channels = backward_channels<A>(ctx, in);
+    const auto by = [&]<class Traits>(auto* kernel, std::size_t shared, Traits) {
+      launch_backward<Traits>(ctx, kernel, shared, d_y, in, sequences, checkpoints, out, d_state);
     };
-    if (!in_registers) {
-      using Traits = kernel::ChannelBackwardTraits<A>;
-      queue(kernel::channel_backward_kernel<Traits>, Traits::threads, sizeof(kernel::ChannelBackwardShared<Traits>),
-            memory);
-    } else if constexpr (std::is_same_v<F, float>) {
-      const auto fours = [](const auto&... tensors) { return (in_fours(tensors) && ...); };
-      const bool wide =
-          in.u.cols() / heads % 4 == 0 && fours(in.u, in.delta, in.z, in.B, in.C, d_y, out.u, out.delta, out.z);
-      const auto by = [&]<class Traits>(Traits) {
-        queue(kernel::selective_scan_backward_kernel<Traits>, Traits::threads, sizeof(Shared));
-      };
-      wide ? by(kernel::ScanBackwardTraits<A, true>{}) : by(kernel::ScanBackwardTraits<A, false>{});
-    }
-    kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
-                         kernel::AddScanTiles<A>{partials.BC, across / heads, out.B, out.C},
-                         "selective_scan_backward: sums over channels");
-    kernel::for_elements(ctx, 1, in.u.cols() * (N + 2),
-                         kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
-                         "selective_scan_backward: sums over rows");
+    const auto by_blocks_of = [&]<int Channels>(std::integral_constant<int, Channels>) {
+      if constexpr (has_blocks_of<A, Channels>) {
+        using Wide = kernel::ScanBackwardTraits<A, Channels, true>;
+        using Single = kernel::ScanBackwardTraits<A, Channels, false>;
+        constexpr std::size_t shared = sizeof(kernel::ScanBackwardShared<Wide>);
+        wide(d_y, in, out) ? by(kernel::selective_scan_backward_kernel<Wide>, shared, Wide{})
+                           : by(kernel::selective_scan_backward_kernel<Single>, shared, Single{});
+      }
+    };
+    if (channels == 64) return by_blocks_of(std::integral_constant<int, 64>{});
+    if (channels == 32) return by_blocks_of(std::integral_constant<int, 32>{});
+    using Traits = kernel::ChannelBackwardTraits<A>;
+    by(kernel::channel_backward_kernel<Traits>, sizeof(kernel::ChannelBackwardShared<Traits>), Traits{});
   }
 
-  template <class F>
-  struct BackwardScratch {
-    kernel::ScanPartials<F> partials;
-    Tensor<F, 3> memory;  // (groups of rows, N, D); none where the scan is in registers
-  };
   template <class Ctx, class A, class F>
-  static BackwardScratch<F> backward_scratch(Ctx& ctx, Matrix<const A>, const SelectiveScanInputs<A, F>& in,
-                                             const Sequences& sequences, Tensor<const F, 3>,
-                                             const SelectiveScanGradients<A, F>&, Tensor<F, 3>) {
-    using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, true>>;
+  static kernel::ScanPartials<F> backward_scratch(Ctx& ctx, Matrix<const A>, const SelectiveScanInputs<A, F>& in,
+                                                  const Sequences& sequences, Tensor<const F, 3>,
+                                                  const SelectiveScanGradients<A, F>&, Tensor<F, 3>) {
     const Index N = in.B.shape[2], D = in.u.cols(), groups = ceil_div(sequences.rows, rows_of_group(sequences));
-    BackwardScratch<F> scratch{{ctx.arena().template tensor<F>(tiles(in, backward_channels), sequences.tokens, 2 * N),
-                                ctx.arena().template tensor<F>(groups, D, N + 2)},
-                               {}};
-    if (!std::is_same_v<F, float> || N > 16 || sizeof(Shared) > ctx.most_shared())
-      scratch.memory = ctx.arena().template tensor<F>(groups, N, D);
-    return scratch;
+    const int channels = backward_channels<A>(ctx, in);
+    const Index across = tiles(in, channels > 0 ? channels : kernel::ChannelBackwardTraits<A>::channels);
+    kernel::ScanPartials<F> partials{ctx.arena().template tensor<F>(across, sequences.tokens, 2 * N),
+                                     ctx.arena().template tensor<F>(groups, D, N + 2),
+                                     {}};
+    if (channels == 0) partials.adjoints = ctx.arena().template tensor<F>(groups, N, D);
+    return partials;
   }
 
  private:
   /// Rows whose sums are one of the partial sums of the parameters' gradients.
   static Index rows_of_group(const Sequences& sequences) { return ceil_div(sequences.rows, most_groups); }
-  /// Of a tile of the backward pass.
-  static constexpr Index backward_channels = 32;
   /// At most so many partial sums of the parameters' gradients.
   static constexpr Index most_groups = 64;
 
@@ -166,6 +147,50 @@ struct SelectiveScan<cuda> {
   static bool wide(const SelectiveScanInputs<A, float>& in, Tensor<float, 3> state, Matrix<A> y) {
     return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
            in_fours(in.B) && in_fours(in.C) && in_fours(in.A_log) && in_fours(state) && in_fours(y);
+  }
+
+  /// Whether blocks of so many channels scan backwards: in float, and in the memory of the largest multiprocessors.
+  template <class A, int Channels>
+  static constexpr bool has_blocks_of =
+      std::is_same_v<compute_t<A>, float> &&
+      sizeof(kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, Channels, true>>) <= 227 << 10;
+
+  /// Channels of a block of the backward pass; 0: a thread has one.
+  template <class A, class Ctx, class F>
+  static int backward_channels(const Ctx& ctx, const SelectiveScanInputs<A, F>& in) {
+    const auto fit = [&]<int Channels>(std::integral_constant<int, Channels>) {
+      using Shared = kernel::ScanBackwardShared<kernel::ScanBackwardTraits<A, Channels, true>>;
+      return has_blocks_of<A, Channels> && in.B.shape[2] <= 16 && sizeof(Shared) <= ctx.most_shared();
+    };
+    return fit(std::integral_constant<int, 64>{}) ? 64 : fit(std::integral_constant<int, 32>{}) ? 32 : 0;
+  }
+
+  template <class A, class F>
+  static bool wide(Matrix<const A> d_y, const SelectiveScanInputs<A, F>& in, const SelectiveScanGradients<A, F>& out) {
+    return in.u.cols() / in.B.shape[1] % 4 == 0 && in_fours(in.u) && in_fours(in.delta) && in_fours(in.z) &&
+           in_fours(in.B) && in_fours(in.C) && in_fours(d_y) && in_fours(out.u) && in_fours(out.delta) &&
+           in_fours(out.z);
+  }
+
+  /// A backward pass by such a kernel, and the sums of what its blocks leave.
+  template <class Traits, class Kernel, class A, class F>
+  static void launch_backward(Context<cuda>& ctx, Kernel* kernel, std::size_t shared, Matrix<const A> d_y,
+                              const SelectiveScanInputs<A, F>& in, const Sequences& sequences,
+                              Tensor<const F, 3> checkpoints, const SelectiveScanGradients<A, F>& out,
+                              Tensor<F, 3> d_state) {
+    const Index N = in.B.shape[2], heads = in.B.shape[1], D = in.u.cols(), across = tiles(in, Traits::channels);
+    const Index rows_each = rows_of_group(sequences), groups = ceil_div(sequences.rows, rows_each);
+    ArenaScope scope(ctx.arena());
+    const kernel::ScanPartials<F> partials = backward_scratch(ctx, d_y, in, sequences, checkpoints, out, d_state);
+    kernel::launch(ctx, kernel::overlap_for(sequences.tokens), "selective_scan_backward", kernel,
+                   static_cast<unsigned>(groups * across), static_cast<unsigned>(Traits::threads), shared, in, d_y,
+                   sequences, checkpoints, out, d_state, partials, rows_each);
+    kernel::for_elements(ctx, heads, 2 * N * sequences.tokens,
+                         kernel::AddScanTiles<A>{partials.BC, F(Traits::BC_scale), across / heads, out.B, out.C},
+                         "selective_scan_backward: sums over channels");
+    kernel::for_elements(ctx, 1, D * (N + 2),
+                         kernel::AddScanGroups<F>{partials.parameters, in.A_log, out.A_log, out.D, out.delta_bias},
+                         "selective_scan_backward: sums over rows");
   }
 
   /// Tiles of so many channels in a row.

@@ -18,6 +18,7 @@ struct ChannelBackwardTraits {
   using A = A_;
   using F = compute_t<A>;
   static constexpr int threads = 32, channels = threads, chunk = static_cast<int>(scan_chunk);
+  static constexpr int BC_scale = 1;
 };
 
 /// Of the tokens of a chunk, (token, channel).
@@ -111,7 +112,7 @@ struct ChannelBackward {
   }
 };
 
-/// Rows blockIdx.x / tiles * rows_each and on, of a tile of channels. adjoint (groups, N, D) is memory of its own.
+/// Rows blockIdx.x / tiles * rows_each and on, of a tile of channels.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::threads)
     channel_backward_kernel(SelectiveScanInputs<typename Traits::A, typename Traits::F> in,
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(Traits::threads)
                             Tensor<const typename Traits::F, 3> checkpoints,
                             SelectiveScanGradients<typename Traits::A, typename Traits::F> out,
                             Tensor<typename Traits::F, 3> d_state, ScanPartials<typename Traits::F> partials,
-                            Index rows_each, Tensor<typename Traits::F, 3> adjoint) {
+                            Index rows_each) {
   using F = typename Traits::F;
   constexpr Index chunk = Traits::chunk;
   extern __shared__ double channel_backward_memory[];
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(Traits::threads)
   const int N = static_cast<int>(in.B.shape[2]);
   const Index c = channel.c, first_row = tile.row * rows_each;
   const Matrix<F> part = partials.BC[blockIdx.x % static_cast<unsigned>(partials.BC.shape[0])];
-  const Matrix<F> parameters = partials.parameters[tile.row], g = adjoint[tile.row];
+  const Matrix<F> parameters = partials.parameters[tile.row], g = partials.adjoints[tile.row];
   if (channel.there)
     for (int n = 0; n < N; ++n) parameters(c, n) = 0;
   for (Index row = first_row; row < ::min(first_row + rows_each, sequences.rows); ++row) {

@@ -8,9 +8,8 @@
 
 namespace zamba::kernel {
 
-/// log(1 + exp(x)) = max(x, 0) + log(1 + w), w = exp(-|x|); log(1 + w) / w by a polynomial, within 2e-7.
-__device__ inline float scan_softplus(float x) {
-  const float w = exp2_approximate(::fabsf(x) * -log2_e);
+/// log(1 + exp(x)) = max(x, 0) + log(1 + w), w = exp(-|x|) is given; log(1 + w) / w by a polynomial, within 2e-7.
+__device__ inline float scan_softplus_of(float x, float w) {
   float p = 0.00523269409f;
   p = ::fmaf(p, w, -0.0295052379f);
   p = ::fmaf(p, w, 0.0782259479f);
@@ -21,6 +20,14 @@ __device__ inline float scan_softplus(float x) {
   p = ::fmaf(p, w, -0.499994934f);
   p = ::fmaf(p, w, 0.99999994f);
   return ::fmaf(p, w, x > 0 ? x : 0.0f);
+}
+__device__ inline float scan_softplus(float x) { return scan_softplus_of(x, exp2_approximate(::fabsf(x) * -log2_e)); }
+
+/// The same, and its derivative 1 / (1 + exp(-x)).
+__device__ inline float scan_softplus(float x, float& slope) {
+  const float w = exp2_approximate(::fabsf(x) * -log2_e);
+  slope = reciprocal_approximate(1.0f + w) * (x > 0 ? 1.0f : w);
+  return scan_softplus_of(x, w);
 }
 
 /// 1 / (1 + e^-x), the derivative of softplus.
