@@ -37,12 +37,11 @@ __global__ void __launch_bounds__(threads_of_parts) add_parts_kernel(Matrix<cons
 
 /// add(column, sum) for the sum of each column of parts (parts, n): of every shares-th part in order, then of the
 /// shares. Parts are in the L2 cache, so what counts is that many loads are under way: a thread has about the eight
-/// that it begins together, and shares are as many as that takes, up to 32, whose columns still fill the 32 bytes that
-/// memory is read by.
+/// that it begins together. Shares are up to 8, so that a warp reads whole lines.
 template <class F, class Add>
 void add_parts(Context<cuda>& ctx, Matrix<const F> parts, const Add& add, const char* name) {
   if (parts.cols() == 0) return;
-  const auto eighths = static_cast<std::uint64_t>(std::clamp<Index>(parts.rows() / 8, 1, 32));
+  const auto eighths = static_cast<std::uint64_t>(std::clamp<Index>(parts.rows() / 8, 1, 8));
   const auto shares = static_cast<int>(std::bit_floor(eighths));
   const auto blocks = static_cast<unsigned>(ceil_div(parts.cols(), Index{threads_of_parts / shares}));
   launch(ctx, name, add_parts_kernel<F, Add>, blocks, threads_of_parts, 0, parts, shares, add);
