@@ -3,6 +3,7 @@
 #pragma once
 
 #include <zamba/kernel/vector_load.cuh>
+#include <zamba/ops/selective_scan.hpp>
 #include <zamba/ops/selective_scan/channel_sums.cuh>
 #include <zamba/ops/selective_scan/step.cuh>
 #include <zamba/ops/selective_scan/strips.hpp>
