@@ -77,7 +77,7 @@ struct SplitFloat {
   std::uint16_t low = 0;
 
   SplitFloat() = default;
-  ZAMBA_HOST_DEVICE constexpr SplitFloat(bf16 nearest, std::uint16_t low) : nearest(nearest), low(low) {}
+  ZAMBA_HOST_DEVICE constexpr SplitFloat(bf16 weight, std::uint16_t half) : nearest(weight), low(half) {}
   ZAMBA_HOST_DEVICE constexpr explicit SplitFloat(float value) {
     const std::uint32_t bits = is_nan(value) ? 0x7fc00000u : __builtin_bit_cast(std::uint32_t, value);
     nearest.bits = static_cast<std::uint16_t>((bits + 0x8000u) >> 16);
